@@ -1,0 +1,1 @@
+"""EvalRun: a model measured against baselines and judged by a gate."""

@@ -1,0 +1,117 @@
+"""EvalRun's spec. docs/DESIGN.md section 1 tells what each block is for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from tunesmith.spec import URI, Block, DataSource, Decimal, ModelSource, Name, Resources, Scheduling, immutable, rule, rules, union
+
+KIND = "EvalRun"
+PLURAL = "evalruns"
+TESTED = "tested"
+KNOWN_BASELINES = ("base", "unquantized")
+
+
+class Baseline(Block):
+    """A model to compare with. `base` (the FineTuneJob's base model) and `unquantized` (its Merged artefact) need no `model`."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule("has(self.model) || self.name in ['base', 'unquantized']", "a baseline other than base and unquantized needs `model`", ".model"),
+            rule("self.name != 'tested'", "`tested` is the name of the model under test", ".name"),
+        )
+    )
+
+    name: Name = Field(description="base, unquantized, or a name of your own.")
+    model: ModelSource | None = Field(None, description="Needed for a name of your own.")
+
+
+class Harness(Block):
+    """EleutherAI lm-evaluation-harness."""
+
+    tasks: Annotated[list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]], Field(min_length=1, max_length=32)] = Field(
+        description="Task names as lm-eval lists them, or from includePath."
+    )
+    num_fewshot: int | None = Field(None, ge=0, le=64, description="Default: the task's own.")
+    limit: int | None = Field(None, ge=1, le=1_000_000, description="Examples of each task. Default: all.")
+    include_path: URI | None = None
+
+
+class Perplexity(Block):
+    """Token-level perplexity over the tokens a training loss would be taken on."""
+
+    dataset: DataSource = Field(description="Held-out rows.")
+    max_length: int | None = Field(None, ge=8, le=1048576, description="Longer rows are cut. Default: 1024.")
+
+
+class Suite(Block):
+    """One set of measurements: exactly one member beside the name."""
+
+    model_config = ConfigDict(json_schema_extra=rules(union("harness", "perplexity")))
+
+    name: Name = Field(description="First part of its metrics' paths.")
+    harness: Harness | None = Field(None, description="lm-evaluation-harness tasks.")
+    perplexity: Perplexity | None = Field(None, description="Perplexity on a dataset.")
+
+
+class Criterion(Block):
+    """One condition of the gate: exactly one of min, max, maxDrop, maxRatio."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            union("min", "max", "maxDrop", "maxRatio"),
+            rule("has(self.baseline) == (has(self.maxDrop) || has(self.maxRatio))", "maxDrop and maxRatio need `baseline`; min and max must not have it"),
+        )
+    )
+
+    metric: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.,/-]+$", description="suite/task/metric[,filter], or suite/perplexity.")
+    baseline: Name | None = Field(None, description="The baseline that maxDrop and maxRatio compare with.")
+    min: Decimal | None = Field(None, description="value >= min.")
+    max: Decimal | None = Field(None, description="value <= max.")
+    max_drop: Decimal | None = Field(None, description="Worse than the baseline by at most this much (lower for scores, higher for perplexity).")
+    max_ratio: Decimal | None = Field(None, description="value / baseline <= maxRatio.")
+
+
+class Output(Block):
+    """Where results and the report go."""
+
+    uri: URI
+
+
+IMMUTABLE = ("model", "baselines", "suites", "gate", "output", "precision")
+
+
+class Spec(Block):
+    """What to measure and what to ask of it. Immutable but for suspend, retries and resources."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *immutable(*IMMUTABLE),
+            rule("has(self.output) || has(self.model.fineTuneJobRef)", "`output` is needed when the model is not a FineTuneJob's", ".output"),
+            rule(
+                "!has(self.baselines) || self.baselines.all(b, has(b.model) || has(self.model.fineTuneJobRef))",
+                "base and unquantized without `model` need a model that is a FineTuneJob's",
+                ".baselines",
+            ),
+            rule("self.suites.all(s, self.suites.exists_one(t, t.name == s.name))", "names of suites must be unique", ".suites"),
+            rule("!has(self.baselines) || self.baselines.all(b, self.baselines.exists_one(c, c.name == b.name))", "names of baselines must be unique", ".baselines"),
+            rule(
+                "!has(self.gate) || self.gate.all(g, !has(g.baseline) || (has(self.baselines) && self.baselines.exists(b, b.name == g.baseline)))",
+                "a gate's baseline must be one of `baselines`",
+                ".gate",
+            ),
+        )
+    )
+
+    model: ModelSource = Field(description="The model under test.")
+    baselines: Annotated[list[Baseline], Field(max_length=8)] | None = Field(None, description="Models to compare with.")
+    suites: Annotated[list[Suite], Field(min_length=1, max_length=16)] = Field(description="What to measure.")
+    gate: Annotated[list[Criterion], Field(max_length=16)] | None = Field(None, description="All must hold for the verdict Passed. Absent: always Passed.")
+    precision: Literal["BF16", "FP32"] | None = Field(None, description="Of weights that are not quantized. Default: BF16.")
+    output: Output | None = Field(None, description="Default: the FineTuneJob's.")
+    resources: Resources | None = Field(None, description="Of each evaluation pod.")
+    scheduling: Scheduling | None = Field(None, description="Where pods may run.")
+    retries: int | None = Field(None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3.")
+    suspend: bool | None = Field(None, description="True: no pod runs. Default: false.")

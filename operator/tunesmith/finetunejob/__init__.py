@@ -1,0 +1,1 @@
+"""FineTuneJob: a base model and datasets in, digest-pinned artefacts out."""

@@ -1,0 +1,223 @@
+"""FineTuneJob's spec. docs/DESIGN.md section 1 tells what each block is for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from tunesmith.spec import (
+    URI,
+    Block,
+    DataSource,
+    Decimal,
+    ModelSource,
+    Name,
+    Overrides,
+    Quantity,
+    Resources,
+    Scheduling,
+    immutable,
+    rule,
+    rules,
+    union,
+)
+
+KIND = "FineTuneJob"
+PLURAL = "finetunejobs"
+
+
+class Dataset(DataSource):
+    """One training dataset."""
+
+    name: Name = Field(description="Unique in the list; shown in status and errors.")
+
+
+class Validation(Block):
+    """Held-out rows for the evaluation loss during training."""
+
+    model_config = ConfigDict(json_schema_extra=rules(union("fraction", "dataset")))
+
+    fraction: Decimal | None = Field(
+        None,
+        description="Share of the training rows held out, above 0 and below 0.5.",
+        json_schema_extra=rules(rule("double(self) > 0.0 && double(self) < 0.5", "must be above 0 and below 0.5")),
+    )
+    dataset: DataSource | None = Field(None, description="A dataset of its own.")
+
+
+class Preparation(Block):
+    """Filters applied to the training rows."""
+
+    min_tokens: int | None = Field(None, ge=1, le=1048576, description="Rows with fewer tokens are dropped.")
+    drop_patterns: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=32)] | None = Field(
+        None, description="Rows whose text matches one of these Python regular expressions are dropped."
+    )
+
+
+class SFT(Block):
+    """Supervised fine-tuning (TRL SFTTrainer)."""
+
+    packing: bool | None = Field(None, description="Pack short rows into sequences of maxLength. Default: false.")
+    assistant_only_loss: bool | None = Field(None, description="Take the loss on assistant tokens only. Default: true for Messages.")
+
+
+class Method(Block):
+    """How the model is trained: exactly one member."""
+
+    model_config = ConfigDict(json_schema_extra=rules(union("sft")))
+
+    sft: SFT | None = Field(None, description="Supervised fine-tuning.")
+
+
+class LoRA(Block):
+    """peft.LoraConfig."""
+
+    r: int | None = Field(None, ge=1, le=512, description="Rank. Default: 16.")
+    lora_alpha: int | None = Field(None, ge=1, le=4096, description="Scale is loraAlpha / r. Default: 2 r.")
+    lora_dropout: Decimal | None = Field(None, description="Default: 0.")
+    target_modules: Annotated[list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]], Field(max_length=32)] | None = Field(
+        None, description="Module names; default and special value: all-linear."
+    )
+
+
+class Adapter(Block):
+    """Parameter-efficient training: exactly one member. Absent adapter: full fine-tuning."""
+
+    model_config = ConfigDict(json_schema_extra=rules(union("lora")))
+
+    lora: LoRA | None = Field(None, description="Low-rank adaptation.")
+
+
+class Training(Block):
+    """transformers.TrainingArguments under their own names."""
+
+    num_train_epochs: int | None = Field(None, ge=1, le=1000, description="Default: 3. Ignored when maxSteps is set.")
+    max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Optimizer steps; ends earlier than the epochs would.")
+    learning_rate: Decimal | None = Field(None, description='Default: "2e-4" with an adapter, "2e-5" without.')
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] | None = Field(None, description="Default: linear.")
+    warmup_steps: int | None = Field(None, ge=0, le=1_000_000, description="Default: 0.")
+    weight_decay: Decimal | None = Field(None, description="Default: 0.")
+    max_grad_norm: Decimal | None = Field(None, description="Default: 1.0.")
+    per_device_train_batch_size: int | None = Field(None, ge=1, le=4096, description="Rows of each process's forward pass. Default: 4.")
+    gradient_accumulation_steps: int | None = Field(None, ge=1, le=65536, description="Default: 1.")
+    gradient_checkpointing: bool | None = Field(None, description="Default: false.")
+    max_length: int | None = Field(None, ge=8, le=1048576, description="Tokens of a row or of a packed sequence. Default: 1024.")
+    logging_steps: int | None = Field(None, ge=1, le=100000, description="Default: 10.")
+    precision: Literal["BF16", "FP32"] | None = Field(None, description="Default: BF16.")
+    seed: int | None = Field(None, ge=0, le=2147483647, description="Default: 42.")
+    overrides: Overrides | None = Field(None, description="Further trl.SFTConfig keys in snake_case; values are JSON. Keys that Tunesmith owns are refused by Prepare.")
+
+
+class DDP(Block):
+    """torch DistributedDataParallel."""
+
+
+class Parallelism(Block):
+    """How the training is spread: exactly one strategy."""
+
+    model_config = ConfigDict(json_schema_extra=rules(union("ddp")))
+
+    nodes: int | None = Field(None, ge=1, le=256, description="Training pods, one a node. Default: 1. More than one needs ReadWriteMany volumes.")
+    processes_per_node: int | None = Field(None, ge=1, le=64, description="Processes of each pod. Default: one a GPU, or 1 on CPU.")
+    ddp: DDP | None = Field(None, description="Data parallel: each process holds the whole model.")
+
+
+class StageResources(Block):
+    """Resources of the pods of one stage other than Train."""
+
+    stage: Literal["Prepare", "Finalize", "Quantize"] = Field(description="The stage.")
+    gpus: int | None = Field(None, ge=0, le=64, description="GPUs. Default: 0 (Quantize: as many as `resources.gpus`).")
+    cpu: Quantity | None = Field(None, description="CPU request.")
+    memory: Quantity | None = Field(None, description="Memory request and limit.")
+
+
+class Checkpoints(Block):
+    """Checkpoints of the training."""
+
+    every_steps: int | None = Field(None, ge=1, le=10_000_000, description="Default: 200.")
+    keep: int | None = Field(None, ge=1, le=100, description="Newest complete ones kept. Default: 2.")
+    grace_period_seconds: int | None = Field(None, ge=10, le=3600, description="Time a training pod gets to save on SIGTERM. Default: 120.")
+
+
+class Output(Block):
+    """Where the artefacts go and which are wanted."""
+
+    uri: URI
+    artifacts: Annotated[list[Literal["Adapter", "Merged"]], Field(min_length=1, max_length=2)] | None = Field(
+        None, description="Default: Adapter with an adapter, else Merged. Merged is always made when there are variants."
+    )
+
+
+class Quantization(Block):
+    """llmcompressor oneshot."""
+
+    scheme: Literal["W8A8", "W4A16"] = Field(description="compressed-tensors scheme: bits of weights and activations.")
+    algorithm: Literal["SmoothQuantGPTQ", "GPTQ"] = Field(description="SmoothQuantGPTQ is for W8A8.")
+    num_calibration_samples: int | None = Field(None, ge=1, le=4096, description="Training rows calibrated on. Default: 128.")
+    group_size: int | None = Field(None, ge=8, le=4096, description="W4A16 only: must divide the width of every linear layer. Default: 128.")
+
+
+class Variant(Block):
+    """A quantized copy of the merged model."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule("!(self.quantization.scheme == 'W4A16' && self.quantization.algorithm == 'SmoothQuantGPTQ')", "SmoothQuantGPTQ needs scheme W8A8", ".quantization.algorithm"),
+            rule("!has(self.quantization.groupSize) || self.quantization.scheme == 'W4A16'", "groupSize needs scheme W4A16", ".quantization.groupSize"),
+        )
+    )
+
+    name: Name = Field(description="Name of the artefact. Lower case, so it cannot be Adapter or Merged.")
+    quantization: Quantization
+
+
+IMMUTABLE = ("model", "datasets", "validation", "preparation", "method", "adapter", "training", "parallelism", "output", "variants")
+
+
+class Spec(Block):
+    """What to train, from what, and what to make of it. Immutable but for suspend, retries, checkpoints, resources and, while suspended, scheduling."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *immutable(*IMMUTABLE),
+            rule(
+                "(has(self.suspend) && self.suspend) || (has(self.scheduling) == has(oldSelf.scheduling) && (!has(self.scheduling) || self.scheduling == oldSelf.scheduling))",
+                "`scheduling` can be changed only while suspended",
+                ".scheduling",
+                "FieldValueForbidden",
+            ),
+            rule(
+                "has(self.adapter) || !has(self.output.artifacts) || !self.output.artifacts.exists(a, a == 'Adapter')",
+                "artifact Adapter needs `adapter`",
+                ".output.artifacts",
+            ),
+            rule(
+                "self.datasets.all(d, self.datasets.exists_one(e, e.name == d.name))",
+                "names of datasets must be unique",
+                ".datasets",
+            ),
+            rule(
+                "!has(self.variants) || self.variants.all(v, self.variants.exists_one(w, w.name == v.name))",
+                "names of variants must be unique",
+                ".variants",
+            ),
+        )
+    )
+
+    model: ModelSource = Field(description="The base model: safetensors, no remote code.")
+    datasets: Annotated[list[Dataset], Field(min_length=1, max_length=16)] = Field(description="Training data; rows are used in this order, then shuffled by the seed.")
+    validation: Validation | None = Field(None, description="Absent: no evaluation loss.")
+    preparation: Preparation | None = Field(None, description="Filters.")
+    method: Method
+    adapter: Adapter | None = Field(None, description="Absent: full fine-tuning.")
+    training: Training | None = Field(None, description="Hyperparameters.")
+    parallelism: Parallelism | None = Field(None, description="Default: one pod, DDP.")
+    resources: Resources | None = Field(None, description="Of each training pod.")
+    stage_resources: Annotated[list[StageResources], Field(max_length=3)] | None = Field(None, description="Of the other stages' pods. Default: as `resources`, without GPUs.")
+    scheduling: Scheduling | None = Field(None, description="Where pods may run.")
+    checkpoints: Checkpoints | None = Field(None, description="How often, how many.")
+    retries: int | None = Field(None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3.")
+    output: Output
+    variants: Annotated[list[Variant], Field(max_length=8)] | None = Field(None, description="Quantized copies to make.")
+    suspend: bool | None = Field(None, description="True: no pod runs; training saves and goes on later. Default: false.")

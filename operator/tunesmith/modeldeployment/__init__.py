@@ -1,0 +1,1 @@
+"""ModelDeployment: a model served by vLLM once its gate passed."""

@@ -1,0 +1,45 @@
+"""ModelDeployment's spec. docs/DESIGN.md section 1 tells what each block is for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from tunesmith.spec import Block, ModelSource, Overrides, Reference, Resources, Scheduling, rules, union
+
+KIND = "ModelDeployment"
+PLURAL = "modeldeployments"
+
+
+class Gate(Block):
+    """EvalRuns that must have passed for the very digest that is to be served."""
+
+    eval_run_refs: Annotated[list[Reference], Field(min_length=1, max_length=8)] = Field(description="All must have the verdict Passed.")
+
+
+class VLLM(Block):
+    """vLLM's engine arguments under their own names."""
+
+    max_model_len: int | None = Field(None, ge=16, le=10_485_760, description="Tokens of prompt and answer. Default: the model's own.")
+    tensor_parallel_size: int | None = Field(None, ge=1, le=64, description="Default: the GPUs of the pod, or 1.")
+    overrides: Overrides | None = Field(None, description="Further engine arguments in snake_case; values are JSON. Only those on the launcher's allow-list.")
+
+
+class Engine(Block):
+    """The serving engine: exactly one member."""
+
+    model_config = ConfigDict(json_schema_extra=rules(union("vllm")))
+
+    vllm: VLLM | None = Field(None, description="vLLM.")
+
+
+class Spec(Block):
+    """What to serve. Everything is mutable: a change makes a new revision, which replaces the old one once it is ready."""
+
+    model: ModelSource = Field(description="The model to serve: Merged, a variant, or a plain URI.")
+    gate: Gate | None = Field(None, description="Absent: served unjudged (GatePassed=Unknown).")
+    engine: Engine | None = Field(None, description="Default: vLLM with its defaults.")
+    replicas: int = Field(1, ge=0, le=1000, description="Pods of the serving revision.", json_schema_extra={"crd_default": True})
+    resources: Resources | None = Field(None, description="Of each serving pod.")
+    scheduling: Scheduling | None = Field(None, description="Where pods may run.")

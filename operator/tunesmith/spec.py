@@ -1,0 +1,144 @@
+"""The blocks that the specs of the three kinds share, and the scalar types they are made of.
+
+The models are the single source of the CRDs (`crd.py`). Field names are the libraries' own in camelCase. A default that is only
+a Python default is applied by the operator and told in the description; only defaults without which absence would be ambiguous
+are marked `crd_default` and become part of the schema (`/scale` needs one, docs/DESIGN.md section 1).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DECIMAL = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._@+=-]+)*$"
+ENV_SAFE_KEY = r"^[a-z][a-z0-9_]*$"
+
+
+def rule(expression: str, message: str, field_path: str = "", reason: str = "FieldValueInvalid") -> dict[str, str]:
+    """One `x-kubernetes-validations` entry (KEP-2876). `field_path` (".a.b") is where the server reports the error."""
+    entry = {"rule": expression, "message": message, "reason": reason}
+    return entry | ({"fieldPath": field_path} if field_path else {})
+
+
+def immutable(*fields: str) -> list[dict[str, str]]:
+    """Rules for the parent of `fields`. They stand on the parent because a rule on an optional field itself is bypassed by removing it first."""
+    return [
+        rule(
+            f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+            f"`{field}` is immutable: make a new object with another name",
+            f".{field}",
+            "FieldValueForbidden",
+        )
+        for field in fields
+    ]
+
+
+def union(*members: str) -> dict[str, str]:
+    """Exactly one of `members` is present."""
+    present = " + ".join(f"(has(self.{member}) ? 1 : 0)" for member in members)
+    return rule(f"{present} == 1", "must have exactly one of " + ", ".join(f"`{member}`" for member in members))
+
+
+def rules(*entries: dict[str, str]) -> dict[str, Any]:
+    """The `json_schema_extra` of a model that carries CEL rules."""
+    return {"x-kubernetes-validations": list(entries)}
+
+
+class Block(BaseModel):
+    """Base of every spec block: camelCase outside, snake_case inside, unknown fields refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+Name = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=40)]
+ObjectName = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=63)]
+Decimal = Annotated[str, Field(pattern=DECIMAL, min_length=1, max_length=32)]
+Quantity = Annotated[str, Field(pattern=QUANTITY, min_length=1, max_length=32)]
+URI = Annotated[
+    str,
+    Field(
+        pattern=PVC_URI,
+        max_length=512,
+        description="`pvc://<claim>/<path>`: a path on a PersistentVolumeClaim of this namespace.",
+        json_schema_extra=rules(rule("!self.contains('..')", "must not contain `..`")),
+    ),
+]
+Overrides = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=32),
+]
+
+
+class Reference(Block):
+    """A bare name: the object is in the same namespace, always."""
+
+    name: Name = Field(description="Name of the object, in this namespace.")
+
+
+class ModelSource(Block):
+    """The one way to name a model."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            union("uri", "fineTuneJobRef"),
+            rule("has(self.artifact) == has(self.fineTuneJobRef)", "`artifact` goes with `fineTuneJobRef`, and must be set with it"),
+        )
+    )
+
+    uri: URI | None = None
+    fine_tune_job_ref: Reference | None = Field(None, description="A FineTuneJob whose artifact is meant; it is waited for.")
+    artifact: Name | Literal["Adapter", "Merged"] | None = Field(None, description="`Adapter`, `Merged`, or the name of one of the FineTuneJob's variants.")
+
+
+class Resources(Block):
+    """Resources of each pod. Requests equal limits for memory and GPUs; `cpu` is a request only."""
+
+    gpus: int | None = Field(None, ge=0, le=64, description="GPUs of each pod. Absent or 0: the stage runs on CPU.")
+    gpu_resource: str | None = Field(
+        None, max_length=63, pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$", description="Extended resource that counts them. Default: nvidia.com/gpu."
+    )
+    cpu: Quantity | None = Field(None, description="CPU request. Default: 1.")
+    memory: Quantity | None = Field(None, description="Memory request and limit. Default: 4Gi.")
+    shared_memory: Quantity | None = Field(None, description="Size limit of /dev/shm. Default: 1Gi.")
+
+
+class Toleration(Block):
+    """core/v1 Toleration."""
+
+    key: str | None = Field(None, max_length=317, description="Taint key; empty with operator Exists matches all.")
+    operator: Literal["Exists", "Equal"] | None = Field(None, description="Default: Equal.")
+    value: str | None = Field(None, max_length=63, description="Taint value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="Taint effect; absent matches all.")
+    toleration_seconds: int | None = Field(None, ge=0, le=604800, description="For NoExecute: how long the pod stays.")
+
+
+class Scheduling(Block):
+    """Where pods may run."""
+
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+    node_selector: Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=16)] | None = Field(
+        None, description="Labels that the nodes must have."
+    )
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(None, description="Taints that the pods tolerate.")
+
+
+Format = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
+
+
+class DataSource(Block):
+    """A JSON Lines file and the shape of its rows."""
+
+    uri: URI
+    format: Format = Field(
+        description="Messages: `messages` (ChatML roles and contents). Alpaca: `instruction`, `input`, `output`. PromptCompletion: `prompt`, `completion`. Text: `text`."
+    )
+
+
+def dump(block: BaseModel) -> dict[str, Any]:
+    """`block` as the API and the stage contract spell it: camelCase, absent members left out."""
+    return block.model_dump(by_alias=True, exclude_none=True, mode="json")
