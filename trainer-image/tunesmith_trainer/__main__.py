@@ -1,0 +1,7 @@
+"""Run the one stage that the stage file asks for: `python -m tunesmith_trainer`, no arguments."""
+
+import sys
+
+from tunesmith_trainer.stage import main
+
+sys.exit(main())

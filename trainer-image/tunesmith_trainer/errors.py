@@ -1,0 +1,39 @@
+"""The ways in which a stage can fail, and the exit code of each (sysexits.h, docs/contract.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EXIT_CODES = {
+    "SourceNotFound": 64,
+    "InvalidOverrides": 64,
+    "GroupSizeMismatch": 64,
+    "SequenceTooLong": 64,
+    "UnsupportedTemplate": 64,
+    "InvalidSettings": 64,
+    "InvalidDataset": 65,
+    "EmptyDataset": 65,
+    "UnsafeWeights": 65,
+    "RemoteCodeRefused": 65,
+    "DigestMismatch": 65,
+    "NoEffect": 65,
+    "StoreUnavailable": 69,
+    "PeerUnavailable": 69,
+    "InternalError": 70,
+    "Interrupted": 75,
+}
+
+
+class StageError(Exception):
+    """A failure with a reason that the operator knows and a message that tells the user what to do.
+
+    `details` are further fields of the result, in their JSON names (an interrupted Train names its checkpoint).
+    """
+
+    def __init__(self, reason: str, message: str, details: dict[str, Any] | None = None) -> None:
+        """Take a reason out of EXIT_CODES and a message; anything else is a bug (KeyError)."""
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.exit_code = EXIT_CODES[reason]
+        self.details = details or {}

@@ -1,0 +1,143 @@
+"""Running a stage: read the stage file, run the stage it names, answer with a result and an exit code.
+
+Each stage is a module of this package named like it, in lower case, with `INPUT` (its input model) and `run(input) -> Answer`.
+Stage modules import torch and its friends inside functions: an input that is wrong is then told within a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from tunesmith_trainer import result, store
+from tunesmith_trainer.contract import Answer, StageInput
+from tunesmith_trainer.errors import StageError
+
+STAGES = ("Prepare", "Train", "Finalize", "Quantize", "Evaluate", "Compare")
+# Errors of a volume that is full, gone, stale or not ours to write: they pass or need an administrator, not a fix here.
+STORE_ERRNOS = {
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.EDQUOT,
+    errno.ENOTCONN,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ETIMEDOUT,
+}
+
+
+class StageModule(Protocol):
+    """What stage.py needs of a stage's module."""
+
+    INPUT: type[StageInput]
+
+    def run(self, stage: Any) -> Answer:
+        """Do the stage's work; raises StageError."""
+
+
+def stage_file() -> Path:
+    """Return the path of the stage's input."""
+    return Path(os.environ.get("TUNESMITH_STAGE_FILE", "/etc/tunesmith/stage.json"))
+
+
+def load(name: str) -> StageModule:
+    """Return the module of the stage `name`; raises StageError(InvalidSettings) for a name that is no stage."""
+    if name not in STAGES:
+        raise StageError("InvalidSettings", f"unknown stage {name!r}; this image knows {', '.join(STAGES)}")
+    module: Any = importlib.import_module(f"tunesmith_trainer.{name.lower()}")
+    return module  # type: ignore[no-any-return]
+
+
+def read_file() -> dict[str, Any]:
+    """Return the stage file's object; raises StageError(InvalidSettings) where it is missing or not a JSON object."""
+    value = store.read_json(stage_file())
+    if not isinstance(value, dict):
+        raise StageError("InvalidSettings", f"{stage_file()} is missing or is not a JSON object")
+    return value
+
+
+def parse(model: type[StageInput], value: dict[str, Any]) -> Any:
+    """Return the stage file's object as a model; raises StageError(InvalidSettings) naming each wrong field."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+        raise StageError("InvalidSettings", "the stage file is wrong: " + "; ".join(wrong)) from None
+
+
+def is_leader() -> bool:
+    """Return whether this pod writes the result: always, but in an Indexed Job only the first."""
+    return os.environ.get("JOB_COMPLETION_INDEX", "0") == "0"
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise StageError("Interrupted", f"stopped by {signal.Signals(number).name}; the next attempt starts this stage again")
+
+
+def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
+    """Run the stage that `value` describes and return its whole result; raises StageError and whatever a bug raises."""
+    module = load(str(value.get("stage")))
+    stage: StageInput = parse(module.INPUT, value)
+    if stage.run_uri and stage.reuses_result:
+        finished = result.read_finished(stage.run_uri, stage.result_name)
+        if finished:
+            return finished
+    whole = result.succeed(stage, module.run(stage), start_time)
+    if is_leader():
+        # Prepare is not told where the run lies: it finds out and answers with it.
+        store.write_json(result.result_path(whole.get("runURI") or str(stage.run_uri), stage.result_name), whole)
+    return whole
+
+
+def classify(error: Exception) -> StageError:
+    """Return an exception as the failure it means: of the store, or a bug."""
+    if isinstance(error, StageError):
+        return error
+    traceback.print_exc()
+    if isinstance(error, OSError) and error.errno in STORE_ERRNOS:
+        return StageError("StoreUnavailable", f"the store cannot be used: {error}; check the volume's space and rights")
+    last = traceback.format_exception_only(error)[-1].strip()
+    return StageError("InternalError", last)
+
+
+def record_failure(value: dict[str, Any], failure: dict[str, Any]) -> None:
+    """Write a failure's result file where the run's folder is known; what goes wrong here is only printed."""
+    try:
+        module = load(str(value.get("stage")))
+        stage: StageInput = parse(module.INPUT, value)
+        if stage.run_uri and is_leader():
+            store.write_json(result.result_path(stage.run_uri, stage.result_name), failure)
+    except (StageError, OSError) as error:
+        print(f"no result file was written: {error}", flush=True)
+
+
+def main() -> int:
+    """Run the stage, write its result, and return the exit code."""
+    # As process 1 of a container Python would ignore SIGTERM.
+    signal.signal(signal.SIGTERM, _interrupt)
+    start_time = result.timestamp()
+    value: dict[str, Any] = {}
+    try:
+        value = read_file()
+        answer = execute(value, start_time)
+        code = 0
+    except Exception as error:  # whatever happened, the operator is owed a result
+        failure = classify(error)
+        attempt = value.get("attempt")
+        whole = attempt if isinstance(attempt, int) and attempt > 0 else 1
+        answer = result.fail(str(value.get("stage", "Unknown")), whole, failure, start_time)
+        record_failure(value, answer)
+        code = failure.exit_code
+    print(result.cut(answer, 1 << 20).decode(), flush=True)
+    result.write_termination(answer)
+    return code

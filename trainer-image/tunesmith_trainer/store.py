@@ -1,0 +1,209 @@
+"""The store: volumes under one root, named by `pvc://` URIs, and folders that a manifest makes complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tunesmith_trainer.errors import StageError
+
+SCHEME = "pvc://"
+MANIFEST = "manifest.json"
+CHUNK = 1 << 20
+# Cards and reports may be rewritten without making a model another one.
+UNLISTED_NAMES = {MANIFEST, "README.md"}
+UNLISTED_SUFFIXES = {".html"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a complete folder, as `{path: (sha256, size)}`, and the digest that names them all."""
+
+    files: dict[str, tuple[str, int]]
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of `manifest.json`."""
+        rows = [{"path": path, "sha256": sha, "size": size} for path, (sha, size) in sorted(self.files.items())]
+        return canonical_json({"files": rows})
+
+    @property
+    def digest(self) -> str:
+        """The folder's digest: `sha256:` and the hash of the manifest's bytes."""
+        return "sha256:" + hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all files together."""
+        return sum(size for _, size in self.files.values())
+
+
+def root() -> Path:
+    """Return the folder under which every claim is mounted."""
+    return Path(os.environ.get("TUNESMITH_PVC_ROOT", "/mnt/pvc"))
+
+
+def path_of(uri: str) -> Path:
+    """Return the path of a `pvc://<claim>/<path>` URI.
+
+    Raises StageError(InvalidSettings) for another scheme, a missing claim, or a path that climbs out by `..`.
+    """
+    if not uri.startswith(SCHEME):
+        raise StageError("InvalidSettings", f"{uri!r} is not a {SCHEME}<claim>/<path> URI")
+    parts = uri.removeprefix(SCHEME).strip("/").split("/")
+    if not parts[0] or any(part in ("", ".", "..") for part in parts):
+        raise StageError("InvalidSettings", f"{uri!r} must name a claim and a path without empty, '.' or '..' parts")
+    return root().joinpath(*parts)
+
+
+def uri_of(path: Path) -> str:
+    """Return the `pvc://` URI of a path under the root; raises ValueError for any other path."""
+    return SCHEME + path.relative_to(root()).as_posix()
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return `uri` extended by `parts`."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def existing(uri: str) -> Path:
+    """Return the path of a URI that must be there; raises StageError(SourceNotFound) naming the URI."""
+    path = path_of(uri)
+    if not path.exists():
+        raise StageError("SourceNotFound", f"nothing exists at {uri}; check the claim's name and the path inside it")
+    return path
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return `value` as JSON with sorted keys and no spaces, the form that digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(value: Any) -> str:
+    """Return the digest of a value's canonical JSON."""
+    return "sha256:" + hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def short(digest: str) -> str:
+    """Return the first 12 hexadecimal digits of a digest, used as a folder's name."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file so that a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The pid keeps two pods of one run apart should they ever write the same file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file, or None where the file is missing or not whole JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return a file's digest: `sha256:` and the hash of its bytes."""
+    return "sha256:" + hash_file(path)
+
+
+def listed_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder that its manifest lists, in the manifest's order.
+
+    Hidden files and folders (a hub client's cache, an unfinished write) are left out, as are cards and reports.
+    Raises StageError(UnsafeWeights) for a link that leads out of the store.
+    """
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for name, path in sorted(names.items()):
+        relative = PurePosixPath(name)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or relative.name in UNLISTED_NAMES or relative.suffix in UNLISTED_SUFFIXES:
+            continue
+        if not path.resolve().is_relative_to(root().resolve()):
+            raise StageError("UnsafeWeights", f"{name} in {folder.name} is a link that leads out of the store")
+        yield path
+
+
+def scan(folder: Path) -> Manifest:
+    """Hash a folder's files and return the manifest it has or would have."""
+    files = {}
+    for path in listed_files(folder):
+        files[path.relative_to(folder).as_posix()] = (hash_file(path), path.stat().st_size)
+    return Manifest(files)
+
+
+def write_manifest(folder: Path) -> Manifest:
+    """Make a folder complete: hash its files and write the manifest last. Returns the manifest."""
+    manifest = scan(folder)
+    write_bytes(folder / MANIFEST, manifest.content)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return a folder's manifest, or None where the folder is not complete."""
+    value = read_json(folder / MANIFEST)
+    try:
+        return Manifest({row["path"]: (row["sha256"], row["size"]) for row in value["files"]})
+    except (TypeError, KeyError):
+        return None
+
+
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder is complete and every file in it is the one its manifest lists."""
+    manifest = read_manifest(folder)
+    return manifest is not None and not list(differences(folder, manifest))
+
+
+def differences(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each file that is missing or is not the one the manifest lists."""
+    for name, (sha, size) in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != size:
+            yield f"{name} has {path.stat().st_size} bytes instead of {size}"
+        elif hash_file(path) != sha:
+            yield f"{name} has another content"
+
+
+def verify(uri: str, digest: str | None) -> tuple[Path, str]:
+    """Return a model folder's path and digest after checking every file of it.
+
+    A folder with a manifest is checked against it; one without gets the digest its manifest would have. Raises
+    StageError: SourceNotFound, or DigestMismatch when a file or the digest asked for differs.
+    """
+    folder = existing(uri)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        found = scan(folder).digest
+    else:
+        wrong = next(differences(folder, manifest), None)
+        if wrong:
+            raise StageError("DigestMismatch", f"{uri} is not what its manifest says: {wrong}")
+        found = manifest.digest
+    if digest is not None and digest != found:
+        raise StageError("DigestMismatch", f"{uri} has the digest {found} instead of {digest}: it was changed")
+    return folder, found
