@@ -1,0 +1,35 @@
+# Every target works from a fresh clone: what it needs is built once and cached under ~/.cache/tunesmith (or $XDG_CACHE_HOME).
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+
+.PHONY: help
+help: ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: ## one apply, one served model, on a real two-node Kubernetes (or on $KUBECONFIG)
+	$(PYTHON) -m dev.demo
+
+.PHONY: down
+down: ## remove the development cluster: processes, mounts, interfaces, namespaces, cgroups
+	$(PYTHON) -m dev.cluster down --purge
+
+.PHONY: test
+test: ## lint, types, unit, integration, and the chain end to end
+	$(PYTHON) -m dev.checks lint types unit integration trainer serving e2e down
+
+.PHONY: test-fast
+test-fast: ## the part that needs no kubelet
+	$(PYTHON) -m dev.checks lint types unit integration trainer serving
+
+.PHONY: lint types unit integration trainer serving e2e
+lint types unit integration trainer serving e2e: ## one part of the tests
+	$(PYTHON) -m dev.checks $@
+
+.PHONY: generate
+generate: ## write what is generated: CRDs and the chart's copies
+	$(PYTHON) -m dev.checks generate
+
+.PHONY: fmt
+fmt: ## format the code
+	$(PYTHON) -m dev.checks fmt

@@ -1,0 +1,76 @@
+"""Runs the parts of the test suite one after another and prints how long each took.
+
+    python3 -m dev.checks lint types unit integration trainer serving e2e down
+
+Each part is a few commands in the Python environment that the part needs (`dev/venv.py` builds it from its lock on first use).
+One heavy part at a time: the parts never overlap. A part that fails does not stop the next ones, but the exit code tells.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = ["-m", "pytest", "-q", "--durations=5"]
+
+# part -> (environment, environment variables, [arguments to that environment's python])
+PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
+    "lint": ("operator", {}, [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "importlinter.cli", "lint"]]),
+    "types": ("operator", {}, [["-m", "mypy"]]),
+    "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
+    "integration": ("operator", {}, [[*PYTEST, "tests/integration"]]),
+    "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
+    "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
+    "e2e": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "tests/e2e"]]),
+    "down": ("operator", {}, [["-m", "pytest", "-v", "tests/e2e_down"]]),
+    "fmt": ("operator", {}, [["-m", "ruff", "format", "."], ["-m", "ruff", "check", "--fix", "."]]),
+    "generate": ("operator", {"PYTHONPATH": "operator"}, [["-m", "tunesmith.crd", "crds"], ["-m", "tunesmith.crd", "helm/tunesmith/files/crds"]]),
+}
+
+
+def python(environment: str) -> str:
+    """Path of the environment's interpreter; builds the environment if it is not there."""
+    out = subprocess.run([sys.executable, str(ROOT / "dev/venv.py"), environment], stdout=subprocess.PIPE, text=True, check=True)
+    return out.stdout.strip()
+
+
+def run(part: str) -> bool:
+    """Run all commands of a part; True if every one exited 0."""
+    environment, variables, commands = PARTS[part]
+    interpreter = python(environment)
+    good = True
+    for arguments in commands:
+        print(f"\n== {part}: python {' '.join(arguments)}", flush=True)
+        good &= subprocess.run([interpreter, *arguments], cwd=ROOT, env=os.environ | variables).returncode == 0
+    return good
+
+
+def main(parts: list[str]) -> int:
+    """Run the named parts in order; 0 if all passed."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        print(f"usage: python3 -m dev.checks PART…; parts: {', '.join(PARTS)}", file=sys.stderr)
+        return 64
+    took: list[tuple[str, bool, float]] = []
+    for part in parts:
+        start = time.monotonic()
+        try:
+            good = run(part)
+        except subprocess.CalledProcessError as error:
+            print(f"{part}: its environment could not be built: {error}", file=sys.stderr)
+            good = False
+        took.append((part, good, time.monotonic() - start))
+    print()
+    for part, good, seconds in took:
+        print(f"{'ok  ' if good else 'FAIL'} {part:12} {seconds:7.0f} s")
+    failed = sum(not good for _, good, _ in took)
+    print(f"parts: {len(took) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
