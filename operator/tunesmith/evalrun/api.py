@@ -14,6 +14,9 @@ TESTED = "tested"
 KNOWN_BASELINES = ("base", "unquantized")
 
 
+SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", min_length=1, max_length=40)]
+
+
 class Baseline(Block):
     """A model to compare with. `base` (the FineTuneJob's base model) and `unquantized` (its Merged artefact) need no `model`."""
 
@@ -51,7 +54,7 @@ class Suite(Block):
 
     model_config = ConfigDict(json_schema_extra=rules(union("harness", "perplexity")))
 
-    name: Name = Field(description="First part of its metrics' paths.")
+    name: SuiteName = Field(description="First part of its metrics' paths.")
     harness: Harness | None = Field(None, description="lm-evaluation-harness tasks.")
     perplexity: Perplexity | None = Field(None, description="Perplexity on a dataset.")
 
