@@ -1,0 +1,246 @@
+"""What Quantize, Evaluate and Compare are given and what they answer, as in docs/contract.md (version 1)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tunesmith_trainer.contract import (
+    Answer,
+    Artifact,
+    Contract,
+    DataSource,
+    DecimalString,
+    Digest,
+    ModelReference,
+    Natural,
+    Positive,
+    Result,
+    StageInput,
+    Variant,
+    json_name,
+)
+
+Precision = Literal["BF16", "FP32"]
+Measured = Annotated[str, Field(pattern=r"^(-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity)$")]
+"""A measured figure. Unlike a limit in a spec it may be negative, and it may have gone wrong."""
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+# Quantize.
+
+
+class Calibration(Contract):
+    """The training setting that calibration shares: rows are cut at the length that training cut them at."""
+
+    max_length: Positive = 1024
+
+
+class QuantizeInput(StageInput):
+    """Quantize's input: the merged model and one variant of it."""
+
+    run_uri: str
+    model: ModelReference
+    variant: Variant
+    training: Calibration = Field(default_factory=Calibration)
+
+    @property
+    def result_name(self) -> str:
+        """Each variant has a result file of its own."""
+        return f"quantize-{self.variant.name}"
+
+
+class Effect(Contract):
+    """What quantization did, read back from the files on disk."""
+
+    quantized_modules: Natural
+    bits_per_weight: DecimalString
+    """Over the weights of the quantized modules, scales and zero points included."""
+
+
+class QuantizeAnswer(Answer):
+    """What Quantize adds to its result."""
+
+    artifacts: list[Artifact]
+    effect: Effect
+
+
+# Evaluate.
+
+
+class Harness(Contract):
+    """Tasks of lm-evaluation-harness: its own, or those in a folder."""
+
+    tasks: list[TaskName] = Field(min_length=1)
+    num_fewshot: Natural | None = None
+    limit: Positive | None = None
+    include_path: str | None = None
+
+
+class Perplexity(Contract):
+    """Token-level perplexity over the tokens that a training loss would be taken on."""
+
+    dataset: DataSource
+    max_length: Positive = 1024
+
+
+class Suite(Contract):
+    """One set of measurements: exactly one kind, and the name that its metrics' paths begin with."""
+
+    name: str
+    harness: Harness | None = None
+    perplexity: Perplexity | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Suite:
+        if (self.harness is None) == (self.perplexity is None):
+            raise ValueError("exactly one of harness, perplexity must be given")
+        return self
+
+
+class NamedModel(ModelReference):
+    """A model and what it is called in this EvalRun: `tested`, or a baseline's name."""
+
+    name: str
+
+
+class EvaluateInput(StageInput):
+    """Evaluate's input: one model and all suites."""
+
+    run_uri: str
+    output_uri: str
+    model: NamedModel
+    suites: list[Suite] = Field(min_length=1)
+    precision: Precision = "BF16"
+
+    @property
+    def result_name(self) -> str:
+        """Each model has a result file of its own."""
+        return f"evaluate-{self.model.name}"
+
+    @property
+    def reuses_result(self) -> bool:
+        """Evaluate goes through its cache instead, which knows what changes a figure."""
+        return False
+
+
+class Metric(Contract):
+    """One figure of one model."""
+
+    metric: str
+    value: Measured
+    stderr: Measured | None = None
+    higher_is_better: bool | None = None
+
+
+class EvaluatedModel(Contract):
+    """The model that was measured, with the digest that was verified."""
+
+    name: str
+    uri: str
+    digest: Digest
+
+
+class EvaluateAnswer(Answer):
+    """What Evaluate adds to its result."""
+
+    model: EvaluatedModel
+    result_uri: str
+    versions: dict[str, str]
+    metrics: list[Metric]
+
+
+# Compare.
+
+
+class Criterion(Contract):
+    """One condition of the gate: exactly one of min, max, maxDrop, maxRatio; the last two against a baseline."""
+
+    metric: str
+    baseline: str | None = None
+    min: DecimalString | None = None
+    max: DecimalString | None = None
+    max_drop: DecimalString | None = None
+    max_ratio: DecimalString | None = None
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Criterion:
+        given = [name for name in ("min", "max", "max_drop", "max_ratio") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one of min, max, maxDrop, maxRatio must be given")
+        if (self.baseline is not None) != (given[0] in ("max_drop", "max_ratio")):
+            raise ValueError(f"{json_name(given[0])} {'must not' if self.baseline else 'must'} have a baseline")
+        return self
+
+
+class StageTime(Contract):
+    """When one stage of the FineTuneJob ran."""
+
+    name: str
+    start_time: str
+    completion_time: str
+
+
+class Lineage(Contract):
+    """The FineTuneJob that the tested model comes from."""
+
+    run_uri: str | None = None
+    stages: list[StageTime] = Field(default_factory=list)
+
+
+class CompareInput(StageInput):
+    """Compare's input: where each model's figures lie, and the gate."""
+
+    run_uri: str
+    tested: EvaluatedModel
+    baselines: list[EvaluatedModel] = Field(default_factory=list)
+    evaluations: dict[str, str]
+    suites: list[Suite] = Field(default_factory=list)
+    gate: list[Criterion] = Field(default_factory=list)
+    lineage: Lineage | None = None
+
+    @property
+    def reuses_result(self) -> bool:
+        """Comparing is cheap, and a baseline may have been measured anew."""
+        return False
+
+
+class GateOutcome(Contract):
+    """How one criterion came out; figures have six significant digits."""
+
+    outcome: Literal["Passed", "Failed", "Missing"]
+    value: Measured | None = None
+    stderr: Measured | None = None
+    baseline_value: Measured | None = None
+
+
+class Comparison(Contract):
+    """One metric over all models; figures have six significant digits."""
+
+    metric: str
+    tested: Measured
+    stderr: Measured | None = None
+    baselines: dict[str, Measured] = Field(default_factory=dict)
+
+
+class CompareAnswer(Answer):
+    """What Compare adds to its result."""
+
+    verdict: Literal["Passed", "Failed"]
+    gate: list[GateOutcome]
+    results: list[Comparison]
+    results_uri: str
+    report_uri: str
+
+
+class QuantizeResult(Result, QuantizeAnswer):
+    """Quantize's whole result when it succeeded."""
+
+
+class EvaluateResult(Result, EvaluateAnswer):
+    """Evaluate's whole result when it succeeded."""
+
+
+class CompareResult(Result, CompareAnswer):
+    """Compare's whole result when it succeeded."""
