@@ -1,0 +1,81 @@
+"""A Kubernetes with the operator on it: the development cluster, or the one that $KUBECONFIG names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dev.cluster import images, tools
+
+from .kube import DemoError, Kube
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "tunesmith-demo"
+SYSTEM = "tunesmith-system"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Images:
+    """References of the three images as the cluster's nodes know them."""
+
+    operator: str
+    trainer: str
+    serving: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A cluster with the operator installed."""
+
+    kube: Kube
+    images: Images
+    ours: bool
+    """Whether it is the development cluster (its Service addresses are reachable from here)."""
+
+
+def given_images() -> Images:
+    """The images of a cluster that is not ours, from the environment."""
+    names = {part: os.environ.get(f"TUNESMITH_IMAGE_{part.upper()}", "") for part in ("operator", "trainer", "serving")}
+    missing = [f"TUNESMITH_IMAGE_{part.upper()}" for part, name in names.items() if not name]
+    if missing:
+        raise DemoError(f"KUBECONFIG is set, so set {', '.join(missing)} to images that its nodes can run (README, 'On a cluster of your own')")
+    return Images(**names)
+
+
+def install_chart(helm: str, kubeconfig: Path, built: Images) -> None:
+    """helm upgrade --install, waiting until the operator is available."""
+    values = {"image": built.operator, "images.trainer": built.trainer, "images.serving": built.serving}
+    settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
+    command = [helm, "upgrade", "--install", "tunesmith", str(ROOT / "helm/tunesmith"), f"--kubeconfig={kubeconfig}", f"--namespace={SYSTEM}", "--create-namespace"]
+    done = subprocess.run([*command, *settings, "--wait", "--timeout=180s"], capture_output=True, text=True)
+    if done.returncode:
+        raise DemoError(f"helm could not install the operator: {done.stderr.strip()}")
+
+
+def start_cluster(say: Say) -> tuple[Path, Images]:
+    """Have the development cluster running with our images on its nodes."""
+    raise NotImplementedError
+
+
+def bring_up(say: Say) -> Stack:
+    """A cluster with the operator installed from its chart."""
+    kubeconfig = os.environ.get("KUBECONFIG")
+    if kubeconfig:
+        path, built = Path(kubeconfig), given_images()
+    else:
+        path, built = start_cluster(say)
+    install_chart(str(tools.binary("helm")), path, built)
+    say("operator installed from helm/tunesmith")
+    return Stack(Kube(str(tools.binary("kubectl")), path, NAMESPACE), built, not kubeconfig)
+
+
+def endpoint(cluster: Stack, service: str) -> tuple[str, str]:
+    """Base URL of a Service from here, and the command that opens the way first (empty where none is needed)."""
+    if cluster.ours:
+        return "http://" + cluster.kube.get("service", service)["spec"]["clusterIP"], ""
+    return "http://localhost:8080", " ".join(cluster.kube.command("port-forward", f"svc/{service}", "8080:80")) + " &"

@@ -1,0 +1,39 @@
+"""One cluster and one chain for all end-to-end tests: what `make demo` does, by the same code."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dev.demo import chain as demo_chain
+from dev.demo import stack as demo_stack
+from dev.demo.kube import Kube, Object
+
+Objects = dict[tuple[str, str], Object]
+
+
+def say(line: str) -> None:
+    """Show what goes on during the long steps, past pytest's capture."""
+    print(line, file=sys.__stderr__, flush=True)
+
+
+@pytest.fixture(scope="session")
+def stack() -> demo_stack.Stack:
+    """The development cluster with the operator on it and the demo's model and data on its volume; `make down` or the down tests end it."""
+    cluster = demo_stack.bring_up(say)
+    demo_chain.seed_volumes(cluster, demo_chain.build_data(say), say)
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def kube(stack: demo_stack.Stack) -> Kube:
+    """kubectl in the demo's namespace."""
+    return stack.kube
+
+
+@pytest.fixture(scope="session")
+def chain(stack: demo_stack.Stack) -> Objects:
+    """The three objects of examples/support-bot, applied and followed until all are Ready."""
+    demo_chain.apply(stack, say)
+    return demo_chain.follow_to_the_end(stack, say, 2400)

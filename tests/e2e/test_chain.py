@@ -1,0 +1,95 @@
+"""One apply, one served model: what must be true of examples/support-bot once it is Ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dev.demo import chat, follow, seed
+from dev.demo.chain import EVAL_RUN, NAME
+from dev.demo.kube import Kube, Object
+from dev.demo.stack import SYSTEM, Stack
+
+Objects = dict[tuple[str, str], Object]
+KINDS = [("FineTuneJob", NAME), ("EvalRun", EVAL_RUN), ("ModelDeployment", NAME)]
+
+
+def row(chain: Objects, metric: str) -> Object:
+    """The EvalRun's result for a metric."""
+    return next(entry for entry in chain["EvalRun", EVAL_RUN]["status"]["results"] if entry["metric"] == metric)
+
+
+def test_the_endpoint_answers_a_chat_completion(stack: Stack, chain: Objects) -> None:
+    assert chat.ask_service(stack.kube, NAME).strip()
+
+
+def test_the_tuned_model_is_clearly_better_than_the_base_and_the_quantized_one_close_to_it(chain: Objects) -> None:
+    result = row(chain, "heldOut/perplexity")
+    base, tuned, quantized = float(result["baselines"]["base"]), float(result["baselines"]["unquantized"]), float(result["tested"])
+    assert tuned < 0.9 * base
+    assert quantized < 1.05 * tuned
+
+
+def test_every_criterion_of_the_gate_passed(chain: Objects) -> None:
+    status = chain["EvalRun", EVAL_RUN]["status"]
+    assert status["verdict"] == "Passed"
+    assert [entry["outcome"] for entry in status["gate"]] == ["Passed"] * 3
+
+
+def test_the_model_that_serves_is_the_one_that_was_judged(chain: Objects) -> None:
+    artifacts = {entry["name"]: entry["digest"] for entry in chain["FineTuneJob", NAME]["status"]["artifacts"]}
+    assert chain["EvalRun", EVAL_RUN]["status"]["evaluated"]["digest"] == artifacts["w8a8"]
+    assert [entry["digest"] for entry in chain["ModelDeployment", NAME]["status"]["revisions"]] == [artifacts["w8a8"]]
+
+
+@pytest.mark.parametrize("key", KINDS, ids="/".join)
+def test_the_object_ends_as_kstatus_reads_current_without_annotations_or_finalizers(chain: Objects, key: tuple[str, str]) -> None:
+    thing = chain[key]
+    conditions = {entry["type"]: entry["status"] for entry in thing["status"]["conditions"]}
+    assert (conditions["Ready"], conditions["Reconciling"], conditions["Stalled"]) == ("True", "False", "False")
+    assert thing["status"]["observedGeneration"] == thing["metadata"]["generation"]
+    assert "finalizers" not in thing["metadata"]
+    assert set(thing["metadata"].get("annotations", {})) <= {"kubectl.kubernetes.io/last-applied-configuration"}
+
+
+def test_training_ran_in_two_pods_on_two_nodes(kube: Kube, chain: Objects) -> None:
+    pods = kube.get("pods", f"--selector=tunesmith.dev/stage=Train,tunesmith.dev/name={NAME}")["items"]
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
+    assert chain["FineTuneJob", NAME]["status"]["resolved"]["worldSize"] == 2
+
+
+def test_progress_arrived_in_status_from_the_training_pods(chain: Objects) -> None:
+    progress = chain["FineTuneJob", NAME]["status"]["progress"]
+    assert progress["progressPercentage"] > 0
+    assert "loss" in {entry["name"] for entry in progress["metrics"]}
+
+
+def test_the_report_is_one_file_that_needs_no_other(kube: Kube, chain: Objects, tmp_path: Path) -> None:
+    report = seed.download(kube, chain["EvalRun", EVAL_RUN]["status"]["reportURI"], tmp_path).read_text()
+    assert "heldOut/perplexity" in report
+    for outside in ('src="http', "src='http", 'href="http', "@import", "url(http"):
+        assert outside not in report
+
+
+def test_the_operator_never_restarted(kube: Kube, chain: Objects) -> None:
+    pods = kube.get("pods", f"--namespace={SYSTEM}")["items"]
+    assert [status["restartCount"] for pod in pods for status in pod["status"]["containerStatuses"]] == [0]
+
+
+def test_a_model_whose_files_changed_after_training_is_not_served(kube: Kube, chain: Objects) -> None:
+    artifact = next(entry for entry in chain["FineTuneJob", NAME]["status"]["artifacts"] if entry["name"] == "w8a8")
+    config = "/mnt/pvc/" + artifact["uri"].removeprefix("pvc://") + "/config.json"
+    spec = {"model": {"fineTuneJobRef": {"name": NAME}, "artifact": "w8a8"}, "resources": {"cpu": "100m", "memory": "2Gi"}}
+    kube.run("exec", seed.LOADER, "--", "cp", config, config + ".kept")
+    try:
+        kube.run("exec", seed.LOADER, "--", "sh", "-c", 'echo >> "$0"', config)
+        kube.apply({"apiVersion": "tunesmith.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "tampered"}, "spec": spec})
+        kube.run("wait", "modeldeployment/tampered", "--for=condition=Stalled", "--timeout=180s")
+        thing = kube.get("modeldeployment", "tampered")
+        assert follow.condition(thing, "Stalled")["reason"] == "DigestMismatch"
+        assert "config.json" in follow.condition(thing, "Stalled")["message"]
+        assert not follow.is_true(thing, "Ready")
+    finally:
+        kube.run("delete", "modeldeployment", "tampered", "--ignore-not-found")
+        kube.run("exec", seed.LOADER, "--", "mv", config + ".kept", config)
