@@ -16,7 +16,8 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DECIMAL = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._@+=-]+)*$"
-ENV_SAFE_KEY = r"^[a-z][a-z0-9_]*$"
+SNAKE_CASE = r"^[a-z][a-z0-9_]*$"
+ARTIFACT = r"^(Adapter|Merged|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"
 
 
 def rule(expression: str, message: str, field_path: str = "", reason: str = "FieldValueInvalid") -> dict[str, str]:
@@ -36,6 +37,23 @@ def immutable(*fields: str) -> list[dict[str, str]]:
         )
         for field in fields
     ]
+
+
+def only_while_suspended(field: str) -> dict[str, str]:
+    """The rule for the parent of `field` and `suspend`: a change counts only while no pod runs, or in the change that resumes."""
+    return rule(
+        f"(has(self.suspend) && self.suspend) || (has(oldSelf.suspend) && oldSelf.suspend) || "
+        f"(has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field}))",
+        f"`{field}` can be changed only while suspended",
+        f".{field}",
+        "FieldValueForbidden",
+    )
+
+
+def unique_names(field: str, optional: bool = True) -> dict[str, str]:
+    """The rule for the parent of `field`: no two items have one name. Not `listType: map`, which would make the order of items nobody's."""
+    unique = f"self.{field}.all(a, self.{field}.exists_one(b, b.name == a.name))"
+    return rule(f"!has(self.{field}) || {unique}" if optional else unique, f"names in `{field}` must be unique", f".{field}")
 
 
 def union(*members: str) -> dict[str, str]:
@@ -69,7 +87,7 @@ URI = Annotated[
     ),
 ]
 Overrides = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    dict[Annotated[str, Field(max_length=64, pattern=SNAKE_CASE)], Annotated[str, Field(max_length=512)]],
     Field(max_length=32),
 ]
 
@@ -90,9 +108,11 @@ class ModelSource(Block):
         )
     )
 
-    uri: URI | None = None
+    uri: URI | None = Field(None, description="`pvc://<claim>/<path>`: a folder of safetensors on a PersistentVolumeClaim of this namespace.")
     fine_tune_job_ref: Reference | None = Field(None, description="A FineTuneJob whose artifact is meant; it is waited for.")
-    artifact: Name | Literal["Adapter", "Merged"] | None = Field(None, description="`Adapter`, `Merged`, or the name of one of the FineTuneJob's variants.")
+    artifact: Annotated[str, Field(pattern=ARTIFACT, min_length=1, max_length=40)] | None = Field(
+        None, description="`Adapter`, `Merged`, or the name of one of the FineTuneJob's variants."
+    )
 
 
 class Resources(Block):
@@ -133,9 +153,10 @@ Format = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
 class DataSource(Block):
     """A JSON Lines file and the shape of its rows."""
 
-    uri: URI
+    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file on a PersistentVolumeClaim of this namespace.")
     format: Format = Field(
-        description="Messages: `messages` (ChatML roles and contents). Alpaca: `instruction`, `input`, `output`. PromptCompletion: `prompt`, `completion`. Text: `text`."
+        description="Messages: `messages` (ChatML roles and contents). Alpaca: `instruction`, `input`, `output`. "
+        "PromptCompletion: `prompt`, `completion`. Text: `text`."
     )
 
 

@@ -6,7 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from tunesmith.spec import URI, Block, DataSource, Decimal, ModelSource, Name, Resources, Scheduling, immutable, rule, rules, union
+from tunesmith.spec import (
+    URI,
+    Block,
+    DataSource,
+    Decimal,
+    ModelSource,
+    Name,
+    Resources,
+    Scheduling,
+    immutable,
+    only_while_suspended,
+    rule,
+    rules,
+    union,
+    unique_names,
+)
 
 KIND = "EvalRun"
 PLURAL = "evalruns"
@@ -34,12 +49,12 @@ class Baseline(Block):
 class Harness(Block):
     """EleutherAI lm-evaluation-harness."""
 
-    tasks: Annotated[list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]], Field(min_length=1, max_length=32)] = Field(
-        description="Task names as lm-eval lists them, or from includePath."
+    tasks: Annotated[list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]], Field(min_length=1, max_length=32)] = (
+        Field(description="Task names as lm-eval lists them, or from includePath.")
     )
     num_fewshot: int | None = Field(None, ge=0, le=64, description="Default: the task's own.")
     limit: int | None = Field(None, ge=1, le=1_000_000, description="Examples of each task. Default: all.")
-    include_path: URI | None = None
+    include_path: URI | None = Field(None, description="`pvc://<claim>/<path>`: a folder with further task definitions (YAML).")
 
 
 class Perplexity(Block):
@@ -65,7 +80,10 @@ class Criterion(Block):
     model_config = ConfigDict(
         json_schema_extra=rules(
             union("min", "max", "maxDrop", "maxRatio"),
-            rule("has(self.baseline) == (has(self.maxDrop) || has(self.maxRatio))", "maxDrop and maxRatio need `baseline`; min and max must not have it"),
+            rule(
+                "has(self.baseline) == (has(self.maxDrop) || has(self.maxRatio))",
+                "maxDrop and maxRatio need `baseline`; min and max must not have it",
+            ),
         )
     )
 
@@ -80,14 +98,14 @@ class Criterion(Block):
 class Output(Block):
     """Where results and the report go."""
 
-    uri: URI
+    uri: URI = Field(description="`pvc://<claim>/<path>`: results go to `<namespace>/<name>/<run>` below it.")
 
 
 IMMUTABLE = ("model", "baselines", "suites", "gate", "output", "precision")
 
 
 class Spec(Block):
-    """What to measure and what to ask of it. Immutable but for suspend, retries and resources."""
+    """What to measure and what to ask of it. Immutable but for suspend, retries, resources and, while suspended, scheduling."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -98,8 +116,9 @@ class Spec(Block):
                 "base and unquantized without `model` need a model that is a FineTuneJob's",
                 ".baselines",
             ),
-            rule("self.suites.all(s, self.suites.exists_one(t, t.name == s.name))", "names of suites must be unique", ".suites"),
-            rule("!has(self.baselines) || self.baselines.all(b, self.baselines.exists_one(c, c.name == b.name))", "names of baselines must be unique", ".baselines"),
+            only_while_suspended("scheduling"),
+            unique_names("suites", optional=False),
+            unique_names("baselines"),
             rule(
                 "!has(self.gate) || self.gate.all(g, !has(g.baseline) || (has(self.baselines) && self.baselines.exists(b, b.name == g.baseline)))",
                 "a gate's baseline must be one of `baselines`",
@@ -111,10 +130,14 @@ class Spec(Block):
     model: ModelSource = Field(description="The model under test.")
     baselines: Annotated[list[Baseline], Field(max_length=8)] | None = Field(None, description="Models to compare with.")
     suites: Annotated[list[Suite], Field(min_length=1, max_length=16)] = Field(description="What to measure.")
-    gate: Annotated[list[Criterion], Field(max_length=16)] | None = Field(None, description="All must hold for the verdict Passed. Absent: always Passed.")
+    gate: Annotated[list[Criterion], Field(max_length=16)] | None = Field(
+        None, description="All must hold for the verdict Passed. Absent: always Passed."
+    )
     precision: Literal["BF16", "FP32"] | None = Field(None, description="Of weights that are not quantized. Default: BF16.")
     output: Output | None = Field(None, description="Default: the FineTuneJob's.")
     resources: Resources | None = Field(None, description="Of each evaluation pod.")
     scheduling: Scheduling | None = Field(None, description="Where pods may run.")
-    retries: int | None = Field(None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3.")
+    retries: int | None = Field(
+        None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3."
+    )
     suspend: bool | None = Field(None, description="True: no pod runs. Default: false.")

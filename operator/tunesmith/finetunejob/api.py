@@ -18,9 +18,11 @@ from tunesmith.spec import (
     Resources,
     Scheduling,
     immutable,
+    only_while_suspended,
     rule,
     rules,
     union,
+    unique_names,
 )
 
 KIND = "FineTuneJob"
@@ -75,10 +77,10 @@ class LoRA(Block):
 
     r: int | None = Field(None, ge=1, le=512, description="Rank. Default: 16.")
     lora_alpha: int | None = Field(None, ge=1, le=4096, description="Scale is loraAlpha / r. Default: 2 r.")
-    lora_dropout: Decimal | None = Field(None, description="Default: 0.")
-    target_modules: Annotated[list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]], Field(max_length=32)] | None = Field(
-        None, description="Module names; default and special value: all-linear."
-    )
+    lora_dropout: Decimal | None = Field(None, description="Dropout before the adapter. Default: 0.")
+    target_modules: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]], Field(max_length=32)] | None
+    ) = Field(None, description="Module names; default and special value: all-linear.")
 
 
 class Adapter(Block):
@@ -106,7 +108,9 @@ class Training(Block):
     logging_steps: int | None = Field(None, ge=1, le=100000, description="Default: 10.")
     precision: Literal["BF16", "FP32"] | None = Field(None, description="Default: BF16.")
     seed: int | None = Field(None, ge=0, le=2147483647, description="Default: 42.")
-    overrides: Overrides | None = Field(None, description="Further trl.SFTConfig keys in snake_case; values are JSON. Keys that Tunesmith owns are refused by Prepare.")
+    overrides: Overrides | None = Field(
+        None, description="Further trl.SFTConfig keys in snake_case; values are JSON. Keys that Tunesmith owns are refused by Prepare."
+    )
 
 
 class DDP(Block):
@@ -143,7 +147,7 @@ class Checkpoints(Block):
 class Output(Block):
     """Where the artefacts go and which are wanted."""
 
-    uri: URI
+    uri: URI = Field(description="`pvc://<claim>/<path>`: artefacts go to `<namespace>/<name>/<run>` below it.")
     artifacts: Annotated[list[Literal["Adapter", "Merged"]], Field(min_length=1, max_length=2)] | None = Field(
         None, description="Default: Adapter with an adapter, else Merged. Merged is always made when there are variants."
     )
@@ -163,61 +167,63 @@ class Variant(Block):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            rule("!(self.quantization.scheme == 'W4A16' && self.quantization.algorithm == 'SmoothQuantGPTQ')", "SmoothQuantGPTQ needs scheme W8A8", ".quantization.algorithm"),
-            rule("!has(self.quantization.groupSize) || self.quantization.scheme == 'W4A16'", "groupSize needs scheme W4A16", ".quantization.groupSize"),
+            rule(
+                "!(self.quantization.scheme == 'W4A16' && self.quantization.algorithm == 'SmoothQuantGPTQ')",
+                "SmoothQuantGPTQ needs scheme W8A8",
+                ".quantization.algorithm",
+            ),
+            rule(
+                "!has(self.quantization.groupSize) || self.quantization.scheme == 'W4A16'", "groupSize needs scheme W4A16", ".quantization.groupSize"
+            ),
         )
     )
 
     name: Name = Field(description="Name of the artefact. Lower case, so it cannot be Adapter or Merged.")
-    quantization: Quantization
+    quantization: Quantization = Field(description="How the copy is quantized.")
 
 
 IMMUTABLE = ("model", "datasets", "validation", "preparation", "method", "adapter", "training", "parallelism", "output", "variants")
 
 
 class Spec(Block):
-    """What to train, from what, and what to make of it. Immutable but for suspend, retries, checkpoints, resources and, while suspended, scheduling."""
+    """What to train, from what, and what to make of it.
+
+    Immutable but for suspend, retries, checkpoints, resources and, while suspended, scheduling.
+    """
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             *immutable(*IMMUTABLE),
-            rule(
-                "(has(self.suspend) && self.suspend) || (has(self.scheduling) == has(oldSelf.scheduling) && (!has(self.scheduling) || self.scheduling == oldSelf.scheduling))",
-                "`scheduling` can be changed only while suspended",
-                ".scheduling",
-                "FieldValueForbidden",
-            ),
+            only_while_suspended("scheduling"),
             rule(
                 "has(self.adapter) || !has(self.output.artifacts) || !self.output.artifacts.exists(a, a == 'Adapter')",
                 "artifact Adapter needs `adapter`",
                 ".output.artifacts",
             ),
-            rule(
-                "self.datasets.all(d, self.datasets.exists_one(e, e.name == d.name))",
-                "names of datasets must be unique",
-                ".datasets",
-            ),
-            rule(
-                "!has(self.variants) || self.variants.all(v, self.variants.exists_one(w, w.name == v.name))",
-                "names of variants must be unique",
-                ".variants",
-            ),
+            unique_names("datasets", optional=False),
+            unique_names("variants"),
         )
     )
 
     model: ModelSource = Field(description="The base model: safetensors, no remote code.")
-    datasets: Annotated[list[Dataset], Field(min_length=1, max_length=16)] = Field(description="Training data; rows are used in this order, then shuffled by the seed.")
+    datasets: Annotated[list[Dataset], Field(min_length=1, max_length=16)] = Field(
+        description="Training data; rows are used in this order, then shuffled by the seed."
+    )
     validation: Validation | None = Field(None, description="Absent: no evaluation loss.")
     preparation: Preparation | None = Field(None, description="Filters.")
-    method: Method
+    method: Method = Field(description="How the model is trained: exactly one member.")
     adapter: Adapter | None = Field(None, description="Absent: full fine-tuning.")
     training: Training | None = Field(None, description="Hyperparameters.")
     parallelism: Parallelism | None = Field(None, description="Default: one pod, DDP.")
     resources: Resources | None = Field(None, description="Of each training pod.")
-    stage_resources: Annotated[list[StageResources], Field(max_length=3)] | None = Field(None, description="Of the other stages' pods. Default: as `resources`, without GPUs.")
+    stage_resources: Annotated[list[StageResources], Field(max_length=3)] | None = Field(
+        None, description="Of the other stages' pods. Default: as `resources`, without GPUs."
+    )
     scheduling: Scheduling | None = Field(None, description="Where pods may run.")
     checkpoints: Checkpoints | None = Field(None, description="How often, how many.")
-    retries: int | None = Field(None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3.")
-    output: Output
+    retries: int | None = Field(
+        None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3."
+    )
+    output: Output = Field(description="Where the artefacts go and which are wanted.")
     variants: Annotated[list[Variant], Field(max_length=8)] | None = Field(None, description="Quantized copies to make.")
     suspend: bool | None = Field(None, description="True: no pod runs; training saves and goes on later. Default: false.")

@@ -23,7 +23,9 @@ class VLLM(Block):
 
     max_model_len: int | None = Field(None, ge=16, le=10_485_760, description="Tokens of prompt and answer. Default: the model's own.")
     tensor_parallel_size: int | None = Field(None, ge=1, le=64, description="Default: the GPUs of the pod, or 1.")
-    overrides: Overrides | None = Field(None, description="Further engine arguments in snake_case; values are JSON. Only those on the launcher's allow-list.")
+    overrides: Overrides | None = Field(
+        None, description="Further engine arguments in snake_case; values are JSON. Only those on the launcher's allow-list."
+    )
 
 
 class Engine(Block):

@@ -1,0 +1,272 @@
+"""Writes the CustomResourceDefinitions from the pydantic models: `python -m tunesmith.crd OUTDIR [--check]`.
+
+JSON Schema as pydantic makes it is refused by the API server in several ways ($ref, anyOf with null, exclusive bounds, propertyNames);
+`structural` turns it into the structural schema that the server wants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from tunesmith import status_schema
+from tunesmith.evalrun import api as evalrun
+from tunesmith.finetunejob import api as finetunejob
+from tunesmith.modeldeployment import api as modeldeployment
+from tunesmith.spec import rule
+from tunesmith.values import GROUP, VERSION
+
+Schema = dict[str, Any]
+
+HEADER = "# Written by `python -m tunesmith.crd`: do not edit.\n"
+OBJECT_NAME: Schema = {
+    "type": "object",
+    "properties": {
+        # Children are named `<name>-<stage>-<attempt>-<uid5>-<index>`, and Services are: their names begin with a letter.
+        "name": {"type": "string", "maxLength": 40, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"},
+    },
+}
+COPIED = (
+    "type",
+    "description",
+    "format",
+    "enum",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "x-kubernetes-validations",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    "required",
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a CRD is made from."""
+
+    name: str
+    plural: str
+    spec: type[BaseModel]
+    status: type[BaseModel]
+    columns: tuple[Schema, ...]
+    scale: bool = False
+
+
+def column(name: str, path: str, type_: str = "string", wide: bool = False, description: str = "") -> Schema:
+    """One column of `kubectl get`; `wide`: only with `-o wide`."""
+    entry = {"name": name, "type": type_, "jsonPath": path}
+    return entry | ({"description": description} if description else {}) | ({"priority": 1} if wide else {})
+
+
+def condition(type_: str, part: str = "status") -> str:
+    """The path of a part of the condition of that type."""
+    return f'.status.conditions[?(@.type=="{type_}")].{part}'
+
+
+STAGE = column("Stage", ".status.stage")
+READY = column("Ready", condition("Ready"))
+AGE = column("Age", ".metadata.creationTimestamp", "date")
+WHY = (column("Reason", condition("Ready", "reason"), wide=True), column("Message", condition("Ready", "message"), wide=True))
+
+KINDS = (
+    Kind(
+        finetunejob.KIND,
+        finetunejob.PLURAL,
+        finetunejob.Spec,
+        status_schema.FineTuneJobStatus,
+        (
+            STAGE,
+            column("Progress %", ".status.progress.progressPercentage", "integer"),
+            column("Loss", '.status.progress.metrics[?(@.name=="loss")].value'),
+            column("ETA (s)", ".status.progress.estimatedRemainingSeconds", "integer", description="Seconds until the training ends."),
+            READY,
+            AGE,
+            column("Checkpoint", ".status.lastCheckpoint.step", "integer", wide=True, description="Step of the newest complete checkpoint."),
+            *WHY,
+        ),
+    ),
+    Kind(
+        evalrun.KIND,
+        evalrun.PLURAL,
+        evalrun.Spec,
+        status_schema.EvalRunStatus,
+        (STAGE, column("Verdict", ".status.verdict"), READY, AGE, column("Digest", ".status.evaluated.digest", wide=True), *WHY),
+    ),
+    Kind(
+        modeldeployment.KIND,
+        modeldeployment.PLURAL,
+        modeldeployment.Spec,
+        status_schema.ModelDeploymentStatus,
+        (
+            STAGE,
+            READY,
+            column("Gate", condition("GatePassed", "reason")),
+            column("Replicas", ".status.readyReplicas", "integer", description="Ready pods."),
+            column("URL", ".status.url"),
+            AGE,
+            *WHY,
+        ),
+        scale=True,
+    ),
+)
+
+
+def structural(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schema:
+    """`schema` (pydantic's JSON Schema) as a structural OpenAPI v3 schema."""
+    flat = _flatten(schema, definitions)
+    out: Schema = {key: flat[key] for key in COPIED if key in flat}
+    if "description" in out:
+        out["description"] = " ".join(out["description"].split())
+    if "const" in flat:
+        out["enum"] = [flat["const"]]
+    if flat.get("crd_default"):
+        out["default"] = flat["default"]
+    if flat.get("type") == "integer":
+        out["format"] = "int32" if flat.get("maximum", 2**63) < 2**31 else "int64"
+    if "items" in flat:
+        out["items"] = structural(flat["items"], definitions)
+    if "properties" in flat:
+        out["properties"] = {name: structural(each, definitions) for name, each in flat["properties"].items()}
+    if isinstance(flat.get("additionalProperties"), dict):
+        out["additionalProperties"] = structural(flat["additionalProperties"], definitions)
+        out["x-kubernetes-validations"] = [*out.get("x-kubernetes-validations", ()), *_key_rules(flat.get("propertyNames", {}))]
+    return out
+
+
+def _flatten(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schema:
+    """`schema` with its $ref and its one non-null alternative merged in; what stands beside them wins, rules add up."""
+    inner: Schema = {}
+    if "$ref" in schema:
+        inner = _flatten(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
+    if "anyOf" in schema:
+        (only,) = (each for each in schema["anyOf"] if each.get("type") != "null")
+        inner = _flatten(only, definitions)
+    merged = inner | {key: value for key, value in schema.items() if key not in ("$ref", "anyOf")}
+    both = [*inner.get("x-kubernetes-validations", ()), *schema.get("x-kubernetes-validations", ())]
+    return merged | ({"x-kubernetes-validations": both} if both else {})
+
+
+def _key_rules(names: Mapping[str, Any]) -> list[dict[str, str]]:
+    """CEL for a map's keys: structural schemas have no propertyNames."""
+    checks = []
+    if "maxLength" in names:
+        checks.append(f"size(key) <= {names['maxLength']}")
+    if "pattern" in names:
+        checks.append(f"key.matches('{names['pattern']}')")
+    if not checks:
+        return []
+    told = [f"at most {names['maxLength']} characters"] if "maxLength" in names else []
+    told += [f"of the form {names['pattern']}"] if "pattern" in names else []
+    return [rule(f"self.all(key, {' && '.join(checks)})", "keys must be " + " and ".join(told))]
+
+
+def _of_model(model: type[BaseModel]) -> Schema:
+    schema = model.model_json_schema(by_alias=True)
+    return structural(schema, schema.get("$defs", {}))
+
+
+def manifest(kind: Kind) -> Schema:
+    """The CustomResourceDefinition of a kind."""
+    subresources: Schema = {"status": {}}
+    if kind.scale:
+        subresources["scale"] = {
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        }
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": subresources,
+        "additionalPrinterColumns": list(kind.columns),
+        "schema": {"openAPIV3Schema": _root_schema(kind)},
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": kind.name,
+                "listKind": f"{kind.name}List",
+                "plural": kind.plural,
+                "singular": kind.name.lower(),
+                # No short names: they clash across groups without a warning.
+                "categories": ["tunesmith"],
+            },
+            "scope": "Namespaced",
+            "versions": [version],
+        },
+    }
+
+
+def _root_schema(kind: Kind) -> Schema:
+    # Without this default a new object has no status, which kstatus takes for "done".
+    status = _of_model(kind.status) | {"default": {"observedGeneration": -1}}
+    return {
+        "type": "object",
+        "description": kind.spec.__doc__,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": OBJECT_NAME,
+            "spec": _of_model(kind.spec),
+            "status": status,
+        },
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes repeated values out: the API server reads aliases, people do not."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write an alias."""
+        return True
+
+
+def render(kind: Kind) -> str:
+    """The CRD of a kind as YAML."""
+    return HEADER + yaml.dump(manifest(kind), Dumper=_Dumper, sort_keys=False, width=150, allow_unicode=True)
+
+
+def files() -> dict[str, str]:
+    """Name and text of every file that this module writes."""
+    return {f"{GROUP}_{kind.plural}.yaml": render(kind) for kind in KINDS}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the CRDs, or with --check tell whether they are what would be written."""
+    parser = argparse.ArgumentParser(prog="tunesmith.crd", description="Write the CustomResourceDefinitions.")
+    parser.add_argument("outdir", type=Path)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    options = parser.parse_args(arguments)
+    wanted = files()
+    if options.check:
+        stale = [name for name, text in wanted.items() if not (options.outdir / name).is_file() or (options.outdir / name).read_text() != text]
+        print("\n".join(f"{options.outdir / name} is not what the models say: run `make generate`" for name in stale), end="\n" if stale else "")
+        return 1 if stale else 0
+    options.outdir.mkdir(parents=True, exist_ok=True)
+    for name, text in wanted.items():
+        (options.outdir / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""What the status of each kind may hold: the source of the CRDs' status schemas.
+
+The API server prunes what is not named here without a word, so a field that `status.py` writes and this file lacks would be written again at
+every reconcile. Every list is bounded here and trimmed by whoever writes it. Decimals are strings, as in the specs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tunesmith.modeldeployment.api import Engine
+from tunesmith.spec import Block, Resources, Scheduling
+
+MAX_STAGES = 32
+MAX_ATTEMPTS = 20
+MAX_RESULTS = 64
+MAX_INTEGER = 2**53 - 1
+"""The API server compares bounds as floats: 2**63 - 1 is refused."""
+
+Text = Annotated[str, Field(max_length=512)]
+Word = Annotated[str, Field(max_length=64)]
+Message = Annotated[str, Field(max_length=1024)]
+Digest = Annotated[str, Field(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
+Location = Annotated[str, Field(max_length=1024)]
+Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+Count = Annotated[int, Field(ge=0, le=2147483647)]
+BigCount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Number = Annotated[str, Field(max_length=40)]
+Outcome = Literal["Succeeded", "Failed", "Interrupted"]
+Verdict = Literal["Passed", "Failed"]
+
+
+class Condition(Block):
+    """metav1.Condition."""
+
+    type: str = Field(max_length=316, description="Ready, Reconciling, Stalled and further ones of the kind.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: str = Field(
+        min_length=1, max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", description="One CamelCase word for programs."
+    )
+    message: str = Field(max_length=1024, description="For people.")
+    observed_generation: BigCount | None = Field(None, description="metadata.generation that this was computed from.")
+    last_transition_time: Time = Field(description="When `status` last changed.")
+
+
+class Images(Block):
+    """Images pinned when the object was first acted on; an upgrade of the operator does not change them."""
+
+    trainer: Text | None = Field(None, description="Image of the training, quantization and evaluation stages.")
+    serving: Text | None = Field(None, description="Image of the serving stage.")
+
+
+class PinnedModel(Block):
+    """A model as it was found: later changes behind its name change nothing here."""
+
+    name: Word | None = Field(None, description="`tested` or the baseline's name.")
+    uri: Location = Field(description="Where it lies.")
+    digest: Digest | None = Field(None, description="sha256 of its manifest.")
+
+
+class ResolvedModel(PinnedModel):
+    """The base model."""
+
+    parameters: BigCount | None = Field(None, description="Number of parameters.")
+    context_length: Count | None = Field(None, description="Tokens it was made for.")
+    architecture: Word | None = Field(None, description="Class name in its config.")
+
+
+class ResolvedDataset(Block):
+    """A dataset as it was read."""
+
+    name: Word = Field(description="Its name in the spec.")
+    digest: Digest | None = Field(None, description="sha256 of its contents.")
+    rows: BigCount | None = Field(None, description="Rows used.")
+    dropped: BigCount | None = Field(None, description="Rows dropped by the filters.")
+
+
+class Resolved(Block):
+    """What names in the spec turned out to mean, and settings fixed for the run."""
+
+    images: Images | None = Field(None, description="Pinned images.")
+    run_digest: Digest | None = Field(None, alias="runDigest", description="sha256 of all that determines the result.")
+    run_uri: Location | None = Field(None, alias="runURI", description="Folder of this run.")
+
+
+class FineTuneJobResolved(Resolved):
+    """Told by Prepare."""
+
+    model: ResolvedModel | None = Field(None, description="The base model.")
+    datasets: Annotated[list[ResolvedDataset], Field(max_length=17)] | None = Field(None, description="The datasets.")
+    train_rows: BigCount | None = Field(None, description="Rows trained on.")
+    validation_rows: BigCount | None = Field(None, description="Rows held out.")
+    memory_estimate_bytes: BigCount | None = Field(None, description="Estimated memory of each device.")
+    world_size: Count | None = Field(None, description="Processes of the training.")
+
+
+class Stage(Block):
+    """One stage that has begun."""
+
+    name: Word = Field(description="Prepare, Train, Finalize, Quantize, Evaluate or Compare.")
+    part: Word | None = Field(None, description="The variant, or the model under test.")
+    state: Word | None = Field(None, description="Pending, Running, Succeeded or Failed.")
+    attempt: Count | None = Field(None, description="Number of the newest attempt.")
+    start_time: Time | None = Field(None, description="When its first attempt began.")
+    completion_time: Time | None = Field(None, description="When it ended.")
+    reason: Annotated[str, Field(max_length=128)] | None = Field(None, description="Why it waits or failed.")
+    message: Message | None = Field(None, description="For people.")
+
+
+class Attempt(Block):
+    """One attempt at a stage that has ended or runs."""
+
+    stage: Word = Field(description="The stage.")
+    part: Word | None = Field(None, description="The variant, or the model under test.")
+    number: Count = Field(description="1 is the first.")
+    outcome: Word | None = Field(None, description="Succeeded, Failed or Interrupted; absent while it runs.")
+    reason: Annotated[str, Field(max_length=128)] | None = Field(None, description="Why it ended.")
+    message: Message | None = Field(None, description="For people.")
+    free: bool | None = Field(None, description="True: not counted against `retries`.")
+    start_time: Time | None = Field(None, description="When it began.")
+    completion_time: Time | None = Field(None, description="When it ended.")
+
+
+class Metric(Block):
+    """A number by name."""
+
+    name: Word = Field(description="As the library logs it.")
+    value: Number = Field(description="Decimal.")
+
+
+class Progress(Block):
+    """Newest report of the running training (KEP-2779's names)."""
+
+    progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Share of the steps done.")
+    estimated_remaining_seconds: BigCount | None = Field(None, description="Until the training ends.")
+    current_step: BigCount | None = Field(None, description="Optimizer steps done.")
+    total_steps: BigCount | None = Field(None, description="Optimizer steps in all.")
+    metrics: Annotated[list[Metric], Field(max_length=32)] | None = Field(None, description="Newest metrics.")
+    last_updated_time: Time | None = Field(None, description="When the report came.")
+
+
+class Checkpoint(Block):
+    """A complete checkpoint."""
+
+    uri: Location = Field(description="Its folder.")
+    step: BigCount = Field(description="Optimizer steps it holds.")
+
+
+class Artifact(Block):
+    """A finished artefact."""
+
+    name: Word = Field(description="Adapter, Merged or a variant's name.")
+    uri: Location = Field(description="Its folder.")
+    digest: Digest = Field(description="sha256 of its manifest.")
+    size_bytes: BigCount | None = Field(None, description="Sum of its files.")
+    format: Word | None = Field(None, description="PEFT, Safetensors or CompressedTensors.")
+    base_digest: Digest | None = Field(None, description="Digest of the model it was made from.")
+
+
+class Status(Block):
+    """Common to the three kinds."""
+
+    observed_generation: Annotated[int, Field(ge=-1, le=MAX_INTEGER)] | None = Field(
+        None, description="metadata.generation that this status was computed from; -1: never looked at."
+    )
+    conditions: Annotated[list[Condition], Field(max_length=16)] | None = Field(
+        None,
+        description="Ready, Reconciling and Stalled as kstatus reads them, and further ones of the kind.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    stage: Word | None = Field(None, description="One word for people; programs read the conditions.")
+
+
+class JobStatus(Status):
+    """Common to the two kinds that end."""
+
+    stages: Annotated[list[Stage], Field(max_length=MAX_STAGES)] | None = Field(None, description="Stages that have begun.")
+    attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
+    attempts_total: Count | None = Field(None, description="Attempts ever made.")
+    retries_used: Count | None = Field(None, description="Attempts that counted against `retries`.")
+
+
+class FineTuneJobStatus(JobStatus):
+    """What is known of the job; recorded facts outlive the pods that told them."""
+
+    resolved: FineTuneJobResolved | None = Field(None, description="What the names in the spec turned out to mean.")
+    progress: Progress | None = Field(None, description="Newest report of the training.")
+    last_checkpoint: Checkpoint | None = Field(None, description="Newest complete checkpoint.")
+    artifacts: Annotated[list[Artifact], Field(max_length=10)] | None = Field(None, description="Finished artefacts.")
+    gpu_seconds: BigCount | None = Field(None, description="GPU time of all attempts.")
+
+
+class LineageStage(Block):
+    """When a stage of the FineTuneJob ran."""
+
+    name: Word = Field(description="The stage.")
+    start_time: Time | None = Field(None, description="When it began.")
+    completion_time: Time | None = Field(None, description="When it ended.")
+
+
+class Lineage(Block):
+    """Where the model under test comes from."""
+
+    run_uri: Location = Field(alias="runURI", description="Folder of the FineTuneJob's run.")
+    stages: Annotated[list[LineageStage], Field(max_length=MAX_STAGES)] = Field(description="Its stages.")
+
+
+class EvalRunResolved(Resolved):
+    """Fixed before the first evaluation."""
+
+    output_uri: Location | None = Field(None, alias="outputURI", description="`output.uri`, or the FineTuneJob's.")
+    baselines: Annotated[list[PinnedModel], Field(max_length=8)] | None = Field(None, description="The models compared with.")
+    lineage: Lineage | None = Field(None, description="The FineTuneJob's run, for the report.")
+
+
+class GateOutcome(Block):
+    """One criterion of `spec.gate` and what came of it."""
+
+    metric: Annotated[str, Field(max_length=256)] = Field(description="As in the spec.")
+    baseline: Word | None = Field(None, description="As in the spec.")
+    min: Number | None = Field(None, description="As in the spec.")
+    max: Number | None = Field(None, description="As in the spec.")
+    max_drop: Number | None = Field(None, description="As in the spec.")
+    max_ratio: Number | None = Field(None, description="As in the spec.")
+    outcome: Literal["Passed", "Failed", "Missing"] = Field(description="Missing: the metric was not measured, which fails the gate.")
+    value: Number | None = Field(None, description="Of the model under test.")
+    stderr: Number | None = Field(None, description="Standard error of the value.")
+    baseline_value: Number | None = Field(None, description="Of the baseline.")
+
+
+class MetricResult(Block):
+    """One metric of all models."""
+
+    metric: Annotated[str, Field(max_length=256)] = Field(description="suite/task/metric[,filter].")
+    tested: Number | None = Field(None, description="Of the model under test.")
+    stderr: Number | None = Field(None, description="Standard error of `tested`.")
+    baselines: Annotated[dict[Word, Number], Field(max_length=8)] | None = Field(None, description="Of each baseline, by name.")
+
+
+class EvalRunStatus(JobStatus):
+    """What was measured and judged."""
+
+    resolved: EvalRunResolved | None = Field(None, description="What the names in the spec turned out to mean.")
+    evaluated: PinnedModel | None = Field(None, description="The model under test, pinned: the verdict is about this digest.")
+    verdict: Verdict | None = Field(None, description="Whether every criterion of the gate held.")
+    gate: Annotated[list[GateOutcome], Field(max_length=16)] | None = Field(None, description="Outcome of each criterion, in the spec's order.")
+    results: Annotated[list[MetricResult], Field(max_length=MAX_RESULTS)] | None = Field(
+        None, description="The gate's metrics first; all are at resultsURI."
+    )
+    results_uri: Location | None = Field(None, alias="resultsURI", description="All results (JSON).")
+    report_uri: Location | None = Field(None, alias="reportURI", description="The report (HTML).")
+
+
+class ServedModel(PinnedModel):
+    """The model that the spec means, pinned once a revision serves it."""
+
+    source: Location | None = Field(None, description="What it was read from, in words.")
+
+
+class RevisionInputs(Block):
+    """The parts of the spec that determine a revision's pods, as they were when it was made."""
+
+    engine: Engine | None = Field(None, description="As in the spec.")
+    resources: Resources | None = Field(None, description="As in the spec.")
+    scheduling: Scheduling | None = Field(None, description="As in the spec.")
+
+
+class Revision(Block):
+    """One set of inputs that is, was or is about to be served."""
+
+    name: Word = Field(description="Short hash of its inputs.")
+    state: Word | None = Field(None, description="Candidate, Active or Draining.")
+    weight: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Share of the traffic in percent.")
+    uri: Location | None = Field(None, description="Where the model lies.")
+    digest: Digest | None = Field(None, description="Digest of the model, pinned.")
+    verdict: Word | None = Field(None, description="Passed, or NoGate.")
+    eval_runs: Annotated[list[Word], Field(max_length=8)] | None = Field(None, description="EvalRuns that passed it.")
+    image: Text | None = Field(None, description="Pinned image.")
+    inputs: RevisionInputs | None = Field(None, description="What else it was made from.")
+    created_time: Time | None = Field(None, description="When it was made.")
+    switched_time: Time | None = Field(None, description="While Draining: when the Service was seen to select another revision.")
+
+
+class ModelDeploymentStatus(Status):
+    """What serves."""
+
+    model: ServedModel | None = Field(None, description="The model that the spec means.")
+    url: Location | None = Field(None, description="OpenAI-compatible endpoint inside the cluster.")
+    replicas: Count | None = Field(None, description="Pods of all revisions.")
+    ready_replicas: Count | None = Field(None, description="Ready pods of all revisions.")
+    selector: Annotated[str, Field(max_length=1024)] | None = Field(None, description="Label selector of the pods, for /scale.")
+    revisions: Annotated[list[Revision], Field(max_length=10)] | None = Field(None, description="At most one of each state.")
