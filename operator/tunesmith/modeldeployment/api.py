@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -45,3 +46,14 @@ class Spec(Block):
     replicas: int = Field(1, ge=0, le=1000, description="Pods of the serving revision.", json_schema_extra={"crd_default": True})
     resources: Resources | None = Field(None, description="Of each serving pod.")
     scheduling: Scheduling | None = Field(None, description="Where pods may run.")
+
+
+def references(spec: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Kind and name of every object that `spec` names, in its own namespace."""
+    model = spec["model"]
+    named = {("EvalRun", ref["name"]) for ref in (spec.get("gate") or {}).get("evalRunRefs", ())}
+    if "fineTuneJobRef" in model:
+        named.add(("FineTuneJob", model["fineTuneJobRef"]["name"]))
+    if "uri" in model:
+        named.add(("PersistentVolumeClaim", model["uri"].removeprefix("pvc://").split("/")[0]))
+    return frozenset(named)

@@ -1,0 +1,110 @@
+"""What a revision's Deployment and pods tell: how many serve, why the others do not, and whether they ever will."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from tunesmith.modeldeployment.revision import Revision, child_name, of_revision
+from tunesmith.values import Object, Observed
+
+HOPELESS_EXIT_CODES = (64, 65)
+"""Bad settings, bad data (docs/contract.md): starting again cannot help."""
+RESTARTS_TO_FAIL = 2
+"""After so many restarts the engine counts as failed; it is told as such until it is ready, not in turns with `Starting`."""
+
+
+class Failure(NamedTuple):
+    """Why a revision does not get ready."""
+
+    reason: str
+    message: str
+
+
+def deployment_of(observed: Observed, revision: Revision) -> Object | None:
+    """The revision's Deployment, if it is there."""
+    return observed.child("Deployment", child_name(observed.owner, revision.name))
+
+
+def count(deployment: Object | None, field: str) -> int:
+    """A number of a Deployment's status; 0 where it is absent."""
+    return int(((deployment or {}).get("status") or {}).get(field, 0))
+
+
+def ready_pods(observed: Observed, revision: Revision | None) -> int:
+    """How many pods of the revision answer requests."""
+    return count(deployment_of(observed, revision), "readyReplicas") if revision else 0
+
+
+def is_complete(observed: Observed, revision: Revision, replicas: int) -> bool:
+    """Whether the Deployment controller has seen the revision's present template and all its pods are ready."""
+    deployment = deployment_of(observed, revision)
+    if deployment is None or deployment["spec"].get("replicas") != replicas:
+        return False
+    current = count(deployment, "observedGeneration") >= deployment["metadata"].get("generation", 0)
+    return current and min(count(deployment, "readyReplicas"), count(deployment, "updatedReplicas")) >= replicas
+
+
+def pods_of(observed: Observed, revision: Revision) -> list[Object]:
+    """The revision's pods that are not on their way out."""
+    return [pod for pod in of_revision(observed.of_kind("Pod"), revision.name) if "deletionTimestamp" not in pod["metadata"]]
+
+
+def failure_of(observed: Observed, revision: Revision) -> Failure | None:
+    """Why the revision will not get ready by itself, from its pods' last termination; None while there is hope."""
+    failures = (_container_failure(container) for container in _unready_containers(pods_of(observed, revision)))
+    return next((failure for failure in failures if failure), None)
+
+
+def _unready_containers(pods: Iterable[Object]) -> Iterable[Mapping[str, Any]]:
+    for pod in pods:
+        for container in (pod.get("status") or {}).get("containerStatuses", ()):
+            if not container.get("ready"):
+                yield container
+
+
+def _container_failure(container: Mapping[str, Any]) -> Failure | None:
+    states = (container.get("state") or {}, container.get("lastState") or {})
+    terminated = next((state["terminated"] for state in states if state.get("terminated")), None)
+    if terminated is None:
+        return None
+    text = str(terminated.get("message") or "").strip()
+    result = _result(text)
+    if terminated["exitCode"] in HOPELESS_EXIT_CODES and result:
+        return Failure(result["reason"], str(result.get("message", "")))
+    if container.get("restartCount", 0) < RESTARTS_TO_FAIL:
+        return None
+    cause = str(result.get("message", "")) if result else text[-512:]
+    return Failure("EngineFailed", f"{cause or terminated.get('reason', 'Error')} (exit code {terminated['exitCode']})")
+
+
+def _result(text: str) -> dict[str, Any] | None:
+    """The launcher's result in a termination message; an engine that died by itself leaves other text or none."""
+    try:
+        result = json.loads(text)
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) and isinstance(result.get("reason"), str) else None
+
+
+def obstacle_of(observed: Observed, revision: Revision) -> str:
+    """In words, what the revision's pods are waiting for."""
+    deployment = deployment_of(observed, revision)
+    for condition in ((deployment or {}).get("status") or {}).get("conditions", ()):
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            return str(condition.get("message", ""))
+    obstacles = (_obstacle(pod) for pod in pods_of(observed, revision))
+    return next((obstacle for obstacle in obstacles if obstacle), "")
+
+
+def _obstacle(pod: Object) -> str:
+    status = pod.get("status") or {}
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
+    for container in status.get("containerStatuses", ()):
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
+            return f"{waiting.get('reason', '')}: {waiting.get('message', '')}"
+    return "" if status.get("phase") != "Running" else "the engine is loading the model"

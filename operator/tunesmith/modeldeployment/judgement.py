@@ -1,0 +1,176 @@
+"""The two questions before anything is served: which model is meant, and did the EvalRuns of the gate pass that very model?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tunesmith.conditions import Condition, find, is_true
+from tunesmith.errors import InvalidSpec, NotReadyYet, TunesmithError
+from tunesmith.values import Key, Object, Observed
+
+Outcome = Literal["Open", "Waiting", "Closed"]
+
+
+class DependencyFailed(TunesmithError):
+    """What is named has failed; it may be made anew, so its events still wake us."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("DependencyFailed", message)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model to serve, pinned: `source` tells what it was read from."""
+
+    source: str
+    uri: str
+    digest: str | None
+
+    def to_json(self) -> Object:
+        """As it stands in `status.model`."""
+        return {"source": self.source, "uri": self.uri} | ({"digest": self.digest} if self.digest else {})
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The gate's answer: Open (serve), Waiting (goes on by itself) or Closed (a person must act)."""
+
+    outcome: Outcome
+    condition: Condition
+    """GatePassed."""
+    eval_runs: tuple[str, ...] = ()
+    """Those that passed the model."""
+
+
+def gate_names(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the EvalRuns that the spec asks for."""
+    return tuple(ref["name"] for ref in (spec.get("gate") or {}).get("evalRunRefs", ()))
+
+
+def _refer(observed: Observed, kind: str, name: str) -> Object | None:
+    return observed.references.get(Key(kind, observed.owner["metadata"]["namespace"], name))
+
+
+def source_of(spec: Mapping[str, Any]) -> str:
+    """What determines the model, in words. A plain URI takes its digest from the gate, so the gate is a part of it."""
+    model = spec["model"]
+    if "uri" in model:
+        gate = ",".join(gate_names(spec))
+        return f"{model['uri']} as evaluated by {gate}" if gate else str(model["uri"])
+    return f"FineTuneJob {model['fineTuneJobRef']['name']} artifact {model['artifact']}"
+
+
+def resolve(observed: Observed, in_use: bool) -> Model:
+    """The model that the spec means.
+
+    `in_use`: a revision has been made from the recorded model. It then stays pinned, whatever becomes of the FineTuneJob. Before
+    that a FineTuneJob that was made anew under its name is read again: its first model may have failed the gate.
+    """
+    source = source_of(observed.spec)
+    recorded = observed.recorded.get("model") or {}
+    pinned = Model(source, recorded["uri"], recorded.get("digest")) if recorded.get("source") == source else None
+    if pinned and in_use:
+        return pinned
+    try:
+        return _resolve_now(observed, source)
+    except TunesmithError:
+        if pinned:
+            return pinned
+        raise
+
+
+def _resolve_now(observed: Observed, source: str) -> Model:
+    model = observed.spec["model"]
+    if "uri" in model:
+        return Model(source, model["uri"], _evaluated_digest(observed, model["uri"]))
+    return _artifact(observed, source, model["fineTuneJobRef"]["name"], model["artifact"])
+
+
+def _evaluated_digest(observed: Observed, uri: str) -> str | None:
+    claim = uri.removeprefix("pvc://").split("/")[0]
+    if _refer(observed, "PersistentVolumeClaim", claim) is None:
+        raise NotReadyYet("DependencyNotReady", f"PersistentVolumeClaim {claim} does not exist; the model lies on it")
+    for name in gate_names(observed.spec):
+        evaluated = _status(_refer(observed, "EvalRun", name)).get("evaluated") or {}
+        if evaluated.get("uri") == uri and evaluated.get("digest"):
+            return str(evaluated["digest"])
+    return None
+
+
+def _artifact(observed: Observed, source: str, name: str, artifact: str) -> Model:
+    if artifact == "Adapter":
+        raise InvalidSpec("InvalidModel", "an Adapter cannot be served by itself: name the Merged artifact or a variant")
+    job = _refer(observed, "FineTuneJob", name)
+    if job is None:
+        raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} does not exist")
+    found = next((entry for entry in _status(job).get("artifacts", ()) if entry["name"] == artifact), None)
+    if found:
+        return Model(source, found["uri"], found["digest"])
+    if is_true(_status(job), "Stalled"):
+        raise DependencyFailed(f"FineTuneJob {name} failed: {(find(_status(job), 'Stalled') or {}).get('message', '')}")
+    if is_true(_status(job), "Succeeded"):
+        raise DependencyFailed(f"FineTuneJob {name} is done and has no artifact {artifact}: add it to the job's `output.artifacts` or `variants`")
+    raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} has not finished artifact {artifact}")
+
+
+def _status(reference: Object | None) -> Mapping[str, Any]:
+    return (reference or {}).get("status") or {}
+
+
+def judge(observed: Observed, model: Model | None, passed: tuple[str, ...]) -> Judgement:
+    """Ask the gate about `model` (None: not known yet). `passed`: EvalRuns recorded to have passed it, never asked again."""
+    names = gate_names(observed.spec)
+    if not names:
+        return Judgement("Open", Condition("GatePassed", "Unknown", "NoGate", "the spec has no gate: served unjudged"))
+    answers = [_passed(name) if name in passed else _ask(name, _refer(observed, "EvalRun", name), model) for name in names]
+    # What a person must mend is told before what is merely awaited.
+    worst = max(answers, key=lambda answer: ("Open", "Waiting", "Closed").index(answer.outcome))
+    if worst.outcome != "Open":
+        return worst
+    message = "passed by EvalRun " + ", ".join(names)
+    return Judgement("Open", Condition("GatePassed", "True", "Passed", message), names)
+
+
+def _passed(name: str) -> Judgement:
+    return Judgement("Open", Condition("GatePassed", "True", "Passed"), (name,))
+
+
+def _waiting(message: str) -> Judgement:
+    return Judgement("Waiting", Condition("GatePassed", "Unknown", "EvalRunNotFinished", message))
+
+
+def _ask(name: str, run: Object | None, model: Model | None) -> Judgement:
+    if run is None:
+        return _waiting(f"EvalRun {name} does not exist")
+    status = _status(run)
+    if "verdict" not in status:
+        if is_true(status, "Stalled"):
+            cause = (find(status, "Stalled") or {}).get("message", "")
+            return Judgement("Closed", Condition("GatePassed", "Unknown", "DependencyFailed", f"EvalRun {name} failed: {cause}"))
+        return _waiting(f"EvalRun {name} has not finished")
+    if model is None:
+        return _waiting(f"EvalRun {name} waits to be compared with the model")
+    evaluated = status.get("evaluated") or {}
+    if model.digest is None or evaluated.get("digest") != model.digest:
+        told = f"{evaluated.get('digest')} at {evaluated.get('uri')}"
+        message = f"EvalRun {name} evaluated {told}; the model is {model.digest or 'another one'} at {model.uri}"
+        return Judgement("Closed", Condition("GatePassed", "False", "DigestNotEvaluated", message))
+    if status["verdict"] != "Passed":
+        return Judgement("Closed", Condition("GatePassed", "False", "GateFailed", f"EvalRun {name}: {_failures(run)}"))
+    return _passed(name)
+
+
+def _failures(run: Object) -> str:
+    """The criteria that did not hold, with their numbers."""
+    criteria = run["spec"].get("gate", [])
+    outcomes = [{**criterion, **outcome} for criterion, outcome in zip(criteria, _status(run).get("gate", ()), strict=False)]
+    lines = [_failure(outcome) for outcome in outcomes if outcome["outcome"] != "Passed"]
+    return "; ".join(lines) or "verdict Failed"
+
+
+def _failure(outcome: Mapping[str, Any]) -> str:
+    asked = " ".join(f"{name} {outcome[name]}" for name in ("min", "max", "maxDrop", "maxRatio") if name in outcome)
+    baseline = f" of {outcome['baseline']} ({outcome.get('baselineValue', 'missing')})" if "baseline" in outcome else ""
+    return f"{outcome['metric']} is {outcome.get('value', 'missing')}, must have {asked}{baseline}"

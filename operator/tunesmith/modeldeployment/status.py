@@ -1,0 +1,120 @@
+"""A ModelDeployment's status, computed from what is observed and what was recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tunesmith.conditions import Condition, done, merge, stalled, working
+from tunesmith.errors import NotReadyYet, TunesmithError
+from tunesmith.modeldeployment.health import count, deployment_of, failure_of, is_complete, obstacle_of, ready_pods
+from tunesmith.modeldeployment.judgement import Judgement, Model, judge, resolve
+from tunesmith.modeldeployment.revision import Revision, in_state, recorded_revisions, selector
+from tunesmith.modeldeployment.rollout import advance, find, want
+from tunesmith.values import Object, Observed
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What the spec asks for, as far as it is known and allowed now."""
+
+    model: Model | None
+    judgement: Judgement
+    error: TunesmithError | None = None
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a person reads first: the display word and the three conditions of kstatus."""
+
+    stage: str
+    conditions: tuple[Condition, ...]
+
+
+def status(observed: Observed) -> Object:
+    """The whole status; written if it differs from the recorded one."""
+    before = recorded_revisions(observed.recorded)
+    wish = _wish(observed, before)
+    allowed = wish.model is not None and wish.judgement.outcome == "Open"
+    wanted = want(observed, before, wish.model, wish.judgement) if wish.model and allowed else None
+    revisions = advance(observed, before, wanted)
+    told = _tell(observed, wish, revisions)
+    generation = observed.owner["metadata"]["generation"]
+    result: Object = {
+        "observedGeneration": generation,
+        "stage": told.stage,
+        "conditions": merge(observed.recorded.get("conditions", ()), (*told.conditions, wish.judgement.condition), generation, observed.now),
+        "revisions": [revision.to_json() for revision in revisions],
+        **_scale(observed, revisions),
+    }
+    return result | ({"model": wish.model.to_json()} if wish.model else {}) | ({"url": _url(observed)} if revisions else {})
+
+
+def _wish(observed: Observed, revisions: list[Revision]) -> _Wish:
+    try:
+        model = _model(observed, revisions)
+    except TunesmithError as error:
+        return _Wish(None, judge(observed, None, ()), error)
+    found = find(observed, revisions, model)
+    return _Wish(model, judge(observed, model, found.eval_runs if found else ()))
+
+
+def _model(observed: Observed, revisions: list[Revision]) -> Model:
+    recorded = observed.recorded.get("model") or {}
+    in_use = any((r.uri, r.digest) == (recorded.get("uri"), recorded.get("digest")) for r in revisions)
+    return resolve(observed, in_use)
+
+
+def _scale(observed: Observed, revisions: list[Revision]) -> Object:
+    """What the /scale subresource reads. The selector is never empty: an empty one would select every pod."""
+    shown = in_state(revisions, "Active") or in_state(revisions, "Candidate")
+    labels = selector(observed.owner, shown.name if shown else None)
+    return {
+        "replicas": count(deployment_of(observed, shown), "replicas") if shown else 0,
+        "readyReplicas": ready_pods(observed, shown),
+        "selector": ",".join(f"{name}={value}" for name, value in labels.items()),
+    }
+
+
+def _url(observed: Observed) -> str:
+    metadata = observed.owner["metadata"]
+    return f"http://{metadata['name']}.{metadata['namespace']}.svc.cluster.local/v1"
+
+
+def _tell(observed: Observed, wish: _Wish, revisions: list[Revision]) -> _Told:
+    active = in_state(revisions, "Active")
+    serves = active if ready_pods(observed, active) > 0 else None
+    if observed.problem:
+        return _Told("Failed", stalled(observed.problem["reason"], observed.problem["message"], serves is not None))
+    if isinstance(wish.error, NotReadyYet):
+        return _Told("WaitingForModel", _moving(wish.error.reason, wish.error.message, serves))
+    if wish.error:
+        return _Told("Failed", stalled(wish.error.reason, wish.error.message, serves is not None))
+    gate = wish.judgement.condition
+    if wish.judgement.outcome == "Waiting":
+        return _Told("WaitingForGate", _moving(gate.reason, gate.message, serves))
+    if wish.judgement.outcome == "Closed":
+        return _Told("GateFailed" if gate.status == "False" else "Failed", stalled(gate.reason, gate.message, serves is not None))
+    # With an open gate the spec's revision exists, and `advance` puts it first.
+    return _tell_of_pods(observed, revisions[0], serves)
+
+
+def _tell_of_pods(observed: Observed, revision: Revision, serves: Revision | None) -> _Told:
+    replicas, ready = observed.spec.get("replicas", 1), ready_pods(observed, revision)
+    if revision.state == "Active" and is_complete(observed, revision, replicas):
+        reason = "Serving" if replicas else "ScaledToZero"
+        return _Told(reason, done(reason, f"revision {revision.name} serves with {ready} of {replicas} pods"))
+    failure = failure_of(observed, revision)
+    if failure and (revision.state == "Candidate" or serves is None):
+        return _Told("Failed", stalled(failure.reason, f"revision {revision.name}: {failure.message}", serves is not None))
+    obstacle = obstacle_of(observed, revision)
+    message = f"revision {revision.name}: {ready} of {replicas} pods are ready" + (f"; {obstacle}" if obstacle else "")
+    word = "Starting" if revision.state == "Candidate" or serves is None else "Scaling"
+    return _Told(word, _moving(word, message, serves))
+
+
+def _moving(reason: str, message: str, serves: Revision | None) -> tuple[Condition, ...]:
+    """Going on by itself (kstatus InProgress by Reconciling); Ready stays True while an active revision answers."""
+    ready, *others = working(reason, message)
+    if serves:
+        ready = replace(ready, status="True", reason="Serving", message=f"revision {serves.name} serves")
+    return (ready, *others)
