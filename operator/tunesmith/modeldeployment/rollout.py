@@ -1,6 +1,6 @@
 """How revisions replace one another: beside the old one, then in its place, then without it.
 
-    (wanted) -> Candidate --all pods ready--> Active --another takes over--> Draining --30 s--> (gone)
+(wanted) -> Candidate --all pods ready--> Active --another takes over--> Draining --30 s--> (gone)
 """
 
 from __future__ import annotations
