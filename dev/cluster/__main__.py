@@ -1,0 +1,138 @@
+"""The command line: `python3 -m dev.cluster COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import environments, images, tools
+from .cluster import Cluster, Progress
+from .errors import ClusterError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python3 -m dev.cluster", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    command("build", "build binaries and base images only")
+    up = command("up", "start the cluster")
+    up.add_argument("--nodes", type=int, default=2, help="how many nodes (2)")
+    up.add_argument(
+        "--bind",
+        action="append",
+        default=[],
+        metavar="NAME[=HOSTPATH]",
+        help="bind a folder read-only at /opt/NAME in every container; "
+        "without a path, the locked environment of that name",
+    )
+    down = command("down", "stop the cluster, put the host back and delete the cluster's data")
+    down.add_argument("--purge", action="store_true", help="delete its logs too")
+    command("status", "what runs, and where the kubeconfig is")
+    load = command("load", "import OCI image archives into every node")
+    load.add_argument("archives", nargs="+", type=Path, metavar="IMAGE-ARCHIVE")
+    node = command("node", "stop a node at once, or bring it back")
+    node.add_argument("action", choices=["stop", "start"])
+    node.add_argument("number", type=node_number, metavar="N")
+    command("images", "make the thin images of our code and print their names and archives")
+    environment = command("environment", "build a locked Python environment and print its path")
+    environment.add_argument("name", choices=sorted(environments.LOCKS))
+    tool = command("tool", "print the path of a binary, building it when it is missing")
+    tool.add_argument("name", choices=sorted(tools.GO_BINARIES))
+    command("kubectl", "run kubectl against the cluster")
+    return top
+
+
+def node_number(text: str) -> int:
+    """A node's number from `1` or `n1`."""
+    return int(text.removeprefix("n"))
+
+
+def parse_binds(values: Sequence[str]) -> dict[str, Path | None]:
+    """Folders by name; None stands for the locked environment of that name."""
+    binds: dict[str, Path | None] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not name.isidentifier():
+            raise ClusterError(f"--bind {value}: the form is NAME or NAME=HOSTPATH")
+        if not equals and name not in environments.LOCKS:
+            raise ClusterError(f"--bind {name}: there is no locked environment of that name")
+        binds[name] = Path(path).resolve() if equals else None
+    return binds
+
+
+def up(cluster: Cluster, options: argparse.Namespace) -> None:
+    """The `up` command."""
+    report = Progress()
+    binds = {
+        name: path or environments.environment(name, report=report)
+        for name, path in parse_binds(options.bind).items()
+    }
+    cluster.up(options.nodes, binds, report)
+    report(f"up; kubeconfig: {cluster.kubeconfig}")
+
+
+def kubectl(cluster: Cluster, arguments: Sequence[str]) -> None:
+    """Become kubectl."""
+    cluster.require_running()
+    path = tools.built("kubectl", to_stderr)
+    os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+    os.execv(path, ["kubectl", *arguments])
+
+
+def to_stderr(message: str) -> None:
+    """Progress of commands whose output is for another program."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a parsed command; returns the exit status."""
+    cluster = Cluster()
+    match options.command:
+        case "build":
+            cluster.build(Progress())
+        case "up":
+            up(cluster, options)
+        case "down":
+            cluster.down(options.purge, Progress())
+        case "status":
+            print("\n".join(cluster.status()))
+            return 0 if cluster.is_running() else 1
+        case "load":
+            cluster.load(options.archives, Progress())
+        case "node" if options.action == "stop":
+            cluster.stop_node(options.number, Progress())
+        case "node":
+            cluster.start_node(options.number, Progress())
+        case "images":
+            for image in images.build_thin_images(report=to_stderr):
+                print(image.name, image.archive)
+        case "environment":
+            print(environments.environment(options.name, report=to_stderr))
+        case "tool":
+            print(tools.built(options.name, to_stderr))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn a ClusterError into one sentence and exit status 1."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["kubectl"]:  # everything after it is kubectl's own
+            kubectl(Cluster(), given[1:])
+        return run(parser().parse_args(given))
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

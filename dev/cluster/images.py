@@ -1,0 +1,155 @@
+"""The image archives of the cluster: its own, and thin ones that hold only our code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import paths
+from .oci import ImageConfig, Layer, read_layer, write_archive, write_layer
+from .rootfs import base_folder, base_rootfs
+from .tools import Report, built, exclusive
+
+BASE_IMAGE = "localhost/tunesmith-base:dev"
+PAUSE_IMAGE = "localhost/tunesmith-pause:dev"
+COREDNS_IMAGE = "localhost/tunesmith-coredns:dev"
+PROVISIONER_IMAGE = "localhost/tunesmith-local-path-provisioner:dev"
+USER = "65532:65532"
+
+
+@dataclass(frozen=True)
+class NamedArchive:
+    """An image's full name and the OCI archive that holds it."""
+
+    name: str
+    archive: Path
+
+
+@dataclass(frozen=True)
+class ThinImage:
+    """One of our images: where its code lies and which environment it runs with."""
+
+    name: str
+    code: str
+    """The code's folder in the repository."""
+    target: str
+    """Where the code lies in the image."""
+    entrypoint: Sequence[str]
+
+
+THIN_IMAGES = (
+    ThinImage("operator", "operator/tunesmith", "app/tunesmith", ("python", "-m", "tunesmith")),
+    ThinImage(
+        "trainer",
+        "trainer-image/tunesmith_trainer",
+        "app/tunesmith_trainer",
+        ("python", "-m", "tunesmith_trainer"),
+    ),
+    ThinImage(
+        "serving",
+        "serving-image/tunesmith_serving",
+        "app/tunesmith_serving",
+        ("python", "-m", "tunesmith_serving"),
+    ),
+)
+
+
+def thin_config(image: ThinImage) -> ImageConfig:
+    """Our code at /app, run by the environment that the cluster binds at /opt/NAME."""
+    return ImageConfig(
+        entrypoint=image.entrypoint,
+        env={
+            "PATH": f"/opt/{image.name}/bin:/usr/local/bin:/usr/bin:/bin",
+            "PYTHONPATH": "/app",
+            "PYTHONUNBUFFERED": "1",
+            # The root file system is read-only: compiled files could not be written anyway.
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        user=USER,
+        labels={"org.opencontainers.image.title": f"tunesmith-{image.name}"},
+    )
+
+
+def base_layer(report: Report = print) -> Layer:
+    """The base root filesystem as a layer, which all our images begin with."""
+    target = base_folder() / "layer.tar"
+    rootfs = base_rootfs(report)
+    if not target.exists():
+        with exclusive(paths.images_root() / ".base.lock"):
+            if not target.exists():
+                partial = target.with_name("layer.partial")
+                write_layer({"/": rootfs}, partial, stable=False)
+                partial.rename(target)
+    return read_layer(target)
+
+
+def base_image(report: Report = print) -> NamedArchive:
+    """The base as an image of its own, for the provisioner's helper and for tests."""
+    target = base_folder() / "image.tar"
+    if not target.exists():
+        layer = base_layer(report)
+        write_archive(target, BASE_IMAGE, [layer], ImageConfig(command=("/bin/bash",)))
+    return NamedArchive(BASE_IMAGE, target)
+
+
+def binary_image(name: str, image: str, report: Report = print) -> NamedArchive:
+    """An image that holds one static binary and nothing else."""
+    binary = built(name, report)
+    # The binary's folder is named by its key, so another build makes another archive.
+    folder = paths.images_root() / f"{name}-{binary.parent.name.rpartition('-')[2]}"
+    target = folder / "image.tar"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        layer = write_layer({name: binary}, folder / "layer.tar")
+        write_archive(target, image, [layer], ImageConfig(entrypoint=(f"/{name}",)))
+        layer.path.unlink()
+    return NamedArchive(image, target)
+
+
+def cluster_images(report: Report = print) -> list[NamedArchive]:
+    """What every node imports when it starts, the ones needed first at the front."""
+    return [
+        binary_image("pause", PAUSE_IMAGE, report),
+        binary_image("coredns", COREDNS_IMAGE, report),
+        binary_image("local-path-provisioner", PROVISIONER_IMAGE, report),
+        base_image(report),
+    ]
+
+
+def build_thin_images(
+    repository: Path = paths.REPOSITORY, report: Report = print
+) -> list[NamedArchive]:
+    """Archives of our images whose code is in the repository, tagged by the code's hash.
+
+    They leave out the base layer, which every node of a running cluster has; a change of the
+    code thus loads in a moment.
+    """
+    base = base_layer(report)
+    return [
+        _thin_image(image, repository / image.code, base)
+        for image in THIN_IMAGES
+        if (repository / image.code).is_dir()
+    ]
+
+
+def _thin_image(image: ThinImage, code: Path, base: Layer) -> NamedArchive:
+    folder = paths.images_root() / f"thin-{image.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".lock"):
+        layer = write_layer({image.target: code}, folder / "layer.tar")
+        tag = layer.digest.removeprefix("sha256:")[:12]
+        name = f"localhost/tunesmith-{image.name}:{tag}"
+        target = folder / f"{tag}.tar"
+        if not target.exists():
+            _remove_older(folder, keep=8)
+            layers = [base, layer]
+            write_archive(target, name, layers, thin_config(image), omit={base.digest})
+        layer.path.unlink()
+    return NamedArchive(name, target)
+
+
+def _remove_older(folder: Path, keep: int) -> None:
+    archives = sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
+    for path in [path for path in archives if path.name != "layer.tar"][:-keep]:
+        path.unlink()
