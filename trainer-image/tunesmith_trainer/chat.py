@@ -15,10 +15,11 @@ from tunesmith_trainer.errors import StageError
 # `{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}` as ChatML templates write it.
 _QUOTE = r"['\"]"
 _JOIN = r"\s*\+\s*"
+_BREAK = r"(?:\\n|\n)"  # templates hold a line break as an escape or as itself
 _CHATML_TURN = re.compile(
     rf"\{{\{{-?\s*{_QUOTE}<\|im_start\|>{_QUOTE}{_JOIN}message(?:\.role|\[{_QUOTE}role{_QUOTE}\])"
-    rf"{_JOIN}{_QUOTE}\\n{_QUOTE}{_JOIN}message(?:\.content|\[{_QUOTE}content{_QUOTE}\])"
-    rf"{_JOIN}{_QUOTE}<\|im_end\|>(?:{_QUOTE}{_JOIN}{_QUOTE})?\\n{_QUOTE}\s*-?\}}\}}"
+    rf"{_JOIN}{_QUOTE}{_BREAK}{_QUOTE}{_JOIN}message(?:\.content|\[{_QUOTE}content{_QUOTE}\])"
+    rf"{_JOIN}{_QUOTE}<\|im_end\|>(?:{_QUOTE}{_JOIN}{_QUOTE})?{_BREAK}{_QUOTE}\s*-?\}}\}}"
 )
 # The turn's end is trained, so that the model learns to stop; the line break after it never is generated.
 _CHATML_TRAINED_TURN = (

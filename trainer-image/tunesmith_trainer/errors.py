@@ -11,6 +11,7 @@ EXIT_CODES = {
     "SequenceTooLong": 64,
     "UnsupportedTemplate": 64,
     "InvalidSettings": 64,
+    "InvalidModel": 65,
     "InvalidDataset": 65,
     "EmptyDataset": 65,
     "UnsafeWeights": 65,
