@@ -1,0 +1,1 @@
+"""The serving launcher: verifies a model's files, starts the engine on it, answers probes and drains."""

@@ -1,0 +1,81 @@
+"""How a stage file becomes vLLM's command line and environment. Pure: nothing here reads the machine or starts anything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tunesmith_serving import overrides
+from tunesmith_serving.contract import ServeInput
+
+# `vllm serve`, without relying on PATH. The older module vllm.entrypoints.openai.api_server is deprecated.
+VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+# How long requests in flight may take after SIGTERM. The pod's terminationGracePeriodSeconds must exceed this by its
+# preStop sleep and by the 15 s that vLLM needs at most to end its own processes.
+DRAIN_SECONDS = 40
+# Asked every second or so by the kubelet, a scraper, and our own readiness check.
+UNLOGGED_ENDPOINTS = "/health,/metrics,/ping,/v1/models"
+DEFAULT_CPU_KV_CACHE_GIB = "1"
+
+
+def arguments(stage: ServeInput, folder: Path) -> list[str]:
+    """Return the arguments of `vllm serve`; raises ServeError(InvalidOverrides)."""
+    vllm = stage.engine.vllm
+    chosen = overrides.parse(vllm.overrides)
+    if stage.device == "CPU":
+        # Compiling takes a minute and a C++ compiler at every start, and CPU clusters are for trying things out.
+        chosen.setdefault("enforce_eager", True)
+    length = [] if vllm.max_model_len is None else ["--max-model-len", str(vllm.max_model_len)]
+    return [
+        str(folder),
+        *("--served-model-name", stage.served_model_name),
+        *("--port", str(stage.port)),
+        *length,
+        *("--tensor-parallel-size", str(vllm.tensor_parallel_size)),
+        # Without this, "auto" falls back to unpickling *.bin files.
+        *("--load-format", "safetensors"),
+        *("--shutdown-timeout", str(DRAIN_SECONDS)),
+        *("--disable-access-log-for-endpoints", UNLOGGED_ENDPOINTS),
+        *overrides.to_flags(chosen),
+    ]
+
+
+def command(stage: ServeInput, folder: Path, engine: Sequence[str] = VLLM) -> list[str]:
+    """Return the whole command line; `engine` is what starts the engine."""
+    return [*engine, *arguments(stage, folder)]
+
+
+def environment(stage: ServeInput, base: Mapping[str, str], home: Path, cpus: int) -> dict[str, str]:
+    """Return the engine's environment: `base` with what it lacks for an offline start by a user without a name.
+
+    `home` is a writable folder; `cpus` is how many processors the pod may use.
+    """
+    fixed = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        # Caches that default to $HOME (vLLM, flashinfer, triton, Hugging Face) follow it.
+        "HOME": str(home),
+        # User 65532 is in no passwd file, where getpass.getuser() (torch.compile's cache) would look without these.
+        "USER": "tunesmith",
+        "LOGNAME": "tunesmith",
+        "PYTHONUNBUFFERED": "1",
+    }
+    cpu_defaults = _cpu_environment(stage, cpus) if stage.device == "CPU" else {}
+    return {**cpu_defaults, **base, **fixed}
+
+
+def _cpu_environment(stage: ServeInput, cpus: int) -> dict[str, str]:
+    """Return what a user's `env` may still change on a CPU.
+
+    vLLM binds its threads to the node's first processors and counts all that it sees: two pods on a node would share
+    one processor, and a pod with a limit would be throttled. So threads are counted from the pod's limit, one
+    processor left to the API server and the scheduler, and placed by the kernel.
+    """
+    threads = max(1, (cpus - 1) // stage.engine.vllm.tensor_parallel_size)
+    placement = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    if "kv_cache_memory_bytes" in stage.engine.vllm.overrides:
+        # The variable would win over the argument.
+        return placement
+    return placement | {"VLLM_CPU_KVCACHE_SPACE": DEFAULT_CPU_KV_CACHE_GIB}

@@ -1,0 +1,134 @@
+"""The launcher, PID 1 of a serving pod: verify the model, start the engine, answer probes, pass SIGTERM on, drain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tunesmith_serving import engine, machine, result
+from tunesmith_serving.contract import ServeInput
+from tunesmith_serving.errors import ServeError
+from tunesmith_serving.probes import Answer, ModelCheck, ProbeServer
+from tunesmith_serving.process import EngineProcess, describe_exit
+from tunesmith_serving.verify import refuse_unsafe_weights, verify
+
+STAGE_FILE = "/etc/tunesmith/stage.json"
+# vLLM ends its processes one after another once the last request is answered; beyond this it hangs.
+TEARDOWN_SECONDS = 15
+VERIFYING = "the model's files are being verified"
+STARTING = "the engine is being started"
+
+
+def log(message: str) -> None:
+    """Write a line to the container's log."""
+    print(f"tunesmith: {message}", flush=True)
+
+
+class Launcher:
+    """One model's life in one pod. Its phase, for the probes, is a sentence that says what it waits for."""
+
+    def __init__(self, stage: ServeInput, engine_command: Sequence[str]) -> None:
+        self.stage = stage
+        self.engine_command = engine_command
+        self.phase = VERIFYING
+        self.stopping = False
+        self.process: EngineProcess | None = None
+        self._check = ModelCheck(stage.port, stage.served_model_name, os.environ.get("VLLM_API_KEY"))
+
+    def run(self) -> int:
+        """Serve until stopped and return the exit code; raises ServeError when serving is impossible or ends badly."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # PID 1 has no default handlers: without these, SIGTERM would be ignored.
+            signal.signal(number, self._on_stop)
+        with ProbeServer(self.stage.ready_port, {"/ready": self.ready, "/live": self.live}):
+            self._start_engine(self._verified_command())
+            return self._wait()
+
+    def ready(self) -> Answer:
+        """Return whether requests may be sent here."""
+        if self.stopping:
+            return Answer(False, "requests in flight are being finished before the end")
+        if self.process is None:
+            return Answer(False, self.phase)
+        return self._check()
+
+    def live(self) -> Answer:
+        """Return whether the launcher, and the engine once it is started, are running."""
+        if self.process is not None and not self.process.alive:
+            return Answer(False, "the engine has ended")
+        return Answer(True, "alive")
+
+    def _verified_command(self) -> list[str]:
+        # Settings first: a wrong one must not cost the reading of 100 GB.
+        engine.arguments(self.stage, Path())
+        model = verify(self.stage.model)
+        log(f"verified {self.stage.model.uri}: {model}")
+        refuse_unsafe_weights(model.folder)
+        return engine.command(self.stage, model.folder, self.engine_command)
+
+    def _start_engine(self, command: list[str]) -> None:
+        self.phase = STARTING
+        home, cpus = machine.writable_home(), machine.available_cpus()
+        log("starting " + " ".join(command))
+        self.process = EngineProcess(command, engine.environment(self.stage, os.environ, home, cpus))
+        if self.stopping:
+            # The signal came while there was no process to pass it on to.
+            self._drain(self.process)
+
+    def _on_stop(self, number: int, _: object) -> None:
+        log(f"stopping on {signal.Signals(number).name}")
+        repeated, self.stopping = self.stopping, True
+        if self.process is not None and not repeated:
+            self._drain(self.process)
+        elif self.phase == VERIFYING:
+            # Nothing to drain, and the threads that hash would keep us for as long as the largest file takes.
+            os._exit(0)
+
+    def _drain(self, process: EngineProcess) -> None:
+        process.terminate()
+        deadline = threading.Timer(engine.DRAIN_SECONDS + TEARDOWN_SECONDS, process.kill)
+        deadline.daemon = True
+        deadline.start()
+
+    def _wait(self) -> int:
+        assert self.process is not None
+        code = self.process.wait()
+        log(f"the engine ended with {describe_exit(code)}")
+        # An engine that was still starting has no handler yet and dies of the signal: nothing was lost.
+        if self.stopping and code in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
+            return 0
+        raise ServeError("EngineFailed", f"vLLM ended with {describe_exit(code)}: {self.process.last_words()}")
+
+
+def read_stage() -> ServeInput:
+    """Return the stage file's content; raises ServeError(InvalidSettings)."""
+    path = Path(os.environ.get("TUNESMITH_STAGE_FILE", STAGE_FILE))
+    try:
+        return ServeInput.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ServeError("InvalidSettings", f"the stage file cannot be read: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ServeError("InvalidSettings", f"the stage file {path} is refused: {wrong}") from error
+
+
+def main(engine_command: Sequence[str] = engine.VLLM) -> int:
+    """Run the launcher and return the exit code; a failure is written to the termination log."""
+    start_time = result.timestamp()
+    try:
+        return Launcher(read_stage(), engine_command).run()
+    except ServeError as error:
+        failed = error
+    except Exception as error:
+        traceback.print_exc()
+        failed = ServeError("InternalError", f"{type(error).__name__}: {error}")
+    sys.stdout.flush()
+    result.write_termination(result.failure(failed, start_time))
+    return failed.exit_code
