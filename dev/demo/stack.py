@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dev.cluster import images, tools
+from dev.cluster import environments, images, paths, tools
+from dev.cluster.cluster import Cluster
+from dev.cluster.errors import ClusterError
 
 from .kube import DemoError, Kube
 
@@ -59,7 +61,19 @@ def install_chart(helm: str, kubeconfig: Path, built: Images) -> None:
 
 def start_cluster(say: Say) -> tuple[Path, Images]:
     """Have the development cluster running with our images on its nodes."""
-    raise NotImplementedError
+    cluster = Cluster()
+    binds = {name: environments.environment(name, report=say) for name in ("operator", "trainer", "serving")}
+    bound = paths.state_root() / "binds.json"
+    wanted = json.dumps({name: str(folder) for name, folder in binds.items()})
+    if not cluster.is_running():
+        say("starting a two-node Kubernetes")
+        cluster.up(2, binds, say)
+        bound.write_text(wanted)
+    elif not bound.exists() or bound.read_text() != wanted:
+        raise DemoError("the cluster that runs was not started for this version's environments; run `make down` first")
+    built = images.build_thin_images(report=say)
+    cluster.load([image.archive for image in built], say)
+    return cluster.kubeconfig, Images(*(image.name for image in built))
 
 
 def bring_up(say: Say) -> Stack:
@@ -68,7 +82,10 @@ def bring_up(say: Say) -> Stack:
     if kubeconfig:
         path, built = Path(kubeconfig), given_images()
     else:
-        path, built = start_cluster(say)
+        try:
+            path, built = start_cluster(say)
+        except ClusterError as error:
+            raise DemoError(str(error)) from error
     install_chart(str(tools.binary("helm")), path, built)
     say("operator installed from helm/tunesmith")
     return Stack(Kube(str(tools.binary("kubectl")), path, NAMESPACE), built, not kubeconfig)
