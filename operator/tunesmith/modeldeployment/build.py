@@ -1,0 +1,113 @@
+"""What must exist for a ModelDeployment: of each revision a ConfigMap, a Service and a Deployment, and one Service that selects the active one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.contract import ObjectRef, ServeInput, UnpinnedModel, stage_json
+from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
+from tunesmith.modeldeployment.rollout import drain_left
+from tunesmith.pods import Workload, child_metadata, pod_spec, stage_config_map
+from tunesmith.values import Object, Observed, Plan
+
+COMMAND = ("python", "-m", "tunesmith_serving")
+SERVICE_PORT = 80
+PRE_STOP_SECONDS = 10
+"""Requests still arrive while the endpoint's removal travels to every proxy; only then may the engine be told to stop."""
+ENGINE_DRAIN_SECONDS = 60
+"""How long the engine may finish what it has begun."""
+CHILD_KINDS = ("ConfigMap", "Service", "Deployment")
+
+
+def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
+    """What to apply and delete now, for the revisions that the status names."""
+    revisions = recorded_revisions(status)
+    apply = [child for revision in revisions for child in _children(observed, revision)]
+    # Last, so that what the Service is switched to is there.
+    apply += _main_service(observed, revisions)
+    kept = {(child["kind"], child["metadata"]["name"]) for child in apply}
+    delete = [child for kind in CHILD_KINDS for child in observed.of_kind(kind) if (kind, child["metadata"]["name"]) not in kept]
+    return Plan(apply=tuple(apply), delete=tuple(delete), wake_after=_wake_after(observed, revisions))
+
+
+def _wake_after(observed: Observed, revisions: list[Revision]) -> float | None:
+    draining = in_state(revisions, "Draining")
+    return drain_left(draining, observed.now) if draining else None
+
+
+def _main_service(observed: Observed, revisions: list[Revision]) -> list[Object]:
+    """The endpoint. Before anything is active it selects the first candidate, so that its name resolves from the start."""
+    shown = in_state(revisions, "Active") or in_state(revisions, "Candidate")
+    if shown is None:
+        return []
+    metadata = child_metadata(observed.owner, observed.owner["metadata"]["name"], {})
+    return [_service(metadata, selector(observed.owner, shown.name))]
+
+
+def _children(observed: Observed, revision: Revision) -> list[Object]:
+    owner = observed.owner
+    metadata = child_metadata(owner, child_name(owner, revision.name), {LABEL_REVISION: revision.name})
+    return [
+        stage_config_map(metadata, _serve_input(owner, revision)),
+        _service(metadata, selector(owner, revision.name)),
+        _deployment(observed, revision, metadata),
+    ]
+
+
+def _service(metadata: Object, labels: Mapping[str, str]) -> Object:
+    port = {"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "targetPort": "http"}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": dict(labels), "ports": [port]}}
+
+
+def _serve_input(owner: Object, revision: Revision) -> Object:
+    metadata = owner["metadata"]
+    gpus = (revision.inputs.get("resources") or {}).get("gpus", 0)
+    engine: Object = {"tensorParallelSize": gpus or 1, "overrides": {}} | dict(revision.inputs["engine"]["vllm"])
+    return stage_json(
+        ServeInput(
+            device="GPU" if gpus else "CPU",
+            object=ObjectRef(kind=owner["kind"], namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"]),
+            model=UnpinnedModel(uri=revision.uri, digest=revision.digest),
+            engine={"vllm": engine},
+            served_model_name=metadata["name"],
+        )
+    )
+
+
+def _deployment(observed: Observed, revision: Revision, metadata: Object) -> Object:
+    owner = observed.owner
+    workload = Workload(
+        image=revision.image,
+        command=COMMAND,
+        input=_serve_input(owner, revision),
+        config_map=metadata["name"],
+        resources=revision.inputs.get("resources") or {},
+        scheduling=revision.inputs.get("scheduling") or {},
+        grace_period_seconds=PRE_STOP_SECONDS + ENGINE_DRAIN_SECONDS + 20,
+        container=_container(),
+    )
+    spec = {
+        "replicas": observed.spec.get("replicas", 1),
+        "revisionHistoryLimit": 1,
+        "selector": {"matchLabels": selector(owner, revision.name)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": {"metadata": {"labels": metadata["labels"]}, "spec": pod_spec(workload, observed.config)},
+    }
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+
+
+def _container() -> Object:
+    """Ports, probes and the way out. The probes ask the launcher: it knows the engine's key and whether the model is loaded."""
+    return {
+        "ports": [{"name": "http", "containerPort": 8000, "protocol": "TCP"}, {"name": "probes", "containerPort": 8001, "protocol": "TCP"}],
+        # Loading a large model takes minutes: 20 of them are granted before the pod is started anew.
+        "startupProbe": _probe("/ready", 5, 240),
+        "readinessProbe": _probe("/ready", 5, 6),
+        "livenessProbe": _probe("/live", 10, 6),
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+    }
+
+
+def _probe(path: str, period: int, failures: int) -> Object:
+    return {"httpGet": {"path": path, "port": "probes"}, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}

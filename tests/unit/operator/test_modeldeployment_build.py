@@ -1,0 +1,81 @@
+"""What is made for a ModelDeployment. The golden file shows all of it; write it anew with TUNESMITH_UPDATE_GOLDEN=1."""
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+
+from tests.unit.operator.deployments import GATED, UNGATED, World, evaluation, job
+from tunesmith.contract import ServeInput
+from tunesmith.values import Object
+
+GOLDEN = Path(__file__).parent / "golden" / "modeldeployment.yaml"
+FULL: Object = {
+    **GATED,
+    "engine": {"vllm": {"maxModelLen": 4096, "overrides": {"enable_prefix_caching": "true"}}},
+    "replicas": 2,
+    "resources": {"gpus": 2, "cpu": "8", "memory": "32Gi", "sharedMemory": "2Gi"},
+    "scheduling": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+}
+
+
+def deployment(world: World) -> Object:
+    """The one Deployment that the last step applied."""
+    return next(entry for entry in world.plan.apply if entry["kind"] == "Deployment")
+
+
+def test_the_manifests_are_the_golden_ones() -> None:
+    world = World(FULL, job(), evaluation())
+    world.step()
+    text = yaml.safe_dump_all(json.loads(json.dumps(world.plan.apply)), sort_keys=False, width=150)
+    if os.environ.get("TUNESMITH_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_the_service_comes_after_what_it_selects() -> None:
+    world = World(UNGATED, job())
+    world.step()
+    assert [entry["kind"] for entry in world.plan.apply] == ["ConfigMap", "Service", "Deployment", "Service"]
+    assert world.plan.apply[-1]["metadata"]["name"] == "support-bot"
+    assert world.plan.delete == world.plan.create == ()
+
+
+def test_the_launchers_orders_follow_the_contract() -> None:
+    world = World(FULL, job(), evaluation())
+    world.step()
+    orders = ServeInput.model_validate(json.loads(world.plan.apply[0]["data"]["stage.json"]))
+    assert (orders.device, orders.served_model_name, orders.engine["vllm"]["tensorParallelSize"]) == ("GPU", "support-bot", 2)
+
+
+def test_the_names_of_the_longest_object_fit() -> None:
+    world = World(UNGATED, job())
+    world.owner["metadata"]["name"] = "m" * 40
+    world.step()
+    assert all(len(entry["metadata"]["name"]) <= 63 for entry in world.plan.apply)
+
+
+def test_a_pod_may_finish_what_it_has_begun() -> None:
+    world = World(UNGATED, job())
+    world.step()
+    pod = deployment(world)["spec"]["template"]["spec"]
+    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert 5 <= pause <= 15
+    assert pod["terminationGracePeriodSeconds"] >= pause + 60
+
+
+def test_the_model_is_mounted_read_only() -> None:
+    world = World(UNGATED, job())
+    world.step()
+    mounts = deployment(world)["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert {"name": "claim-0", "mountPath": "/mnt/pvc/models", "readOnly": True} in mounts
+
+
+def test_the_template_holds_nothing_that_changes_within_a_revision() -> None:
+    world = World(UNGATED, job())
+    world.step()
+    before = deployment(world)["spec"]["template"]
+    world.change(replicas=5)
+    world.step()
+    assert deployment(world)["spec"]["template"] == before
