@@ -1,0 +1,230 @@
+"""Pods and the objects around them: what all our workloads share (docs/DESIGN.md sections 3 and 5).
+
+Every pod passes Pod Security "restricted", holds no credential but the progress token, and reads its orders from one ConfigMap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunesmith.errors import InvalidSpec
+from tunesmith.values import API_VERSION, GROUP, LABEL_KIND, LABEL_NAME, LABEL_UID, MANAGED_BY, VERSION, Config, Object
+
+USER = 65532
+MAX_CLAIMS = 8
+STAGE_FOLDER, STAGE_FILE, CA_FILE = "/etc/tunesmith", "stage.json", "ca.crt"
+TOKEN_FOLDER = f"/var/run/secrets/{GROUP}"
+TOKEN_SECONDS = 3600
+UNREACHABLE_SECONDS = 10
+"""How long a pod stays on a node that does not answer: every second of it is a second in which the next attempt cannot start."""
+
+GPU_RESOURCE, CPU, MEMORY, SHARED_MEMORY = "nvidia.com/gpu", "1", "4Gi", "1Gi"
+JOB_LABEL = "batch.kubernetes.io/job-name"
+_PVC = "pvc://"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What differs between our pods."""
+
+    image: str
+    command: Sequence[str]
+    input: Mapping[str, Any]
+    """The content of stage.json; the claims it names are mounted, those of its `runURI` and `outputURI` writable."""
+    config_map: str
+    resources: Mapping[str, Any]
+    """`Resources` of the spec, as JSON."""
+    scheduling: Mapping[str, Any] = field(default_factory=dict)
+    """`Scheduling` of the spec, as JSON."""
+    grace_period_seconds: int = 30
+    progress_path: str = ""
+    """Path at the progress endpoint that the pods report to; empty: they do not report and get no token."""
+    container: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the container (ports, probes)."""
+
+
+def claims(value: Any) -> list[str]:
+    """Names of the PersistentVolumeClaims that the `pvc://` URIs anywhere in a JSON value name, sorted."""
+    if isinstance(value, str):
+        return [value.removeprefix(_PVC).split("/")[0]] if value.startswith(_PVC) else []
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return sorted({claim for item in items for claim in claims(item)})
+
+
+def child_metadata(owner: Object, name: str, labels: Mapping[str, str]) -> Object:
+    """Metadata of a child that garbage collection removes with its owner."""
+    meta = owner["metadata"]
+    reference = {
+        "apiVersion": API_VERSION,
+        "kind": owner["kind"],
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {"name": name, "namespace": meta["namespace"], "labels": owner_labels(owner) | dict(labels), "ownerReferences": [reference]}
+
+
+def owner_labels(owner: Object) -> dict[str, str]:
+    """Labels of every child and of its pods: the watches select on them."""
+    return MANAGED_BY | {LABEL_KIND: owner["kind"], LABEL_NAME: owner["metadata"]["name"], LABEL_UID: owner["metadata"]["uid"]}
+
+
+def stage_config_map(metadata: Object, stage_input: Mapping[str, Any], ca: str = "") -> Object:
+    """The ConfigMap that brings a pod its orders."""
+    data = {STAGE_FILE: json.dumps(stage_input, sort_keys=True, indent=2) + "\n"} | ({CA_FILE: ca} if ca else {})
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def headless_service(metadata: Object, selector: Mapping[str, str], port: int) -> Object:
+    """DNS names for the pods of a Job. They are published before the pods are ready, because ready is what they become by meeting."""
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": dict(selector),
+        "ports": [{"name": "rendezvous", "port": port, "protocol": "TCP", "targetPort": port}],
+    }
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def stage_job(metadata: Object, workload: Workload, config: Config, nodes: int = 0) -> Object:
+    """A stage's Job. `nodes` > 0: an Indexed Job of so many pods, each on a node of its own, that meet by the Service of the same name.
+
+    One attempt is one Job: it never retries by itself (docs/DESIGN.md section 3, Attempts).
+    """
+    name = metadata["name"]
+    spec = pod_spec(workload, config) | {"restartPolicy": "Never"}
+    if nodes > 1:
+        spec |= {"subdomain": name, "affinity": _apart(name)}
+    template = {"metadata": {"labels": metadata["labels"]}, "spec": spec}
+    shape = {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes} if nodes else {"completions": 1, "parallelism": 1}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": shape | {"backoffLimit": 0, "template": template}}
+
+
+def pod_spec(workload: Workload, config: Config) -> Object:
+    """The spec of a pod with one container, without restartPolicy."""
+    spec = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationGracePeriodSeconds": workload.grace_period_seconds,
+        "containers": [_container(workload, config)],
+        "volumes": _volumes(workload, config),
+    }
+    if config.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in config.image_pull_secrets]
+    return spec | _scheduling(workload.scheduling)
+
+
+def container_resources(resources: Mapping[str, Any]) -> Object:
+    """Requests and limits from the spec's `Resources`."""
+    memory = resources.get("memory", MEMORY)
+    limits: Object = {"memory": memory}
+    if resources.get("gpus"):
+        limits[resources.get("gpuResource", GPU_RESOURCE)] = str(resources["gpus"])
+    return {"requests": {"cpu": resources.get("cpu", CPU), "memory": memory}, "limits": limits}
+
+
+def _container(workload: Workload, config: Config) -> Object:
+    return {
+        "name": "stage",
+        "image": workload.image,
+        "imagePullPolicy": config.image_pull_policy,
+        "command": list(workload.command),
+        "env": _environment(workload, config),
+        "resources": container_resources(workload.resources),
+        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+        # Not FallbackToLogsOnError: a result is a result, and log lines in status would carry what users train on.
+        "terminationMessagePolicy": "File",
+        "volumeMounts": _mounts(workload, config),
+    } | dict(workload.container)
+
+
+def _environment(workload: Workload, config: Config) -> list[Object]:
+    values = {
+        "HOME": "/home/tunesmith",
+        "HF_HUB_OFFLINE": "1",
+        "TMPDIR": "/tmp",
+        "TORCH_EXTENSIONS_DIR": "/tmp/torch_extensions",
+        "TRITON_CACHE_DIR": "/tmp/triton",
+    }
+    if _reports(workload, config):
+        values |= {
+            "KUBEFLOW_TRAINER_SERVER_URL": config.progress_url + workload.progress_path,
+            "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{STAGE_FOLDER}/{CA_FILE}",
+            "KUBEFLOW_TRAINER_SERVER_TOKEN": f"{TOKEN_FOLDER}/token",
+        }
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _reports(workload: Workload, config: Config) -> bool:
+    return bool(config.progress_url and workload.progress_path)
+
+
+def progress_path(owner: Object) -> str:
+    """Where the pods of that object report to at the progress endpoint."""
+    meta = owner["metadata"]
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{meta['namespace']}/{owner['kind'].lower()}s/{meta['name']}/status"
+
+
+def _used_claims(workload: Workload) -> list[str]:
+    used = claims(workload.input)
+    if len(used) > MAX_CLAIMS:
+        raise InvalidSpec("TooManyVolumes", f"{len(used)} claims are named; a pod mounts at most {MAX_CLAIMS}: {', '.join(used)}")
+    return used
+
+
+def _mounts(workload: Workload, config: Config) -> list[Object]:
+    writable = claims([workload.input.get("runURI"), workload.input.get("outputURI")])
+    mounts: list[Object] = [
+        {"name": "stage", "mountPath": STAGE_FOLDER, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "home", "mountPath": "/home/tunesmith"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    for number, claim in enumerate(_used_claims(workload)):
+        mounts.append({"name": f"claim-{number}", "mountPath": f"/mnt/pvc/{claim}", "readOnly": claim not in writable})
+    if _reports(workload, config):
+        mounts.append({"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True})
+    return mounts
+
+
+def _volumes(workload: Workload, config: Config) -> list[Object]:
+    memory = {"medium": "Memory", "sizeLimit": workload.resources.get("sharedMemory", SHARED_MEMORY)}
+    volumes: list[Object] = [
+        {"name": "stage", "configMap": {"name": workload.config_map}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "home", "emptyDir": {}},
+        {"name": "shm", "emptyDir": memory},
+    ]
+    # The volume itself stays writable for the kubelet, which may have to set the group of its files; the mounts say who may write.
+    for number, claim in enumerate(_used_claims(workload)):
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
+    if _reports(workload, config):
+        token = {"audience": GROUP, "expirationSeconds": TOKEN_SECONDS, "path": "token"}
+        volumes.append({"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}})
+    return volumes
+
+
+def _scheduling(scheduling: Mapping[str, Any]) -> Object:
+    ours = [
+        {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS}
+        for taint in ("not-ready", "unreachable")
+    ]
+    taken = {name: scheduling[name] for name in ("priorityClassName", "nodeSelector") if scheduling.get(name)}
+    return taken | {"tolerations": [*scheduling.get("tolerations", ()), *ours]}
+
+
+def _apart(job: str) -> Object:
+    term = {"labelSelector": {"matchLabels": {JOB_LABEL: job}}, "topologyKey": "kubernetes.io/hostname"}
+    return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}

@@ -1,0 +1,221 @@
+"""The operator's side of the stage contract (docs/contract.md): stage results, which we parse. `contract.py` has what we build."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from tunesmith.contract import Checkpoint, Digest, Model
+from tunesmith.spec import Block
+
+BAD_SETTINGS, BAD_DATA, INTERRUPTED = 64, 65, 75
+"""Exit codes of sysexits.h that the operator tells apart."""
+FINAL_REASONS = frozenset(
+    (
+        *("SourceNotFound", "InvalidOverrides", "GroupSizeMismatch", "SequenceTooLong", "UnsupportedTemplate", "InvalidSettings"),
+        *("InvalidDataset", "EmptyDataset", "UnsafeWeights", "RemoteCodeRefused", "DigestMismatch", "NoEffect"),
+    )
+)
+"""Reasons of bad settings or data: trying again cannot help."""
+
+DecimalString = Annotated[str, StringConstraints(max_length=64)]
+
+
+class Result(Block):
+    """What every stage answers. A field that only some outcomes have is None in the others."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields without which a success cannot be believed."""
+
+    schema_version: Literal[1]
+    stage: str
+    attempt: int
+    outcome: Literal["Succeeded", "Failed", "Interrupted"]
+    start_time: str
+    completion_time: str
+    exit_code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+
+    @model_validator(mode="after")
+    def _believable(self) -> Self:
+        missing = [name for name in self.needs if getattr(self, name) is None]
+        if self.outcome == "Succeeded" and missing:
+            raise ValueError(f"succeeded without {', '.join(missing)}")
+        return self
+
+    @property
+    def final(self) -> bool:
+        """Failed in a way that another attempt cannot mend."""
+        return self.outcome == "Failed" and (self.exit_code in (BAD_SETTINGS, BAD_DATA) or self.reason in FINAL_REASONS)
+
+    @property
+    def interrupted(self) -> bool:
+        """Ended from outside after saving its work."""
+        return self.outcome == "Interrupted" or self.exit_code == INTERRUPTED
+
+
+class PreparedModel(Model):
+    """The base model as Prepare found it."""
+
+    parameters: int
+    context_length: int | None = None
+    architecture: str
+
+
+class PreparedDataset(Block):
+    """A dataset as Prepare found it."""
+
+    name: str
+    digest: Digest
+    rows: int
+    dropped: int
+
+
+class PrepareResult(Result):
+    """Prepare's answer."""
+
+    needs = ("run_digest", "run_uri", "model")
+    stage: Literal["Prepare"]
+    run_digest: str | None = None
+    run_uri: str | None = Field(None, alias="runURI")
+    model: PreparedModel | None = None
+    datasets: list[PreparedDataset] | None = None
+    train_rows: int | None = None
+    validation_rows: int | None = None
+    memory_estimate_bytes: int | None = None
+
+
+class TrainResult(Result):
+    """Train's answer, from node rank 0."""
+
+    needs = ("checkpoint",)
+    stage: Literal["Train"]
+    global_step: int | None = None
+    epoch: float | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    train_runtime_seconds: float | None = None
+    tokens_per_second: float | None = None
+    world_size: int | None = None
+    resumed_from_step: int | None = None
+    checkpoint: Checkpoint | None = None
+
+
+class Artifact(Block):
+    """A finished artefact."""
+
+    name: str
+    uri: str
+    digest: Digest
+    size_bytes: int
+    format: Literal["PEFT", "Safetensors", "CompressedTensors"]
+    base_digest: Digest
+
+
+class FinalizeResult(Result):
+    """Finalize's answer."""
+
+    needs = ("artifacts",)
+    stage: Literal["Finalize"]
+    artifacts: list[Artifact] | None = None
+
+
+class Effect(Block):
+    """What quantization did, read back from the files."""
+
+    quantized_modules: int
+    bits_per_weight: float
+
+
+class QuantizeResult(Result):
+    """Quantize's answer."""
+
+    needs = ("artifacts",)
+    stage: Literal["Quantize"]
+    artifacts: list[Artifact] | None = None
+    effect: Effect | None = None
+
+
+class Metric(Block):
+    """One measurement."""
+
+    metric: str
+    value: DecimalString
+    stderr: DecimalString | None = None
+    higher_is_better: bool | None = None
+
+
+class EvaluatedModel(Model):
+    """A model under test, pinned."""
+
+    name: str
+
+
+class EvaluateResult(Result):
+    """Evaluate's answer; the termination message may lack `metrics` and `versions`."""
+
+    needs = ("model", "result_uri")
+    stage: Literal["Evaluate"]
+    model: EvaluatedModel | None = None
+    result_uri: str | None = Field(None, alias="resultURI")
+    versions: dict[str, str] | None = None
+    metrics: list[Metric] | None = None
+
+
+class Judged(Block):
+    """One criterion of the gate, judged."""
+
+    outcome: Literal["Passed", "Failed", "Missing"]
+    value: DecimalString | None = None
+    stderr: DecimalString | None = None
+    baseline_value: DecimalString | None = None
+
+
+class Compared(Block):
+    """One metric of the model under test beside its baselines'."""
+
+    metric: str
+    tested: DecimalString
+    stderr: DecimalString | None = None
+    baselines: dict[str, DecimalString] = Field(default_factory=dict)
+
+
+class CompareResult(Result):
+    """Compare's answer."""
+
+    needs = ("verdict", "results_uri")
+    stage: Literal["Compare"]
+    verdict: Literal["Passed", "Failed"] | None = None
+    gate: list[Judged] | None = None
+    results: list[Compared] | None = None
+    results_uri: str | None = Field(None, alias="resultsURI")
+    report_uri: str | None = Field(None, alias="reportURI")
+
+
+class ServeResult(Result):
+    """What a serving pod answers when it gives up; Serve has no attempts."""
+
+    stage: Literal["Serve"]
+    attempt: int = 0
+
+
+RESULTS: dict[str, type[Result]] = {
+    "Prepare": PrepareResult,
+    "Train": TrainResult,
+    "Finalize": FinalizeResult,
+    "Quantize": QuantizeResult,
+    "Evaluate": EvaluateResult,
+    "Compare": CompareResult,
+    "Serve": ServeResult,
+}
+
+
+def parse_result(stage: str, text: str) -> Result | None:
+    """The result in a termination message; None if it is not one, whatever the reason (cut off, another program's words)."""
+    try:
+        return RESULTS[stage].model_validate(json.loads(text))
+    except (ValueError, ValidationError):
+        return None

@@ -1,0 +1,148 @@
+"""Stages: which attempt of which is due, what became of it, and the objects it needs. Used by FineTuneJob and EvalRun.
+
+`ledger.fold` (called from a kind's `status`) turns the recorded entries and the observed children into new entries; `plan`
+(called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
+
+    {name, part?, state, attempt, startTime?, completionTime?, reason?, message?}      and, while an attempt is under way:
+    {jobUID?, attemptStartTime, disruption?}        after a failure: {notBefore}
+
+States: Waiting (no attempt under way), Pending (one is, but does not run), Running, Succeeded, Failed, Stopped (another stage failed).
+
+A stage whose Job is over but told no result is simply started again: stages are idempotent and answer at once with the finished
+result in the store. (This takes the place of a Job of its own that would read it.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tunesmith import attempts, pods
+from tunesmith.contract import JobInput, ObjectRef, stage_json
+from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
+
+Entry = dict[str, Any]
+RENDEZVOUS_PORT = 29500
+TRAINER = ("python", "-m", "tunesmith_trainer")
+_BASE_LENGTH = 49
+"""Leaves room for `-<attempt>-<uid5>` and an Indexed Job's `-<index>` within the 63 characters of a host name."""
+
+
+class StageKey(NamedTuple):
+    """A stage, or one part of it: `StageKey("Quantize", "w8a8")`."""
+
+    name: str
+    part: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.part}".strip()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one attempt of a stage needs."""
+
+    input: JobInput
+    image: str
+    resources: Mapping[str, Any]
+    scheduling: Mapping[str, Any] = field(default_factory=dict)
+    nodes: int = 0
+    """Above 0: an Indexed Job of so many pods."""
+    grace_period_seconds: int = 30
+    reports: bool = False
+    """Whether its pods report progress."""
+    command: Sequence[str] = TRAINER
+
+
+def key_of(entry: Mapping[str, Any]) -> StageKey:
+    """The stage that an entry of `status.stages` is about."""
+    return StageKey(entry["name"], entry.get("part", ""))
+
+
+def job_name(owner: Object, key: StageKey, attempt: int) -> str:
+    """Name of an attempt's Job, ConfigMap and Service: `<name>-<stage>[-<part>]-<attempt>-<uid5>`, cut and hashed when too long."""
+    base = "-".join(word for word in (owner["metadata"]["name"], key.name.lower(), key.part) if word)
+    if len(base) > _BASE_LENGTH:
+        base = base[: _BASE_LENGTH - 7].rstrip("-") + "-" + hashlib.sha256(base.encode()).hexdigest()[:6]
+    return f"{base}-{attempt}-{owner['metadata']['uid'][:5]}"
+
+
+def rendezvous_endpoint(owner: Object, key: StageKey, attempt: int, nodes: int) -> str:
+    """Where the pods of an Indexed Job meet: at pod 0, by the name that the Service gives it. One pod needs no name service."""
+    name = job_name(owner, key, attempt)
+    return f"{name}-0.{name}:{RENDEZVOUS_PORT}" if nodes > 1 else f"localhost:{RENDEZVOUS_PORT}"
+
+
+def common_input(owner: Object, attempt: int, resources: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that every JobInput takes."""
+    meta = owner["metadata"]
+    reference = ObjectRef(kind=owner["kind"], namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
+    return {"attempt": attempt, "device": "GPU" if resources.get("gpus") else "CPU", "object": reference}
+
+
+def attempt_of(child: Object) -> tuple[StageKey, int]:
+    """Which attempt of which stage a child with a stage label belongs to."""
+    labels = child["metadata"]["labels"]
+    return StageKey(labels[LABEL_STAGE], labels.get(LABEL_PART, "")), int(labels[LABEL_ATTEMPT])
+
+
+def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey, int], Stage]) -> Plan:
+    """Make what the attempts under way need, and remove what nothing needs any more.
+
+    Jobs that ended stay, for their logs; what the attempts before the last read their orders from goes. Nothing that belongs to a
+    stage that is over is ever made again.
+    """
+    if observed.owner["metadata"].get("deletionTimestamp"):
+        return Plan()
+    entries = {key_of(entry): entry for entry in status.get("stages", ())}
+    suspended = bool(observed.spec.get("suspend"))
+    active = {} if suspended else {key: entry for key, entry in entries.items() if entry["state"] in ("Pending", "Running")}
+    apply, create = [], []
+    for key, entry in active.items():
+        missing = observed.child("Job", job_name(observed.owner, key, entry["attempt"])) is None
+        if missing and "jobUID" in entry:
+            continue  # It was deleted, and its pods are still ending: it must not come back.
+        job, *read_by_it = stage_objects(observed.owner, observed.config, key, entry["attempt"], make(key, entry["attempt"]))
+        apply += read_by_it
+        create += [job] if missing else []
+    staged = [child for child in observed.children if LABEL_STAGE in child["metadata"].get("labels", {})]
+    delete = [child for child in staged if "deletionTimestamp" not in child["metadata"] and _is_superfluous(child, entries, active)]
+    lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := attempts.overdue_at(pod)) and at <= observed.now]
+    return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, entries))
+
+
+def stage_objects(owner: Object, config: Config, key: StageKey, attempt: int, stage: Stage) -> tuple[Object, ...]:
+    """The Job of an attempt, then what it needs beside it: the ConfigMap and, for several nodes, the Service."""
+    name = job_name(owner, key, attempt)
+    labels = {LABEL_STAGE: key.name, LABEL_ATTEMPT: str(attempt)} | ({LABEL_PART: key.part} if key.part else {})
+    metadata = pods.child_metadata(owner, name, labels)
+    content = stage_json(stage.input)
+    workload = pods.Workload(
+        image=stage.image,
+        command=stage.command,
+        input=content,
+        config_map=name,
+        resources=stage.resources,
+        scheduling=stage.scheduling,
+        grace_period_seconds=stage.grace_period_seconds,
+        progress_path=pods.progress_path(owner) if stage.reports else "",
+    )
+    job = pods.stage_job(metadata, workload, config, stage.nodes)
+    config_map = pods.stage_config_map(metadata, content, config.progress_ca if stage.reports else "")
+    service = [pods.headless_service(metadata, {pods.JOB_LABEL: name}, RENDEZVOUS_PORT)] if stage.nodes > 1 else []
+    return job, config_map, *service
+
+
+def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Mapping[StageKey, Entry]) -> bool:
+    key, attempt = attempt_of(child)
+    if child["kind"] == "Job":
+        return not attempts.is_finished(child) and (key not in active or active[key]["attempt"] != attempt)
+    return child["kind"] in ("ConfigMap", "Service") and key in entries and attempt < entries[key]["attempt"]
+
+
+def _wake_after(observed: Observed, staged: Iterable[Object], entries: Mapping[StageKey, Entry]) -> float | None:
+    moments = [attempts.moment(entry["notBefore"]) for entry in entries.values() if "notBefore" in entry]
+    moments += [at for child in staged if child["kind"] == "Pod" and (at := attempts.overdue_at(child))]
+    return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)
