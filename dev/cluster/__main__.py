@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import environments, images, tools
@@ -29,8 +29,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME[=HOSTPATH]",
-        help="bind a folder read-only at /opt/NAME in every container; "
-        "without a path, the locked environment of that name",
+        help="bind a folder read-only at /opt/NAME in every container; without a path, the locked environment of that name",
     )
     down = command("down", "stop the cluster, put the host back and delete the cluster's data")
     down.add_argument("--purge", action="store_true", help="delete its logs too")
@@ -70,10 +69,7 @@ def parse_binds(values: Sequence[str]) -> dict[str, Path | None]:
 def up(cluster: Cluster, options: argparse.Namespace) -> None:
     """The `up` command."""
     report = Progress()
-    binds = {
-        name: path or environments.environment(name, report=report)
-        for name, path in parse_binds(options.bind).items()
-    }
+    binds = {name: path or environments.environment(name, report=report) for name, path in parse_binds(options.bind).items()}
     cluster.up(options.nodes, binds, report)
     report(f"up; kubeconfig: {cluster.kubeconfig}")
 
@@ -91,33 +87,41 @@ def to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run a parsed command; returns the exit status."""
-    cluster = Cluster()
-    match options.command:
-        case "build":
-            cluster.build(Progress())
-        case "up":
-            up(cluster, options)
-        case "down":
-            cluster.down(options.purge, Progress())
-        case "status":
-            print("\n".join(cluster.status()))
-            return 0 if cluster.is_running() else 1
-        case "load":
-            cluster.load(options.archives, Progress())
-        case "node" if options.action == "stop":
-            cluster.stop_node(options.number, Progress())
-        case "node":
-            cluster.start_node(options.number, Progress())
-        case "images":
-            for image in images.build_thin_images(report=to_stderr):
-                print(image.name, image.archive)
-        case "environment":
-            print(environments.environment(options.name, report=to_stderr))
-        case "tool":
-            print(tools.built(options.name, to_stderr))
-    return 0
+def build(cluster: Cluster, _: argparse.Namespace) -> None:
+    """The `build` command."""
+    cluster.build(Progress())
+
+
+def status(cluster: Cluster) -> int:
+    """The `status` command: exit status 0 only while the cluster runs."""
+    print("\n".join(cluster.status()))
+    return 0 if cluster.is_running() else 1
+
+
+def thin_images() -> None:
+    """The `images` command."""
+    for image in images.build_thin_images(report=to_stderr):
+        print(image.name, image.archive)
+
+
+def change_node(cluster: Cluster, options: argparse.Namespace) -> None:
+    """The `node` command."""
+    change = cluster.stop_node if options.action == "stop" else cluster.start_node
+    change(options.number, Progress())
+
+
+# Each returns the exit status, or None for success.
+ACTIONS: dict[str, Callable[[Cluster, argparse.Namespace], int | None]] = {
+    "build": build,
+    "up": up,
+    "down": lambda cluster, options: cluster.down(options.purge, Progress()),
+    "status": lambda cluster, _: status(cluster),
+    "load": lambda cluster, options: cluster.load(options.archives, Progress()),
+    "node": change_node,
+    "images": lambda _, __: thin_images(),
+    "environment": lambda _, options: print(environments.environment(options.name, report=to_stderr)),
+    "tool": lambda _, options: print(tools.built(options.name, to_stderr)),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["kubectl"]:  # everything after it is kubectl's own
             kubectl(Cluster(), given[1:])
-        return run(parser().parse_args(given))
+        options = parser().parse_args(given)
+        return ACTIONS[options.command](Cluster(), options) or 0
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,12 +17,8 @@ DEPLOYMENTS = (
 
 def manifests(volumes: Path, node_count: int) -> str:
     """The manifests of all add-ons as one YAML text."""
-    coredns = _render(
-        "coredns.yaml", image=COREDNS_IMAGE, address=DNS_ADDRESS, replicas=str(node_count)
-    )
-    storage = _render(
-        "storage.yaml", image=PROVISIONER_IMAGE, helper_image=BASE_IMAGE, volumes=str(volumes)
-    )
+    coredns = _render("coredns.yaml", image=COREDNS_IMAGE, address=DNS_ADDRESS, replicas=str(node_count))
+    storage = _render("storage.yaml", image=PROVISIONER_IMAGE, helper_image=BASE_IMAGE, volumes=str(volumes))
     return f"{coredns}---\n{storage}"
 
 

@@ -14,12 +14,11 @@ from . import addons, images, nodes, paths, preflight, tools
 from .controlplane import ControlPlane, Ports, free_ports
 from .errors import ClusterError
 from .host import Host
+from .processes import wait_until
 from .topology import API_PORT, HOST_ADDRESS, MAX_NODES, SERVICE_CIDR, Node
 from .topology import nodes as first_nodes
 
-NODE_BINARIES = (
-    *("kubelet", "kube-proxy", "fakegpu", "containerd", "containerd-shim-runc-v2", "ctr"),
-)
+NODE_BINARIES = ("kubelet", "kube-proxy", "fakegpu", "containerd", "containerd-shim-runc-v2", "ctr")
 KEPT_BY_DOWN = ("logs", "audit.log")
 
 
@@ -30,6 +29,7 @@ class Progress:
         self.started = time.monotonic()
 
     def __call__(self, message: str) -> None:
+        """Print a line now."""
         print(f"{time.monotonic() - self.started:6.1f} s  {message}", flush=True)
 
 
@@ -221,20 +221,19 @@ class Cluster:
         node = self.node(index)
         if nodes.init_pid(self.processes, node) is not None:
             raise ClusterError(f"node {node.name} is running already")
-        renewed = self._heartbeat(node)
+        before = self._heartbeat(node)
         nodes.start(self.processes, node)
         nodes.route_services(self.processes, self.nodes())
         # Soon after a stop the API server still believes that the node is Ready.
-        deadline = time.monotonic() + 120
-        while self._heartbeat(node) == renewed and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until(lambda: self._heartbeat(node) != before, f"a heartbeat of {node.name}", 120, 0.2)
         self.wait_node(node)
         report(f"node {node.name} Ready")
 
     def _heartbeat(self, node: Node) -> str:
-        lease = ("get", "lease", node.name, "--namespace=kube-node-lease", "--ignore-not-found")
-        command = [*self._kubectl(), *lease, "--output=jsonpath={.spec.renewTime}"]
-        return subprocess.run(command, capture_output=True, text=True).stdout
+        template = "{.status.conditions[?(@.type=='Ready')].lastHeartbeatTime}"
+        command = ["get", "node", node.name, "--ignore-not-found", f"--output=jsonpath={template}"]
+        result = subprocess.run([*self._kubectl(), *command], capture_output=True, text=True)
+        return result.stdout
 
     def load(self, archives: Sequence[Path], report: tools.Report) -> None:
         """Import OCI archives into every running node."""

@@ -275,7 +275,7 @@ class ControlPlane:
 
     def start_process(self, name: str) -> None:
         """Start one of PROCESSES, such as one that a test has stopped."""
-        command = [self._find(name), *FLAGS[name](self.settings)]
+        command = [str(self._find(name)), *FLAGS[name](self.settings)]
         self.processes.start(name, command, die_with_parent=self._die_with_parent)
 
     def stop_process(self, name: str, *, grace: float = 0.0) -> None:

@@ -66,9 +66,7 @@ def install_command(uv: str, python: Path, lock: Path, isolated: bool) -> list[s
     return command if isolated else [*command, "--no-build-isolation"]
 
 
-def environment(
-    name: str, *, repository: Path = paths.REPOSITORY, report: Report = print
-) -> Path:
+def environment(name: str, *, repository: Path = paths.REPOSITORY, report: Report = print) -> Path:
     """The folder of a locked environment, built when the cache lacks it.
 
     It works at any path, with the Python of the base root filesystem at /usr/bin/python3.

@@ -41,9 +41,7 @@ def sysctl_path(name: str) -> Path:
 
 def read_sysctls(names: Iterable[str] = SYSCTLS) -> dict[str, str]:
     """Current values of the kernel settings that this kernel has."""
-    return {
-        name: sysctl_path(name).read_text().strip() for name in names if sysctl_path(name).exists()
-    }
+    return {name: sysctl_path(name).read_text().strip() for name in names if sysctl_path(name).exists()}
 
 
 def write_sysctls(values: dict[str, str]) -> None:
@@ -59,19 +57,22 @@ def cgroup_hierarchies(mounts: str) -> list[Path]:
     With version 1 that is one per controller, without the unified one beside them; a machine
     with version 2 only has a single hierarchy.
     """
+    return _mount_points(mounts, "cgroup") or _mount_points(mounts, "cgroup2")
+
+
+def all_hierarchies(mounts: str) -> list[Path]:
+    """Mount points of every cgroup hierarchy, from /proc/mounts."""
+    return _mount_points(mounts, "cgroup") + _mount_points(mounts, "cgroup2")
+
+
+def _mount_points(mounts: str, kind: str) -> list[Path]:
     rows = [line.split() for line in mounts.splitlines()]
-    first = [Path(row[1]) for row in rows if row[2] == "cgroup"]
-    return first or [Path(row[1]) for row in rows if row[2] == "cgroup2"]
-
-
-def hierarchies() -> list[Path]:
-    """The hierarchies of this machine."""
-    return cgroup_hierarchies(Path("/proc/mounts").read_text())
+    return [Path(row[1]) for row in rows if row[2] == kind]
 
 
 def make_node_cgroup(node: Node) -> None:
     """Make the node's cgroup everywhere: the kubelet expects it to be there."""
-    for hierarchy in hierarchies():
+    for hierarchy in cgroup_hierarchies(Path("/proc/mounts").read_text()):
         for folder in (hierarchy / CGROUP, hierarchy / node.cgroup):
             folder.mkdir(exist_ok=True)
             if (hierarchy / "cgroup.controllers").exists():
@@ -90,7 +91,8 @@ def _delegate(folder: Path) -> None:
 
 def remove_cgroup(name: str) -> None:
     """Remove a cgroup with all below it; what ran in it must have ended."""
-    for hierarchy in hierarchies():
+    # The unified hierarchy too: runc makes a cgroup there even beside version 1.
+    for hierarchy in all_hierarchies(Path("/proc/mounts").read_text()):
         top = hierarchy / name
         if top.exists():
             below = [path for path in top.rglob("*") if path.is_dir()]

@@ -117,20 +117,14 @@ def cluster_images(report: Report = print) -> list[NamedArchive]:
     ]
 
 
-def build_thin_images(
-    repository: Path = paths.REPOSITORY, report: Report = print
-) -> list[NamedArchive]:
+def build_thin_images(repository: Path = paths.REPOSITORY, report: Report = print) -> list[NamedArchive]:
     """Archives of our images whose code is in the repository, tagged by the code's hash.
 
     They leave out the base layer, which every node of a running cluster has; a change of the
     code thus loads in a moment.
     """
     base = base_layer(report)
-    return [
-        _thin_image(image, repository / image.code, base)
-        for image in THIN_IMAGES
-        if (repository / image.code).is_dir()
-    ]
+    return [_thin_image(image, repository / image.code, base) for image in THIN_IMAGES if (repository / image.code).is_dir()]
 
 
 def _thin_image(image: ThinImage, code: Path, base: Layer) -> NamedArchive:

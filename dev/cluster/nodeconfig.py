@@ -196,9 +196,7 @@ def init_config(
     }
 
 
-def node_files(
-    node: Node, secrets: Path, default_spec: Mapping[str, Any] | None, binds: Mapping[str, Path]
-) -> dict[str, str]:
+def node_files(node: Node, secrets: Path, default_spec: Mapping[str, Any] | None, binds: Mapping[str, Path]) -> dict[str, str]:
     """Every configuration file of a node, by its path in the node's folder."""
     spec_path = node.folder / "base-spec.json" if default_spec is not None else None
     files = {

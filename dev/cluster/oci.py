@@ -99,9 +99,7 @@ def config_document(config: ImageConfig, layers: Sequence[Layer]) -> dict[str, o
 
 def manifest_document(config: bytes, layers: Sequence[Layer]) -> dict[str, object]:
     """The OCI manifest of one image."""
-    described = [
-        {"mediaType": LAYER, "digest": layer.digest, "size": layer.size} for layer in layers
-    ]
+    described = [{"mediaType": LAYER, "digest": layer.digest, "size": layer.size} for layer in layers]
     return {
         "schemaVersion": 2,
         "mediaType": MANIFEST,

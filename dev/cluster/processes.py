@@ -41,9 +41,7 @@ def child_of(pid: int) -> int | None:
     return None
 
 
-def wait_until(
-    condition: Callable[[], bool], what: str, timeout: float, interval: float = 0.05
-) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float, interval: float = 0.05) -> None:
     """Poll until the condition holds; after the timeout say what was being waited for."""
     deadline = time.monotonic() + timeout
     while not condition():

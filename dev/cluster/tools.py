@@ -146,9 +146,7 @@ def module_folder(module: str) -> Path:
     sources = {str(path.relative_to(root)): path.read_bytes() for path in files}
     go_mod = sources["go.mod"].decode()
     flags = [
-        " ".join([str(binary.cgo), *build_command(binary, go_mod, Path(binary.name))])
-        for binary in GO_BINARIES.values()
-        if binary.module == module
+        " ".join([str(binary.cgo), *build_command(binary, go_mod, Path(binary.name))]) for binary in GO_BINARIES.values() if binary.module == module
     ]
     return paths.binaries_root() / f"{module}-{module_key(sources, flags, go_version())}"
 
@@ -221,13 +219,9 @@ def _build_pause(target: Path) -> None:
     subprocess.run([*command, str(Path(folder[1]) / PAUSE_SOURCE)], check=True)
 
 
-def _run_with_progress(
-    name: str, command: list[str], cwd: Path, env: Mapping[str, str], report: Report
-) -> None:
+def _run_with_progress(name: str, command: list[str], cwd: Path, env: Mapping[str, str], report: Report) -> None:
     """Run `go build -v` and say every 15 s how many packages are compiled."""
-    process = subprocess.Popen(
-        command, cwd=cwd, env=dict(env), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = subprocess.Popen(command, cwd=cwd, env=dict(env), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines: list[str] = []
 
     def collect() -> None:
@@ -244,7 +238,7 @@ def _run_with_progress(
             break
         except subprocess.TimeoutExpired:
             seconds = time.monotonic() - started
-            report(f"building {name}: {len(lines)} packages compiled or fetched, {seconds:.0f} s")
+            report(f"building {name}: {seconds:.0f} s, {len(lines)} packages compiled so far")
     reader.join()
     if process.returncode:
         raise ClusterError(f"building {name} failed:\n" + "\n".join(lines[-20:]))

@@ -22,9 +22,7 @@ def text_of(path):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "authority"), [("apiserver", "ca"), ("front-proxy-client", "front-proxy-ca")]
-)
+@pytest.mark.parametrize(("name", "authority"), [("apiserver", "ca"), ("front-proxy-client", "front-proxy-ca")])
 def test_certificates_verify_against_their_authority(pki, name, authority):
     command = ["openssl", "verify", "-CAfile", str(pki.path(f"{authority}.crt"))]
     subprocess.run([*command, str(pki.path(f"{name}.crt"))], check=True, capture_output=True)
