@@ -22,7 +22,6 @@ RETRIES = 3
 DISRUPTION_LIMIT = 512
 BACKOFF, BACKOFF_LIMIT = timedelta(seconds=5), timedelta(seconds=300)
 _PASSING = ("jobUID", "attemptStartTime", "disruption", "notBefore")
-_OUTCOMES = {"Succeeded": "Succeeded", "Failed": "Failed", "Retry": "Failed", "Free": "Interrupted"}
 _OVER = ("Succeeded", "Failed", "Stopped")
 
 
@@ -34,10 +33,8 @@ class Ledger:
     """`status.stages`."""
     attempts: tuple[Entry, ...]
     """`status.attempts`: the last ones that ended."""
-    attempts_total: int
-    """`status.attemptsTotal`: how many ever ended."""
-    retries_used: int
-    """`status.retriesUsed`."""
+    retries_spent: int
+    """`status.retriesSpent`."""
     note: Note
     """What the stages now due are doing."""
     stage: str
@@ -45,7 +42,7 @@ class Ledger:
     busy: int
     """Unfinished Jobs and live pods of all stages."""
     answers: Mapping[StageKey, Result]
-    """Results that attempts told just now, whatever their outcome. What matters of them has to be put on record with the entries."""
+    """Results that attempts told just now, whatever their outcome."""
 
     @property
     def succeeded(self) -> bool:
@@ -100,9 +97,8 @@ class _Book:
         recorded = observed.recorded
         self.now: datetime = observed.now
         self.retries = int(observed.spec.get("retries", RETRIES))
-        self.spent = int(recorded.get("retriesUsed", 0))
+        self.spent = int(recorded.get("retriesSpent", 0))
         self.ended: list[Entry] = list(recorded.get("attempts", ()))
-        self.total = int(recorded.get("attemptsTotal", 0))
         self.recorded: dict[StageKey, Entry] = {key_of(entry): {**entry} for entry in recorded.get("stages", ())}
         self.entries: dict[StageKey, Entry] = {}
         self.notes: dict[StageKey, Note] = {}
@@ -138,11 +134,10 @@ class _Book:
         if verdict.result:
             self.answers[key] = verdict.result
         self.spent += verdict.outcome == "Retry"
-        self.total += 1
         self.ended.append(_ended(entry, verdict, self.now))
         reason, message = verdict.reason, verdict.message[:MESSAGE_LIMIT]
-        if verdict.outcome == "Succeeded":
-            self.entries[key] = _settled(entry, state="Succeeded", completionTime=timestamp(self.now))
+        if verdict.outcome == "Succeeded" and verdict.result:
+            self.entries[key] = _settled(entry, state="Succeeded", completionTime=timestamp(self.now), result=verdict.result.facts())
         elif verdict.outcome == "Failed" or self.spent > self.retries:
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
@@ -170,8 +165,7 @@ class _Book:
         return Ledger(
             entries=tuple(self.entries.values()),
             attempts=tuple(self.ended[-ATTEMPTS_KEPT:]),
-            attempts_total=self.total,
-            retries_used=self.spent,
+            retries_spent=self.spent,
             note=_summary([(key, self._note(key)) for key in due if self.entries[key]["state"] not in _OVER]),
             stage=due[0].name,
             busy=sum(view.busy() for view in self.views.values()),
@@ -204,8 +198,8 @@ def _ended(entry: Entry, verdict: Verdict, now: datetime) -> Entry:
     return {
         "stage": entry["name"],
         **part,
-        "number": entry["attempt"],
-        "outcome": _OUTCOMES[verdict.outcome],
+        "attempt": entry["attempt"],
+        "outcome": "Succeeded" if verdict.outcome == "Succeeded" else "Failed",
         "free": verdict.outcome == "Free",
         "reason": verdict.reason,
         "message": verdict.message[:MESSAGE_LIMIT],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from tunesmith.contract import Checkpoint, Digest, Model
-from tunesmith.spec import Block
+from tunesmith.spec import Block, dump
 
 BAD_SETTINGS, BAD_DATA, INTERRUPTED = 64, 65, 75
 """Exit codes of sysexits.h that the operator tells apart."""
@@ -55,6 +55,13 @@ class Result(Block):
     def interrupted(self) -> bool:
         """Ended from outside after saving its work."""
         return self.outcome == "Interrupted" or self.exit_code == INTERRUPTED
+
+    def facts(self) -> dict[str, Any]:
+        """What this stage adds to the common fields, as JSON."""
+        return {name: value for name, value in dump(self).items() if name not in COMMON}
+
+
+COMMON = frozenset(field.alias or name for name, field in Result.model_fields.items())
 
 
 class PreparedModel(Model):

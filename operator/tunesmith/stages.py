@@ -3,7 +3,7 @@
 `ledger.fold` (called from a kind's `status`) turns the recorded entries and the observed children into new entries; `plan`
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
-    {name, part?, state, attempt, startTime?, completionTime?, reason?, message?}      and, while an attempt is under way:
+    {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
     {jobUID?, attemptStartTime, disruption?}        after a failure: {notBefore}
 
 States: Waiting (no attempt under way), Pending (one is, but does not run), Running, Succeeded, Failed, Stopped (another stage failed).
@@ -59,6 +59,11 @@ class Stage:
 def key_of(entry: Mapping[str, Any]) -> StageKey:
     """The stage that an entry of `status.stages` is about."""
     return StageKey(entry["name"], entry.get("part", ""))
+
+
+def result_of(status: Mapping[str, Any], name: str, part: str = "") -> Mapping[str, Any] | None:
+    """What a stage that succeeded told: the fields it adds to the common ones (docs/contract.md). None if it has not succeeded."""
+    return next((entry["result"] for entry in status.get("stages", ()) if key_of(entry) == (name, part) and entry["state"] == "Succeeded"), None)
 
 
 def job_name(owner: Object, key: StageKey, attempt: int) -> str:
