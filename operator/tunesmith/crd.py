@@ -50,7 +50,11 @@ COPIED = (
     "x-kubernetes-validations",
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
+    "x-kubernetes-preserve-unknown-fields",
     "required",
+)
+HANDLED = frozenset(
+    ("title", "default", "const", "crd_default", "items", "properties", "additionalProperties", "patternProperties", "propertyNames", "$defs")
 )
 
 
@@ -128,6 +132,9 @@ KINDS = (
 def structural(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schema:
     """`schema` (pydantic's JSON Schema) as a structural OpenAPI v3 schema."""
     flat = _flatten(schema, definitions)
+    unknown = flat.keys() - HANDLED - set(COPIED)
+    if unknown:
+        raise ValueError(f"no structural form is known for {sorted(unknown)}")
     out: Schema = {key: flat[key] for key in COPIED if key in flat}
     if "description" in out:
         out["description"] = " ".join(out["description"].split())
@@ -141,9 +148,10 @@ def structural(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> 
         out["items"] = structural(flat["items"], definitions)
     if "properties" in flat:
         out["properties"] = {name: structural(each, definitions) for name, each in flat["properties"].items()}
-    if isinstance(flat.get("additionalProperties"), dict):
-        out["additionalProperties"] = structural(flat["additionalProperties"], definitions)
-        out["x-kubernetes-validations"] = [*out.get("x-kubernetes-validations", ()), *_key_rules(flat.get("propertyNames", {}))]
+    values, key_rules = _map_of(flat)
+    if values is not None:
+        out["additionalProperties"] = structural(values, definitions)
+        out["x-kubernetes-validations"] = [*out.get("x-kubernetes-validations", ()), *key_rules]
     return out
 
 
@@ -160,18 +168,15 @@ def _flatten(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Sc
     return merged | ({"x-kubernetes-validations": both} if both else {})
 
 
-def _key_rules(names: Mapping[str, Any]) -> list[dict[str, str]]:
-    """CEL for a map's keys: structural schemas have no propertyNames."""
-    checks = []
-    if "maxLength" in names:
-        checks.append(f"size(key) <= {names['maxLength']}")
-    if "pattern" in names:
-        checks.append(f"key.matches('{names['pattern']}')")
-    if not checks:
-        return []
-    told = [f"at most {names['maxLength']} characters"] if "maxLength" in names else []
-    told += [f"of the form {names['pattern']}"] if "pattern" in names else []
-    return [rule(f"self.all(key, {' && '.join(checks)})", "keys must be " + " and ".join(told))]
+def _map_of(flat: Mapping[str, Any]) -> tuple[Schema | None, list[dict[str, str]]]:
+    """The schema of a map's values and CEL for its keys, which structural schemas cannot describe; None if this is no map."""
+    limit = flat.get("propertyNames", {}).get("maxLength")
+    rules = [rule(f"self.all(key, size(key) <= {limit})", f"keys must have at most {limit} characters")] if limit else []
+    if "patternProperties" in flat:
+        ((pattern, values),) = flat["patternProperties"].items()
+        return values, [*rules, rule(f"self.all(key, key.matches('{pattern}'))", f"keys must be of the form {pattern}")]
+    values = flat.get("additionalProperties")
+    return (values, rules) if isinstance(values, dict) else (None, [])
 
 
 def _of_model(model: type[BaseModel]) -> Schema:

@@ -6,7 +6,7 @@ every reconcile. Every list is bounded here and trimmed by whoever writes it. De
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -27,8 +27,8 @@ Location = Annotated[str, Field(max_length=1024)]
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 Count = Annotated[int, Field(ge=0, le=2147483647)]
 BigCount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-Number = Annotated[str, Field(max_length=40)]
-Outcome = Literal["Succeeded", "Failed", "Interrupted"]
+Number = Annotated[str, Field(max_length=64)]
+Reason = Annotated[str, Field(max_length=128)]
 Verdict = Literal["Passed", "Failed"]
 
 
@@ -97,28 +97,38 @@ class FineTuneJobResolved(Resolved):
 
 
 class Stage(Block):
-    """One stage that has begun."""
+    """One stage, or one part of it."""
 
     name: Word = Field(description="Prepare, Train, Finalize, Quantize, Evaluate or Compare.")
     part: Word | None = Field(None, description="The variant, or the model under test.")
-    state: Word | None = Field(None, description="Pending, Running, Succeeded or Failed.")
-    attempt: Count | None = Field(None, description="Number of the newest attempt.")
+    state: Word = Field(description="Waiting, Pending, Running, Succeeded, Failed, or Stopped: another stage failed.")
+    attempt: Count = Field(description="Number of the newest attempt; 0 before the first.")
     start_time: Time | None = Field(None, description="When its first attempt began.")
-    completion_time: Time | None = Field(None, description="When it ended.")
-    reason: Annotated[str, Field(max_length=128)] | None = Field(None, description="Why it waits or failed.")
+    completion_time: Time | None = Field(None, description="When it was over.")
+    reason: Reason | None = Field(None, description="Why the last attempt failed.")
     message: Message | None = Field(None, description="For people.")
+    result: dict[str, Any] | None = Field(
+        None,
+        description="What the stage told when it succeeded, at most 2 KiB: docs/contract.md has the fields of each stage.",
+        # The stage contract is this object's schema and has versions of its own; numbers of a library's log are not the API's to bound.
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+    job_uid: Word | None = Field(None, alias="jobUID", description="The Job of the attempt under way.")
+    attempt_start_time: Time | None = Field(None, description="When the attempt under way began.")
+    disruption: Message | None = Field(None, description="What took a pod of the attempt under way away.")
+    not_before: Time | None = Field(None, description="The next attempt waits until then.")
 
 
 class Attempt(Block):
-    """One attempt at a stage that has ended or runs."""
+    """One attempt at a stage that has ended."""
 
     stage: Word = Field(description="The stage.")
     part: Word | None = Field(None, description="The variant, or the model under test.")
-    number: Count = Field(description="1 is the first.")
-    outcome: Word | None = Field(None, description="Succeeded, Failed or Interrupted; absent while it runs.")
-    reason: Annotated[str, Field(max_length=128)] | None = Field(None, description="Why it ended.")
+    attempt: Count = Field(description="1 is the first.")
+    outcome: Word = Field(description="Succeeded or Failed.")
+    reason: Reason | None = Field(None, description="Why it ended.")
     message: Message | None = Field(None, description="For people.")
-    free: bool | None = Field(None, description="True: not counted against `retries`.")
+    free: bool | None = Field(None, description="True: not the program's fault, so not counted against `retries`.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
 
@@ -176,10 +186,9 @@ class Status(Block):
 class JobStatus(Status):
     """Common to the two kinds that end."""
 
-    stages: Annotated[list[Stage], Field(max_length=MAX_STAGES)] | None = Field(None, description="Stages that have begun.")
+    stages: Annotated[list[Stage], Field(max_length=MAX_STAGES)] | None = Field(None, description="The stages, in the order they run.")
     attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
-    attempts_total: Count | None = Field(None, description="Attempts ever made.")
-    retries_used: Count | None = Field(None, description="Attempts that counted against `retries`.")
+    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`.")
 
 
 class FineTuneJobStatus(JobStatus):

@@ -1,0 +1,118 @@
+"""The API server, spoken to without a client library, so that nothing between hides a warning or mends a body."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dev.cluster import tools
+from dev.cluster.controlplane import ControlPlane
+from dev.cluster.processes import wait_until
+from tunesmith import crd
+from tunesmith.values import API_VERSION
+
+Object = dict[str, Any]
+
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+PLURALS = {kind.name: kind.plural for kind in crd.KINDS}
+_numbers = itertools.count()
+
+
+def manifest(kind: str, spec: Object, name: str | None = None) -> Object:
+    """An object of that kind, under a new name unless one is given."""
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name or f"object-{next(_numbers)}"}, "spec": spec}
+
+
+@dataclass
+class Answer:
+    """What the API server said."""
+
+    code: int
+    body: Object
+    warnings: list[str]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """The messages by the path that each names; paths are empty in a success."""
+        causes = self.body.get("details", {}).get("causes", ()) if self.code >= 400 else ()
+        return {cause.get("field", ""): cause["message"] for cause in causes}
+
+
+@dataclass
+class Server:
+    """A control plane's API server with our CRDs."""
+
+    url: str
+    context: ssl.SSLContext
+    kubeconfig: Path
+
+    @classmethod
+    def of(cls, control_plane: ControlPlane) -> Server:
+        """The API server of `control_plane`, as its administrator."""
+        secrets = control_plane.pki
+        context = ssl.create_default_context(cafile=str(secrets.path("ca.crt")))
+        context.load_cert_chain(secrets.path("admin.crt"), secrets.path("admin.key"))
+        return cls(control_plane.server, context, control_plane.kubeconfig)
+
+    def send(self, method: str, path: str, body: Object | None = None, content_type: str = "application/json") -> Answer:
+        """Send one request; a refusal is an answer too."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type}, method=method)
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.context))
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=30) as response:
+                return Answer(response.status, json.load(response), response.headers.get_all("Warning") or [])
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return Answer(refused.code, json.load(refused), refused.headers.get_all("Warning") or [])
+
+    def path(self, kind: str, name: str = "") -> str:
+        """The path of an object of ours in `default`, or of all of its kind."""
+        return f"/apis/{API_VERSION}/namespaces/default/{PLURALS[kind]}" + (f"/{name}" if name else "")
+
+    def create(self, kind: str, spec: Object, name: str | None = None, query: str = "?fieldValidation=Strict") -> Answer:
+        """POST an object."""
+        return self.send("POST", self.path(kind) + query, manifest(kind, spec, name))
+
+    def update(self, created: Answer, change: Callable[[Object], object]) -> Answer:
+        """PUT what was created with a changed spec."""
+        body = copy.deepcopy(created.body)
+        change(body["spec"])
+        return self.send("PUT", self.path(body["kind"], body["metadata"]["name"]), body)
+
+    def write_status(self, created: Answer, status: Object) -> Answer:
+        """PUT the status of what was created."""
+        body = created.body | {"status": status}
+        return self.send("PUT", self.path(body["kind"], body["metadata"]["name"]) + "/status", body)
+
+    def kubectl(self, *arguments: str, body: Object | None = None) -> subprocess.CompletedProcess[str]:
+        """Run kubectl, with `body` on its standard input."""
+        command = [str(tools.binary("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
+        return subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, timeout=60)
+
+    def install(self, kind: crd.Kind) -> None:
+        """Apply a kind's CRD and wait until the server serves it."""
+        body = yaml.safe_load(crd.render(kind))
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
+        answer = self.send("PATCH", f"{path}?fieldManager=test&force=true", body, APPLY)
+        assert answer.code in (200, 201), answer.body
+
+        def established() -> bool:
+            conditions = self.send("GET", path).body.get("status", {}).get("conditions") or []
+            holding = {entry["type"] for entry in conditions if entry["status"] == "True"}
+            assert "NonStructuralSchema" not in holding, conditions
+            return "Established" in holding and self.send("GET", self.path(kind.name)).code == 200
+
+        wait_until(established, f"{path} to be established", 30, interval=0.1)
