@@ -1,0 +1,183 @@
+"""The few calls that the operator makes to the API server, and what their failures mean.
+
+On `kubernetes.aio`'s transport (its authentication, TLS and connection pool) with plain JSON: the generated models would cost
+memory and drop fields that they do not know, and the dynamic client would need discovery and a cache file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from tunesmith.resources import RESOURCES, tidy
+from tunesmith.store import owner_uid, version_of
+from tunesmith.values import FIELD_MANAGER, Object
+
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
+PAGE = 500
+
+JSON = "application/json"
+MERGE = "application/merge-patch+json"
+APPLY = "application/apply-patch+yaml"
+
+Query = Sequence[tuple[str, str]]
+
+
+class ApiError(Exception):
+    """The API server said no; unless a subclass says more, trying again later may help."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class NotFound(ApiError):
+    """404: the object is not there, or no longer."""
+
+
+class Conflict(ApiError):
+    """409: what the write was computed from is no longer so."""
+
+
+class Refused(ApiError):
+    """The same write would be refused again: a person must change something."""
+
+
+def _error(status: int, body: bytes) -> ApiError:
+    """The error that a `Status` answer tells."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = {}
+    reason, message = answer.get("reason") or "Unknown", answer.get("message") or body[:200].decode(errors="replace")
+    causes = {cause.get("reason") for cause in (answer.get("details") or {}).get("causes") or ()}
+    if status == 404:
+        return NotFound(status, reason, message)
+    if status == 409:
+        return Conflict(status, reason, message)
+    # In a namespace that is being deleted there is nothing to mend: our object goes with it.
+    if status in (400, 403, 422) and "NamespaceTerminating" not in causes:
+        return Refused(status, reason, message)
+    return ApiError(status, reason, message)
+
+
+async def connect() -> ApiClient:
+    """A client for the cluster that the environment names: the pod's own, else the kubeconfig's."""
+    configuration = Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    return ApiClient(configuration)
+
+
+class Cluster:
+    """The API server."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self.client = client
+
+    async def create(self, obj: Object) -> Object:
+        """POST `obj`. One of that name that belongs to the same owner is as good; another's is a NameConflict."""
+        resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
+        try:
+            answer = await self.request("POST", resource.path(metadata["namespace"]), obj, (("fieldManager", FIELD_MANAGER),))
+        except Conflict as error:
+            if error.reason != "AlreadyExists":
+                raise
+            return await self._ours(obj)
+        return tidy(answer, resource)
+
+    async def apply(self, obj: Object, live: Object | None) -> Object:
+        """Apply `obj` server-side over `live`.
+
+        Without `live`, ask first: an apply cannot say "must not exist", and would take over another's object.
+        """
+        resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
+        if live is None:
+            try:
+                live = await self._ours(obj)
+            except NotFound:
+                live = None
+        if live is not None:
+            # With its uid the apply is refused, and does not create, when the object is gone in the meantime.
+            obj = {**obj, "metadata": {**metadata, "uid": live["metadata"]["uid"]}}
+        path = resource.path(metadata["namespace"], metadata["name"])
+        answer = await self.request("PATCH", path, obj, (("fieldManager", FIELD_MANAGER), ("force", "true")), APPLY)
+        return tidy(answer, resource)
+
+    async def delete(self, obj: Object) -> Object | None:
+        """Delete `obj`, this very one. Return it as it now is, None if it is gone."""
+        resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
+        options: dict[str, Any] = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
+        if obj["kind"] == "Pod" and "deletionTimestamp" in metadata:
+            # Its kubelet does not answer: nobody else will ever end it.
+            options["gracePeriodSeconds"] = 0
+        try:
+            answer = await self.request("DELETE", resource.path(metadata["namespace"], metadata["name"]), options)
+        except (NotFound, Conflict):
+            return None
+        pending = answer.get("metadata", {}).get("deletionTimestamp") and options.get("gracePeriodSeconds") != 0
+        return tidy(answer, resource) if pending else None
+
+    async def write_status(self, owner: Object, status: Object) -> Object:
+        """Replace the status of `owner` as it was read; Conflict if it has changed since."""
+        resource, metadata = RESOURCES[owner["kind"]], owner["metadata"]
+        path = resource.path(metadata["namespace"], metadata["name"], "status")
+        answer = await self.request("PUT", path, {**owner, "status": status}, (("fieldManager", FIELD_MANAGER),))
+        return tidy(answer, resource)
+
+    async def list(self, kind: str, namespace: str | None) -> tuple[list[Object], int]:
+        """All objects of `kind` that we watch, and the version of the list."""
+        resource = RESOURCES[kind]
+        items: list[Object] = []
+        query = [("limit", str(PAGE)), *([("labelSelector", resource.selector)] if resource.selector else [])]
+        more = ""
+        while True:
+            answer = await self.request("GET", resource.path(namespace), query=(*query, ("continue", more)) if more else query)
+            items += (tidy(item, resource) for item in answer["items"])
+            more = answer["metadata"].get("continue") or ""
+            if not more:
+                return items, version_of(answer)
+
+    async def review_token(self, token: str, audience: str) -> Object:
+        """The status of a TokenReview of `token`."""
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token, "audiences": [audience]}}
+        answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review)
+        status: Object = answer.get("status") or {}
+        return status
+
+    async def release_lease(self, namespace: str, name: str) -> None:
+        """Let go of the lease that this process holds, so that the next leader need not wait for its end."""
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}"
+        await self.request("PATCH", path, {"spec": {"holderIdentity": None}}, content_type=MERGE)
+
+    async def _ours(self, obj: Object) -> Object:
+        """The live object of `obj`'s name, if it has the same owner."""
+        resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
+        live = tidy(await self.request("GET", resource.path(metadata["namespace"], metadata["name"])), resource)
+        if owner_uid(live) != owner_uid(obj):
+            message = f"{obj['kind']} {metadata['name']} exists and belongs to another: delete it, or choose another name"
+            raise Refused(409, "NameConflict", message)
+        return live
+
+    async def request(self, method: str, path: str, body: Object | None = None, query: Query = (), content_type: str = JSON) -> Object:
+        """One call; the answer as JSON, or the ApiError that it tells."""
+        headers = {"Accept": JSON, "Content-Type": content_type}
+        request = await self.client.param_serialize(
+            method, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        response = await self.client.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+        data = await response.read()
+        if not 200 <= response.status <= 299:
+            raise _error(response.status, data)
+        answer: Object = json.loads(data)
+        return answer

@@ -1,0 +1,118 @@
+"""The running operator without its framework: events and relists in, reconciles out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from tunesmith import metrics
+from tunesmith.cluster import Cluster, Conflict, NotFound, Refused
+from tunesmith.kinds import Kind
+from tunesmith.logs import current_key
+from tunesmith.reconcile import Reconciler
+from tunesmith.resources import RESOURCES, tidy
+from tunesmith.settings import Settings
+from tunesmith.store import Store
+from tunesmith.values import Key, Object
+from tunesmith.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+
+class Controller:
+    """Feeds the store, and works off the queue with a fixed number of workers."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, kinds: Mapping[str, Kind], clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._clock = clock
+        self.store = Store({name: kind.references for name, kind in kinds.items()})
+        self.queue = WorkQueue(clock)
+        self._reconciler = Reconciler(kinds, self.store, cluster, settings.config(), self.queue.add, lambda: datetime.now(UTC), clock)
+        self.synced: float | None = None
+        """When the last complete relist ended, by the clock; None before the first."""
+
+    def feed(self, kind: str, event: str | None, obj: Object) -> None:
+        """Take in a watch event and queue whom it concerns."""
+        seen = tidy(obj, RESOURCES[kind])
+        self.wake(self.store.remove(seen) if event == "DELETED" else self.store.put(seen))
+
+    def wake(self, keys: frozenset[Key]) -> None:
+        """Queue `keys`."""
+        for key in keys:
+            self.queue.add(key)
+
+    async def run(self) -> None:
+        """Relist, then work until cancelled. Returns only by an exception.
+
+        No worker starts before the first relist is complete: half a view looks like deleted children.
+        """
+        await self.resync()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._resync_forever())
+            for _ in range(self._settings.workers):
+                tasks.create_task(self._work_forever())
+
+    async def resync(self) -> None:
+        """List everything, put the store right, and look at every object once more."""
+        with metrics.RESYNC_SECONDS.time():
+            for kind in RESOURCES:
+                for namespace in self._settings.namespaces or (None,):
+                    items, version = await self._cluster.list(kind, namespace)
+                    self.wake(self.store.sweep(kind, items, version, frozenset({namespace} if namespace else ())))
+        for kind, resource in RESOURCES.items():
+            if resource.ours:
+                self.wake(frozenset(self.store.keys(kind)))
+        self.synced = self._clock()
+
+    async def _resync_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                await self.resync()
+            except Exception:
+                # The API server may be away for a while. The health endpoint tells when it is too long.
+                logger.exception("relisting failed")
+
+    async def _work_forever(self) -> None:
+        while True:
+            key = await self.queue.get()
+            metrics.DEPTH.labels("tunesmith").set(len(self.queue))
+            try:
+                await self._work(key)
+            finally:
+                self.queue.done(key)
+
+    async def _work(self, key: Key) -> None:
+        """One run of one key, and when it is to run again."""
+        current_key.set(key)
+        with metrics.SECONDS.labels(key.kind).time(), metrics.ACTIVE.labels(key.kind).track_inprogress():
+            result = await self._reconcile(key)
+        metrics.RECONCILES.labels(key.kind, result).inc()
+
+    async def _reconcile(self, key: Key) -> str:
+        try:
+            wake_after = await self._reconciler.reconcile(key)
+        except (Conflict, NotFound) as error:
+            # Our view was old; the event that makes it new may be on its way.
+            self.queue.add_failed(key)
+            logger.debug("view was stale: %s", error)
+            return "requeue"
+        except Refused as error:
+            logger.warning("%s; trying again in %.0f s", error, self.queue.add_failed(key))
+            return self._count_error(key)
+        except Exception:
+            logger.exception("reconcile failed; trying again in %.0f s", self.queue.add_failed(key))
+            return self._count_error(key)
+        self.queue.forget_failures(key)
+        if wake_after is None:
+            return "success"
+        self.queue.add_after(key, wake_after)
+        return "requeue_after"
+
+    def _count_error(self, key: Key) -> str:
+        metrics.ERRORS.labels(key.kind).inc()
+        return "error"

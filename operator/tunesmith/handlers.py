@@ -1,0 +1,54 @@
+"""All that kopf does for us: watch, and hand each event on. No decision is made here."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import kopf
+
+from tunesmith.controller import Controller
+from tunesmith.resources import RESOURCES
+
+
+def registry(controller: Controller) -> kopf.OperatorRegistry:
+    """Handlers that feed `controller`.
+
+    Low-level event handlers alone: they leave neither an annotation nor a finalizer on any object, and hold no state of their own.
+    """
+    handlers = kopf.OperatorRegistry()
+    kopf.on.login(registry=handlers, id="login")(_login)
+    for resource in RESOURCES.values():
+        handler = functools.partial(_feed, controller, resource.kind)
+        kopf.on.event(resource.group, resource.version, resource.plural, registry=handlers, id=resource.plural)(handler)
+    return handlers
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf's settings; facts/reliability.md of the design tells what each of kopf's defaults has cost others."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.peering.standalone = True
+    chosen.scanning.disabled = True
+    chosen.networking.request_timeout = 30
+    chosen.networking.connect_timeout = 10
+    chosen.watching.connect_timeout = 10
+    chosen.watching.server_timeout = 600
+    chosen.watching.client_timeout = 660
+    chosen.watching.inactivity_timeout = 70
+    chosen.watching.chunk_size = 500
+    # An idle worker keeps its place under the limit, so it must not idle for long.
+    chosen.queueing.worker_limit = 200
+    chosen.queueing.idle_timeout = 0.05
+    for resource in RESOURCES.values():
+        if resource.selector:
+            chosen.watching.label_selectors[resource.group, resource.version, resource.plural] = resource.selector
+    return chosen
+
+
+async def _feed(controller: Controller, kind: str, event: kopf.RawEvent, **_: Any) -> None:
+    controller.feed(kind, event["type"], dict(event["object"]))
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)

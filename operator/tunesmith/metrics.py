@@ -1,0 +1,35 @@
+"""Prometheus metrics: controller-runtime's names for the loop, so that existing boards and alerts work, and our own outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from tunesmith.conditions import find
+from tunesmith.values import Key
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+RECONCILES = Counter("controller_runtime_reconcile", "Reconciles by result: success, error, requeue, requeue_after.", ["controller", "result"])
+ERRORS = Counter("controller_runtime_reconcile_errors", "Reconciles that ended in an error.", ["controller"])
+SECONDS = Histogram("controller_runtime_reconcile_time_seconds", "Duration of a reconcile.", ["controller"], buckets=BUCKETS)
+WORKERS = Gauge("controller_runtime_max_concurrent_reconciles", "Workers.", ["controller"])
+ACTIVE = Gauge("controller_runtime_active_workers", "Workers at work.", ["controller"])
+DEPTH = Gauge("workqueue_depth", "Keys that wait for a worker.", ["name"])
+REQUESTS = Counter("rest_client_requests", "Requests to the API server by code and method.", ["code", "method"])
+RESYNC_SECONDS = Histogram("tunesmith_resync_seconds", "Duration of a complete relist.", buckets=BUCKETS)
+REPORTS = Counter("tunesmith_progress_reports", "Progress reports by answer.", ["code"])
+VERDICTS = Counter("tunesmith_verdicts", "Verdicts of EvalRuns.", ["namespace", "verdict"])
+GATES = Counter("tunesmith_gate_decisions", "Gate decisions by the condition's status and reason.", ["namespace", "status", "reason"])
+
+
+def count_outcomes(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Count what is new in `after`: a verdict, a gate's decision."""
+    verdict = after.get("verdict")
+    if verdict and verdict != before.get("verdict"):
+        VERDICTS.labels(key.namespace, verdict).inc()
+    old, new = find(before, "GatePassed"), find(after, "GatePassed")
+    if new and (old is None or (old["status"], old["reason"]) != (new["status"], new["reason"])):
+        GATES.labels(key.namespace, new["status"], new["reason"]).inc()

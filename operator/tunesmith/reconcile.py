@@ -1,0 +1,144 @@
+"""Bring the cluster one step closer to what an object asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from tunesmith import conditions, metrics
+from tunesmith.cluster import Cluster, Refused
+from tunesmith.drift import drifted, stamp
+from tunesmith.errors import InvalidSpec, TunesmithError
+from tunesmith.kinds import Kind
+from tunesmith.store import Store, key_of
+from tunesmith.values import Config, Key, Object, Observed, Plan
+
+CONFLICT_PATIENCE = 30.0
+"""Seconds that a name may be taken before it is called a conflict: garbage collection of an object's namesake takes a while."""
+
+
+class Reconciler:
+    """Runs one key at a time through observe, decide, write."""
+
+    def __init__(
+        self,
+        kinds: Mapping[str, Kind],
+        store: Store,
+        cluster: Cluster,
+        config: Config,
+        wake: Callable[[Key], None],
+        now: Callable[[], datetime],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kinds = kinds
+        self._store = store
+        self._cluster = cluster
+        self._config = config
+        self._wake = wake
+        self._now = now
+        self._clock = clock
+        self._problems: dict[Key, Mapping[str, str]] = {}
+        self._refused_since: dict[Key, float] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Take `key` one step further; return in how many seconds it wants to be looked at again.
+
+        Status is written before anything else is done, so that what a child told is recorded before that child may go.
+        """
+        owner = self._store.get(key)
+        if owner is None or "deletionTimestamp" in owner["metadata"]:
+            # Garbage collection removes the children by their ownerReferences, whether we run or not.
+            self._forget(key)
+            return None
+        observed = self._observe(key, owner)
+        status, plan = decide(self._kinds[key.kind], observed)
+        if status != observed.recorded:
+            self._learn(await self._cluster.write_status(owner, status))
+            metrics.count_outcomes(key, observed.recorded, status)
+        await self._carry_out(key, plan)
+        return plan.wake_after
+
+    def _observe(self, key: Key, owner: Object) -> Observed:
+        """All that is known about the object now."""
+        uid = owner["metadata"]["uid"]
+        return Observed(
+            owner=owner,
+            now=self._now(),
+            config=self._config,
+            children=self._store.children(uid),
+            references=self._store.references(key),
+            progress=self._store.progress(uid),
+            problem=self._problems.get(key),
+        )
+
+    async def _carry_out(self, key: Key, plan: Plan) -> None:
+        """Do what the plan says; remember a refusal for the next status."""
+        try:
+            await self._write(plan)
+        except Refused as error:
+            self._refuse(key, error)
+            raise
+        self._refused_since.pop(key, None)
+        if self._problems.pop(key, None):
+            self._wake(key)
+
+    async def _write(self, plan: Plan) -> None:
+        for desired in plan.apply:
+            stamped, live = stamp(desired), self._store.get(key_of(desired))
+            if live is None or drifted(stamped, live):
+                self._learn(await self._cluster.apply(stamped, live))
+        for obj in plan.create:
+            if self._store.get(key_of(obj)) is None:
+                self._learn(await self._cluster.create(obj))
+        for obj in plan.delete:
+            await self._delete(obj)
+
+    async def _delete(self, obj: Object) -> None:
+        # What is already being deleted needs no second word, but for a pod whose node will never confirm it.
+        if "deletionTimestamp" in obj["metadata"] and obj["kind"] != "Pod":
+            return
+        left = await self._cluster.delete(obj)
+        concerned = self._store.put(left) if left is not None else self._store.remove(obj)
+        for key in concerned:
+            self._wake(key)
+
+    def _refuse(self, key: Key, error: Refused) -> None:
+        """Keep what a person has to mend, and come back at once to say so in the status."""
+        since = self._refused_since.setdefault(key, self._clock())
+        if error.reason == "NameConflict" and self._clock() - since < CONFLICT_PATIENCE:
+            return
+        problem = {"reason": error.reason, "message": error.message}
+        if self._problems.get(key) != problem:
+            self._problems[key] = problem
+            self._wake(key)
+
+    def _learn(self, answer: Object) -> None:
+        """Take in the answer to a write of ours as if it were an event: it wakes whom it concerns, the object itself included."""
+        for key in self._store.put(answer):
+            self._wake(key)
+
+    def _forget(self, key: Key) -> None:
+        self._problems.pop(key, None)
+        self._refused_since.pop(key, None)
+
+
+def decide(kind: Kind, observed: Observed) -> tuple[Object, Plan]:
+    """The new status and what to do. An object that cannot be, or not yet, says so in its conditions and changes nothing."""
+    status: Object = dict(observed.recorded)
+    try:
+        status = kind.status(observed)
+        return status, kind.build(observed, status)
+    except TunesmithError as error:
+        return _with_error(observed, status, error), Plan()
+
+
+def _with_error(observed: Observed, status: Object, error: TunesmithError) -> Object:
+    """`status` with the conditions that tell `error`; conditions of other types stay as they are."""
+    generation = observed.owner["metadata"]["generation"]
+    told = (conditions.stalled if isinstance(error, InvalidSpec) else conditions.working)(error.reason, error.message)
+    recorded = observed.recorded.get("conditions", ())
+    merged = conditions.merge(recorded, told, generation, observed.now)
+    types = {entry["type"] for entry in merged}
+    others = [entry for entry in status.get("conditions", ()) if entry["type"] not in types]
+    return {**status, "observedGeneration": generation, "conditions": merged + others}

@@ -1,0 +1,122 @@
+"""The operator's settings, from environment variables `TUNESMITH_<NAME>`: the chart sets them, a developer's shell may."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunesmith.values import Config, Images
+
+PREFIX = "TUNESMITH_"
+
+
+@dataclass(frozen=True)
+class ProgressSettings:
+    """The progress endpoint; without a certificate there is none."""
+
+    address: str = "0.0.0.0"
+    port: int = 8443
+    url: str = ""
+    """`https://host:port` as training pods reach it."""
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    """Paths of PEM files; `ca` signed `certificate` and is handed to the training pods."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the endpoint is served."""
+        return bool(self.certificate)
+
+
+@dataclass(frozen=True)
+class LeaseSettings:
+    """Leader election; off for a single process at a developer's desk."""
+
+    enabled: bool = True
+    name: str = "tunesmith"
+    namespace: str = "default"
+    identity: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    """The pod's name in a cluster, so that a restarted container takes its own lease back at once."""
+    duration_seconds: int = 15
+    deadline_seconds: int = 10
+    retry_seconds: int = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of them."""
+
+    images: Images = field(default_factory=lambda: Images("", ""))
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    """Namespaces served; empty: all."""
+    health_address: str = "0.0.0.0"
+    health_port: int = 8080
+    """Serves /healthz, /readyz and /metrics."""
+    resync_seconds: float = 60.0
+    workers: int = 4
+    log_level: str = "INFO"
+    progress: ProgressSettings = ProgressSettings()
+    lease: LeaseSettings = field(default_factory=LeaseSettings)
+
+    def config(self) -> Config:
+        """What the pure core needs of the settings."""
+        return Config(
+            images=self.images,
+            image_pull_policy=self.image_pull_policy,
+            image_pull_secrets=self.image_pull_secrets,
+            progress_url=self.progress.url if self.progress.enabled else "",
+            progress_ca=Path(self.progress.ca).read_text() if self.progress.ca else "",
+        )
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """The settings that the environment asks for; what it does not name keeps its default."""
+    env = {name.removeprefix(PREFIX): value for name, value in environment.items() if name.startswith(PREFIX)}
+    default = Settings()
+    return Settings(
+        images=Images(env.get("TRAINER_IMAGE", ""), env.get("SERVING_IMAGE", "")),
+        image_pull_policy=env.get("IMAGE_PULL_POLICY", default.image_pull_policy),
+        image_pull_secrets=_words(env.get("IMAGE_PULL_SECRETS", "")),
+        namespaces=_words(env.get("NAMESPACES", "")),
+        health_address=env.get("HEALTH_ADDRESS", default.health_address),
+        health_port=int(env.get("HEALTH_PORT", default.health_port)),
+        resync_seconds=float(env.get("RESYNC_SECONDS", default.resync_seconds)),
+        workers=int(env.get("WORKERS", default.workers)),
+        log_level=env.get("LOG_LEVEL", default.log_level),
+        progress=_progress(env, default.progress),
+        lease=_lease(env, default.lease),
+    )
+
+
+def _progress(env: Mapping[str, str], default: ProgressSettings) -> ProgressSettings:
+    return ProgressSettings(
+        address=env.get("PROGRESS_ADDRESS", default.address),
+        port=int(env.get("PROGRESS_PORT", default.port)),
+        url=env.get("PROGRESS_URL", default.url).rstrip("/"),
+        certificate=env.get("PROGRESS_CERTIFICATE", default.certificate),
+        key=env.get("PROGRESS_KEY", default.key),
+        ca=env.get("PROGRESS_CA", default.ca),
+    )
+
+
+def _lease(env: Mapping[str, str], default: LeaseSettings) -> LeaseSettings:
+    return LeaseSettings(
+        enabled=env.get("LEADER_ELECTION", "true").lower() == "true",
+        name=env.get("LEASE_NAME", default.name),
+        namespace=env.get("LEASE_NAMESPACE", default.namespace),
+        identity=env.get("IDENTITY", default.identity),
+        duration_seconds=int(env.get("LEASE_DURATION_SECONDS", default.duration_seconds)),
+        deadline_seconds=int(env.get("LEASE_DEADLINE_SECONDS", default.deadline_seconds)),
+        retry_seconds=int(env.get("LEASE_RETRY_SECONDS", default.retry_seconds)),
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The words of a list separated by commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())

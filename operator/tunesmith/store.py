@@ -1,0 +1,175 @@
+"""What the operator knows of the cluster: fed by watches, relists and the answers to its own writes.
+
+Every way in goes through `put`, which never goes back to an older resourceVersion, so that the order in which a watch and an
+answer arrive does not matter. Every change tells whom it concerns: the keys to reconcile.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tunesmith.resources import RESOURCES
+from tunesmith.values import LABEL_UID, Key, Object
+
+References = Callable[[Mapping[str, Any]], frozenset[tuple[str, str]]]
+TOMBSTONES = 10_000
+
+NOBODY: frozenset[Key] = frozenset()
+
+
+def key_of(obj: Object) -> Key:
+    """The key of an object that has its kind."""
+    return Key(obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+
+
+def version_of(obj: Object) -> int:
+    """The resourceVersion as a number; Kubernetes has promised since 1.35 that they compare, and etcd's always have."""
+    return int(obj["metadata"]["resourceVersion"])
+
+
+def owner_uid(obj: Object) -> str | None:
+    """The uid of the object of ours that `obj` belongs to: its controller, or for the pods of a child the one on their label."""
+    uid: str | None
+    if obj["kind"] == "Pod":
+        uid = obj["metadata"].get("labels", {}).get(LABEL_UID)
+    else:
+        uid = next((ref["uid"] for ref in obj["metadata"].get("ownerReferences", ()) if ref.get("controller")), None)
+    return uid
+
+
+class Store:
+    """Objects by key, by owner and by who names them."""
+
+    def __init__(self, references: Mapping[str, References]) -> None:
+        self._references = references
+        self._objects: dict[Key, Object] = {}
+        self._owners: dict[str, Key] = {}
+        self._children: defaultdict[str, set[Key]] = defaultdict(set)
+        self._named: dict[Key, frozenset[Key]] = {}
+        self._namers: defaultdict[Key, set[Key]] = defaultdict(set)
+        self._reports: dict[str, Mapping[str, Any]] = {}
+        # A uid never comes back, so an event or an answer that arrives after the deletion is known to be late.
+        self._gone: OrderedDict[str, None] = OrderedDict()
+
+    def get(self, key: Key) -> Object | None:
+        """The object of that key, if it is known."""
+        return self._objects.get(key)
+
+    def keys(self, kind: str) -> list[Key]:
+        """The keys of all known objects of `kind`."""
+        return [key for key in self._objects if key.kind == kind]
+
+    def children(self, uid: str) -> tuple[Object, ...]:
+        """What belongs to the object of ours with that uid, in a fixed order."""
+        return tuple(self._objects[key] for key in sorted(self._children.get(uid, ())))
+
+    def references(self, key: Key) -> dict[Key, Object]:
+        """What the object names and what those of our kinds name in turn, as far as it exists.
+
+        One level deep suffices: an EvalRun needs the claim of its FineTuneJob, a ModelDeployment the FineTuneJob of its EvalRun.
+        Only those who name an object directly are woken by it; a change further away reaches them through the status in between.
+        """
+        direct = self._named.get(key, NOBODY)
+        indirect = frozenset[Key]().union(*(self._named.get(named, NOBODY) for named in direct))
+        return {named: self._objects[named] for named in sorted(direct | indirect) if named in self._objects}
+
+    def owner(self, uid: str) -> Key | None:
+        """The key of the object of ours with that uid."""
+        return self._owners.get(uid)
+
+    def pod(self, namespace: str, name: str) -> Object | None:
+        """The pod of that name."""
+        return self._objects.get(Key("Pod", namespace, name))
+
+    def report(self, uid: str, progress: Mapping[str, Any]) -> frozenset[Key]:
+        """Keep the newest progress report for the object with that uid."""
+        owner = self._owners.get(uid)
+        if owner is None:
+            return NOBODY
+        self._reports[uid] = progress
+        return frozenset({owner})
+
+    def progress(self, uid: str) -> Mapping[str, Any] | None:
+        """The newest progress report for the object with that uid."""
+        return self._reports.get(uid)
+
+    def put(self, obj: Object) -> frozenset[Key]:
+        """Take in `obj` unless something newer is known; return the keys that it concerns."""
+        key, uid = key_of(obj), obj["metadata"]["uid"]
+        old = self._objects.get(key)
+        if uid in self._gone or (old is not None and version_of(old) >= version_of(obj)):
+            return NOBODY
+        concerned = NOBODY if old is None else self._take_out(key, old)
+        self._objects[key] = obj
+        if RESOURCES[key.kind].ours:
+            self._owners[uid] = key
+            self._name(key, frozenset(Key(kind, key.namespace, name) for kind, name in self._references[key.kind](obj["spec"])))
+        else:
+            self._children[owner_uid(obj) or ""].add(key)
+        return concerned | self._concerned(key, obj)
+
+    def remove(self, obj: Object) -> frozenset[Key]:
+        """Take in that `obj` is gone; a newer object of the same name stays. Return the keys that it concerns."""
+        key, uid = key_of(obj), obj["metadata"]["uid"]
+        self._bury(uid)
+        old = self._objects.get(key)
+        if old is None or old["metadata"]["uid"] != uid:
+            return NOBODY
+        concerned = self._take_out(key, old)
+        del self._objects[key]
+        return concerned
+
+    def sweep(self, kind: str, listed: Iterable[Object], version: int, namespaces: frozenset[str] = frozenset()) -> frozenset[Key]:
+        """Take in a complete list of `kind` made at `version`: put what it has, remove what it lacks and is not newer.
+
+        kopf loses deletions when it lists anew after a break, so without this the store would keep ghosts.
+        `namespaces`: the list is of these only; empty: of all.
+        """
+        items = list(listed)
+        concerned = frozenset[Key]().union(*(self.put(item) for item in items))
+        present = {item["metadata"]["uid"] for item in items}
+        for key in self.keys(kind):
+            obj = self._objects[key]
+            in_scope = not namespaces or key.namespace in namespaces
+            if in_scope and obj["metadata"]["uid"] not in present and version_of(obj) <= version:
+                concerned |= self.remove(obj)
+        return concerned
+
+    def _concerned(self, key: Key, obj: Object) -> frozenset[Key]:
+        """Whom a change of `obj` concerns: itself if it is ours, its owner, and those that name it."""
+        owner = self._owners.get(owner_uid(obj) or "")
+        itself = {key} if RESOURCES[key.kind].ours else set()
+        return frozenset(itself | ({owner} if owner else set()) | self._namers.get(key, set()))
+
+    def _take_out(self, key: Key, old: Object) -> frozenset[Key]:
+        """Remove `old` from the indexes and return whom it concerned."""
+        concerned = self._concerned(key, old)
+        uid = old["metadata"]["uid"]
+        if RESOURCES[key.kind].ours:
+            self._owners.pop(uid, None)
+            self._name(key, NOBODY)
+        else:
+            parent = owner_uid(old) or ""
+            self._children[parent].discard(key)
+            if not self._children[parent]:
+                del self._children[parent]
+        return concerned
+
+    def _name(self, key: Key, named: frozenset[Key]) -> None:
+        """Record that `key` names `named` and nothing else."""
+        for target in self._named.pop(key, NOBODY):
+            self._namers[target].discard(key)
+            if not self._namers[target]:
+                del self._namers[target]
+        if named:
+            self._named[key] = named
+            for target in named:
+                self._namers[target].add(key)
+
+    def _bury(self, uid: str) -> None:
+        self._reports.pop(uid, None)
+        self._gone[uid] = None
+        if len(self._gone) > TOMBSTONES:
+            self._gone.popitem(last=False)
