@@ -15,7 +15,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Contract(BaseModel):
-    """Base of everything that crosses the boundary: camelCase in JSON, unknown keys refused, values not changed later."""
+    """Base of everything that crosses the boundary: camelCase in JSON, unknown keys refused, frozen."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True, frozen=True)
 

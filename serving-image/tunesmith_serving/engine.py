@@ -1,4 +1,4 @@
-"""How a stage file becomes vLLM's command line and environment. Pure: nothing here reads the machine or starts anything."""
+"""How a stage file becomes vLLM's command line and environment. Pure: nothing here reads the machine."""
 
 from __future__ import annotations
 

@@ -39,9 +39,7 @@ PARSER = ("the name of a parser that vLLM brings along", _is_parser)
 
 def _one_of(*choices: str | int) -> tuple[str, Check]:
     # A plain `in` would take true for 1.
-    return "one of " + ", ".join(map(str, choices)), lambda value: any(
-        value == choice and type(value) is type(choice) for choice in choices
-    )
+    return "one of " + ", ".join(map(str, choices)), lambda value: any(value == choice and type(value) is type(choice) for choice in choices)
 
 
 ALLOWED: dict[str, tuple[str, Check]] = {

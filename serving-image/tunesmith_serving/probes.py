@@ -92,7 +92,7 @@ def _handler(routes: Routes) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 5
 
-        def do_GET(self) -> None:  # noqa: N802 (the name that http.server calls)
+        def do_GET(self) -> None:
             route = routes.get(self.path)
             answer = route() if route else Answer(False, "there are /ready and /live")
             failed = HTTPStatus.SERVICE_UNAVAILABLE if route else HTTPStatus.NOT_FOUND

@@ -21,7 +21,7 @@ POINTER = "See root cause above"
 
 
 def cause(lines: Iterable[str]) -> str:
-    """Return the line of an engine's output that tells best why it ended: its last own exception, else its last line."""
+    """Return the line of an engine's output that tells why it ended: its last own exception, else its last line."""
     texts = [text for line in lines if (text := LOG_PREFIX.sub("", line).strip())]
     exceptions = [text for text in texts if EXCEPTION.match(text) and POINTER not in text]
     return (exceptions or texts or ["it wrote nothing"])[-1]
