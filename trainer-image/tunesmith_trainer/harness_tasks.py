@@ -30,8 +30,10 @@ CODE_KEYS = {
 class TaskFolder:
     """A checked copy of a folder of tasks."""
 
+    source: Path
+    """The user's folder, links resolved."""
     folder: Path
-    """What lm-eval's TaskManager may read."""
+    """The copy: what lm-eval's TaskManager may read."""
     data_files: tuple[Path, ...]
     """The files that the tasks read, each once, in order."""
     task_files: tuple[Path, ...]
@@ -57,7 +59,7 @@ def copy_tasks(source: Path, target: Path) -> TaskFolder:
         copy = target / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(yaml.safe_dump(checker.resolved(path, text), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    return TaskFolder(target, tuple(sorted(checker.data_files)), tuple(sorted(queue)))
+    return TaskFolder(root, target, tuple(sorted(checker.data_files)), tuple(sorted(queue)))
 
 
 def _read(path: Path, root: Path) -> str:

@@ -1,0 +1,174 @@
+"""Token-level perplexity over the tokens that a training loss would be taken on, and bits per byte beside it.
+
+With s the summed negative log-likelihood (in nats) of a row's scored tokens, n their number and b the bytes of their text,
+over all rows: perplexity = exp(sum s / sum n), bits_per_byte = sum s / (ln 2 * sum b). Both are functions of a ratio of sums,
+so their standard errors come from the delta method with rows as the independent units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith_trainer import chat, dataset, store
+from tunesmith_trainer.contract_eval import Metric, Perplexity
+from tunesmith_trainer.errors import StageError
+
+METHOD = 1
+"""Part of the cache key: to be raised whenever a change here changes a figure."""
+# Logits of one batch are held to this many numbers: half a gigabyte in 16 bits.
+LOGITS = 1 << 28
+# On a CPU larger batches gain nothing, and rows of unlike lengths cost padding.
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row ready to be scored: its tokens, which of them count, and the bytes that those stand for."""
+
+    ids: list[int]
+    trained: list[bool]
+    size: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row's negative log-likelihood in nats, and over how many tokens and bytes."""
+
+    nll: float
+    tokens: int
+    size: int
+
+
+def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> list[Metric]:
+    """Return a suite's two metrics for a loaded model.
+
+    Raises StageError: SourceNotFound and InvalidDataset for the data, EmptyDataset when no token is left to score,
+    UnsupportedTemplate when the model's chat template cannot mark the assistant's tokens.
+    """
+    rows = read_rows(settings, tokenizer)
+    scores = list(score(model, rows))
+    return [
+        _metric(f"{suite}/perplexity", perplexity(scores)),
+        _metric(f"{suite}/bits_per_byte", bits_per_byte(scores)),
+    ]
+
+
+def template_of(settings: Perplexity, tokenizer: Any) -> str | None:
+    """Return the chat template that rows are rendered with, or None for formats that are not conversations."""
+    return chat.training_template(tokenizer) if settings.dataset.format == "Messages" else None
+
+
+def data_digest(settings: Perplexity) -> str:
+    """Return the digest of the rows' file or folder; raises StageError(SourceNotFound)."""
+    return dataset.digest(store.existing(settings.dataset.uri))
+
+
+def read_rows(settings: Perplexity, tokenizer: Any) -> list[Row]:
+    """Return the rows that have at least one token to score, cut at maxLength as training cuts them."""
+    template = template_of(settings, tokenizer)
+    source = settings.dataset
+    rows = []
+    for row in dataset.read(Path(source.uri).name, source.uri, source.format):
+        encoded = chat.encode(tokenizer, row, template)
+        ids = encoded.ids[: settings.max_length]
+        # The first token has nothing before it that could predict it.
+        trained = [False, *encoded.trained[1 : settings.max_length]]
+        scored = [token for token, counts in zip(ids, trained, strict=True) if counts]
+        if scored:
+            text = tokenizer.decode(scored, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            rows.append(Row(ids, trained, len(text.encode())))
+    if not rows:
+        raise StageError("EmptyDataset", f"{source.uri} has no token to score within maxLength ({settings.max_length})")
+    return rows
+
+
+def score(model: Any, rows: Sequence[Row]) -> Iterator[Score]:
+    """Yield the score of each row, shortest first. Logits are taken to 32 bits before the softmax."""
+    import torch
+
+    ordered = sorted(rows, key=lambda row: len(row.ids))
+    budget = max(1, min(BATCH_TOKENS, LOGITS // model.config.get_text_config().vocab_size))
+    with torch.inference_mode():
+        for batch in batches(ordered, budget):
+            yield from _score_batch(model, batch)
+
+
+def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+    """Yield runs of `rows` (sorted by length) that take at most `tokens` tokens when padded; a longer row comes alone."""
+    batch: list[Row] = []
+    for row in rows:
+        if batch and len(row.ids) * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _score_batch(model: Any, batch: list[Row]) -> Iterator[Score]:
+    import torch
+
+    width = max(len(row.ids) for row in batch)
+    ids = torch.zeros((len(batch), width), dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    counts = torch.zeros_like(ids, dtype=torch.bool)
+    for number, row in enumerate(batch):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        attention[number, : len(row.ids)] = 1
+        counts[number, : len(row.ids)] = torch.tensor(row.trained)
+    ids, attention, counts = (tensor.to(model.device) for tensor in (ids, attention, counts))
+    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+    # Position t predicts token t + 1.
+    wanted = counts[:, 1:]
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1][wanted].float(), ids[:, 1:][wanted], reduction="none")
+    for row, part in zip(batch, losses.double().split(wanted.sum(dim=1).tolist()), strict=True):
+        yield Score(float(part.sum()), len(part), row.size)
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float | None]:
+    """Return the ratio of two sums and its standard error by the delta method; None with fewer than two rows."""
+    total, count = math.fsum(denominators), len(denominators)
+    value = math.fsum(numerators) / total if total else math.nan
+    if count < 2 or not total:
+        return value, None
+    squares = math.fsum((top - value * bottom) ** 2 for top, bottom in zip(numerators, denominators, strict=True))
+    return value, math.sqrt(count / (count - 1) * squares) / total
+
+
+def perplexity(scores: Sequence[Score]) -> tuple[float, float | None]:
+    """Return exp(nats per token) and its standard error."""
+    mean, error = ratio([score.nll for score in scores], [score.tokens for score in scores])
+    try:
+        value = math.exp(mean)
+    except OverflowError:
+        return math.inf, None
+    return value, None if error is None else value * error
+
+
+def bits_per_byte(scores: Sequence[Score]) -> tuple[float, float | None]:
+    """Return bits per byte of text and its standard error."""
+    mean, error = ratio([score.nll for score in scores], [score.size for score in scores])
+    return mean / math.log(2), None if error is None else error / math.log(2)
+
+
+def _metric(path: str, estimate: tuple[float, float | None]) -> Metric:
+    value, error = estimate
+    return Metric(
+        metric=path,
+        value=written(value),
+        stderr=None if error is None else written(error),
+        higher_is_better=False,
+    )
+
+
+def written(value: float) -> str:
+    """Return a figure as the contract writes it: the shortest decimal that reads back the same, or NaN, Infinity."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return repr(float(value))
