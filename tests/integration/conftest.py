@@ -1,0 +1,43 @@
+"""One control plane for the whole session, a namespace for each test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dev.cluster.controlplane import ControlPlane
+from tests.integration.schema_server import Server
+from tunesmith import crd
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """etcd, kube-apiserver, kube-controller-manager and kube-scheduler, without a node: tests set the states of pods themselves."""
+    state: Path = tmp_path_factory.mktemp("control-plane")
+    # At its default limits the controller-manager, not what is tested, would decide how long a burst takes.
+    fast = ("--kube-api-qps=1000", "--kube-api-burst=1000", "--concurrent-gc-syncs=20")
+    with ControlPlane(state, controller_manager_flags=fast) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def api(control_plane: ControlPlane) -> Server:
+    """The API server as its administrator, with our CRDs."""
+    server = Server.of(control_plane)
+    for kind in crd.KINDS:
+        server.install(kind)
+    return server
+
+
+@pytest.fixture
+def namespace(api: Server) -> str:
+    """A namespace of the test's own."""
+    name = f"test-{next(_numbers)}"
+    answer = api.send("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    assert answer.code == 201, answer.body
+    return name
