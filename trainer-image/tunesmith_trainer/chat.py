@@ -71,18 +71,12 @@ def _patched_chatml(tokenizer: Any, own: str) -> str | None:
 
 
 def _renders_alike(tokenizer: Any, one: str, other: str) -> bool:
-    return all(
-        _render(tokenizer, probe, one, prompt) == _render(tokenizer, probe, other, prompt)
-        for probe in _PROBES
-        for prompt in (False, True)
-    )
+    return all(_render(tokenizer, probe, one, prompt) == _render(tokenizer, probe, other, prompt) for probe in _PROBES for prompt in (False, True))
 
 
 def _render(tokenizer: Any, probe: list[tuple[str, str]], template: str, prompt: bool) -> str:
     messages = [{"role": role, "content": content} for role, content in probe]
-    text: str = tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
-    )
+    text: str = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=prompt)
     return text
 
 

@@ -86,7 +86,7 @@ def inspect(folder: Path) -> ModelFacts:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:  # see load_tokenizer
         raise StageError("InvalidModel", f"this is not a causal language model that can be loaded: {error}") from error
     text = config.get_text_config()
@@ -97,11 +97,7 @@ def inspect(folder: Path) -> ModelFacts:
         hidden_size=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
         vocabulary=int(text.vocab_size),
-        linears={
-            name: (module.in_features, module.out_features)
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        },
+        linears={name: (module.in_features, module.out_features) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)},
     )
 
 

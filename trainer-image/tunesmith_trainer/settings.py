@@ -92,7 +92,7 @@ def parse_overrides(overrides: dict[str, str]) -> dict[str, Any]:
     if not overrides:
         return {}
     from pydantic import ConfigDict, TypeAdapter, ValidationError
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     types = typing.get_type_hints(SFTConfig)
     known = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
@@ -129,7 +129,7 @@ def _check_key(key: str, known: set[str]) -> None:
 
 def check(training: Training, method: Method, adapter: Adapter | None) -> None:
     """Build the SFTConfig that Train will build, on the CPU: what TRL refuses is told before a GPU is asked for."""
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     with tempfile.TemporaryDirectory() as folder:
         # Known types and JSON are checked first, so that what is left can only be a value TRL does not like.

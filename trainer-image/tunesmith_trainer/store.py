@@ -189,6 +189,24 @@ def differences(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{name} has another content"
 
 
+def open_artifact(uri: str, digest: str | None) -> Path:
+    """Return an artefact's folder after a look at its manifest and its files' sizes alone, which costs no reading.
+
+    Raises StageError: SourceNotFound, or DigestMismatch when it is not complete or not the one the digest names.
+    """
+    folder = existing(uri)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StageError("DigestMismatch", f"{uri} is not complete: it has no {MANIFEST}")
+    if digest is not None and digest != manifest.digest:
+        raise StageError("DigestMismatch", f"{uri} has the digest {manifest.digest} instead of {digest}: it was changed")
+    for name, (_, size) in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise StageError("DigestMismatch", f"{name} in {uri} is missing or has another size than its manifest says")
+    return folder
+
+
 def verify(uri: str, digest: str | None) -> tuple[Path, str]:
     """Return a model folder's path and digest after checking every file of it.
 

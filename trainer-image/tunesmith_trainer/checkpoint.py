@@ -1,0 +1,55 @@
+"""Checkpoints of a run: `checkpoints/attempt-<n>/step-<s>/`, complete when the manifest is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunesmith_trainer import store
+
+_NAME = re.compile(r"^step-(\d+)$")
+# What transformers calls `checkpoint` in `checkpoint-<step>`.
+PREFIX = "step"
+
+
+def attempt_folder(run_folder: Path, attempt: int) -> Path:
+    """Return where an attempt writes its checkpoints: each has its own folder, so a lost pod cannot spoil the next."""
+    return run_folder / "checkpoints" / f"attempt-{attempt}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the step that a checkpoint's folder is named after; raises ValueError for another folder."""
+    match = _NAME.match(folder.name)
+    if match is None:
+        raise ValueError(f"{folder.name} is not a checkpoint's folder")
+    return int(match[1])
+
+
+def complete(run_folder: Path) -> list[Path]:
+    """Return the folders of all attempts' complete checkpoints, the newest (highest step, latest attempt) first."""
+    return sorted(_complete(run_folder), key=lambda folder: (step_of(folder), _attempt_of(folder)), reverse=True)
+
+
+def _complete(run_folder: Path) -> Iterator[Path]:
+    for folder in run_folder.glob("checkpoints/attempt-*/step-*"):
+        if _NAME.match(folder.name) and store.read_manifest(folder) is not None:
+            yield folder
+
+
+def _attempt_of(folder: Path) -> int:
+    return int(folder.parent.name.removeprefix("attempt-"))
+
+
+def newest(run_folder: Path) -> Path | None:
+    """Return the newest checkpoint whose every file is the one its manifest lists, or None."""
+    return next((folder for folder in complete(run_folder) if store.is_intact(folder)), None)
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Delete all complete checkpoints but the newest `keep`, of any attempt."""
+    for folder in complete(run_folder)[keep:]:
+        # Without its manifest a folder is no checkpoint: a deletion cut off in the middle leaves nothing half valid.
+        (folder / store.MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,122 @@
+"""Finalize: turn the last checkpoint into the artefacts that the user gets, and check that training had an effect."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tunesmith_trainer import card, store
+from tunesmith_trainer.contract import Artifact, FinalizeAnswer, FinalizeInput, StageInput
+from tunesmith_trainer.errors import StageError
+
+INPUT: type[StageInput] = FinalizeInput
+# Files that make up a tokenizer. They are copied, not saved anew: the artefact speaks the base model's own template.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def run(stage: FinalizeInput) -> FinalizeAnswer:
+    """Write the artefacts asked for; raises StageError (DigestMismatch, InvalidSettings, NoEffect)."""
+    base = store.open_artifact(stage.model.uri, stage.model.digest)
+    saved = store.existing(stage.checkpoint.uri)
+    if not store.is_intact(saved):
+        raise StageError("DigestMismatch", f"the checkpoint {stage.checkpoint.uri} is damaged or not complete")
+    if stage.adapter is None and "Adapter" in stage.artifacts:
+        raise StageError("InvalidSettings", "full fine-tuning makes no Adapter: ask for Merged alone")
+    check_effect(stage, base, saved)
+    artifacts = [_write(stage, name, base, saved) for name in stage.artifacts]
+    card.write_lineage(store.path_of(stage.run_uri), stage, artifacts)
+    return FinalizeAnswer(artifacts=artifacts)
+
+
+def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> Artifact:
+    uri = store.join(stage.run_uri, name.lower())
+    folder = store.path_of(uri)
+    # What an attempt that was cut off left behind must not become part of this one.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if name == "Adapter":
+        write_adapter(saved, folder, stage.model.uri)
+    else:
+        write_merged(stage, base, saved, folder)
+    for file in TOKENIZER_FILES:
+        if (base / file).is_file():
+            shutil.copyfile(base / file, folder / file)
+    manifest = store.write_manifest(folder)
+    artifact = Artifact(
+        name=name,
+        uri=uri,
+        digest=manifest.digest,
+        size_bytes=manifest.size_bytes,
+        format="PEFT" if name == "Adapter" else "Safetensors",
+        base_digest=str(stage.model.digest),
+    )
+    card.write_card(folder, store.path_of(stage.run_uri), stage, artifact)
+    return artifact
+
+
+def write_adapter(saved: Path, folder: Path, base_uri: str) -> None:
+    """Copy the checkpoint's adapter; its config names the base by URI instead of a path inside some pod."""
+    for name in ADAPTER_FILES:
+        shutil.copyfile(saved / name, folder / name)
+    config = store.read_json(folder / "adapter_config.json") | {"base_model_name_or_path": base_uri}
+    store.write_json(folder / "adapter_config.json", config)
+
+
+def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) -> None:
+    """Write the whole model in bf16: the base with the adapter added, or the weights that full fine-tuning made."""
+    merged = load(base if stage.adapter else saved)
+    if stage.adapter:
+        from peft import PeftModel
+
+        merged = PeftModel.from_pretrained(merged, str(saved)).merge_and_unload(safe_merge=True)
+    merged.save_pretrained(folder)
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+
+
+def load(folder: Path) -> Any:
+    """Return a folder's model in bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+
+
+def check_effect(stage: FinalizeInput, base: Path, saved: Path) -> None:
+    """Refuse a checkpoint in which training changed nothing: StageError(NoEffect).
+
+    A LoRA adapter starts with B = 0, so an adapter without effect is one whose B matrices are all zero still.
+    """
+    if not (_adapter_moved(saved) if stage.adapter else _weights_moved(base, saved)):
+        raise StageError(
+            "NoEffect",
+            f"training changed no weight up to step {stage.checkpoint.step}: the learning rate may be too small, or every "
+            "token may be outside the loss (see data/sample.json)",
+        )
+
+
+def _adapter_moved(saved: Path) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(saved / "adapter_model.safetensors", "pt") as tensors:
+        return any(bool(tensors.get_tensor(name).any()) for name in tensors.keys() if "lora_B" in name)
+
+
+def _weights_moved(base: Path, saved: Path) -> bool:
+    """Compare the two models as loaded, in bf16: what rounding takes away had no effect on what is written."""
+    import torch
+
+    before, after = load(base).state_dict(), load(saved).state_dict()
+    return any(not torch.equal(tensor, after[name]) for name, tensor in before.items())

@@ -1,0 +1,173 @@
+"""Train: process 1 of a training pod. It runs torchrun, passes SIGTERM on, and turns its workers' outcomes into a result.
+
+torchrun hides its workers' exit codes, so each worker writes an outcome file of its own (worker.py) and these are read here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tunesmith_trainer import stage as stages
+from tunesmith_trainer import store
+from tunesmith_trainer.contract import Answer, StageInput, TrainAnswer, TrainInput
+from tunesmith_trainer.errors import StageError
+
+INPUT: type[StageInput] = TrainInput
+# How long a pod waits for the first pod's name and for its port.
+RENDEZVOUS_SECONDS = 300
+# The launcher's share of the grace period: reading outcomes and writing the result.
+LAUNCHER_SECONDS = 5
+POLL_SECONDS = 0.2
+
+
+def run(stage: TrainInput) -> Answer:
+    """Train on this node; returns TrainAnswer on the first node and a bare Answer on the others.
+
+    Raises StageError: Interrupted after SIGTERM on any node, PeerUnavailable where another node cannot be reached, and
+    whatever the workers report.
+    """
+    store.open_artifact(stage.model.uri, stage.model.digest)
+    with tempfile.TemporaryDirectory(prefix="train-") as scratch:
+        launcher = Launcher(stage, Path(scratch))
+        launcher.run()
+        return launcher.answer()
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this container may use: its cgroup's quota where it has one, else its affinity's count."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return allowed
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """Return host and port of `host:port`; raises StageError(InvalidSettings)."""
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit():
+        raise StageError("InvalidSettings", f"rendezvous.endpoint {endpoint!r} is not host:port")
+    return host, int(port)
+
+
+def wait_for_name(host: str, seconds: float = RENDEZVOUS_SECONDS) -> None:
+    """Wait until a host's name resolves: a headless Service knows a pod only once it is there."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                message = f"the first training pod's name {host} did not resolve within {seconds:.0f} s: {error}"
+                raise StageError("PeerUnavailable", message) from None
+        time.sleep(min(1.0, seconds))
+
+
+class Launcher:
+    """One node's torchrun: started, told to stop, and waited for."""
+
+    def __init__(self, stage: TrainInput, scratch: Path) -> None:
+        """Take the stage and an empty folder for the workers' outcome files."""
+        self.stage = stage
+        self.scratch = scratch
+        self.terminated = False
+        self.agent: subprocess.Popen[bytes] | None = None
+        self.node = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
+
+    def run(self) -> None:
+        """Run torchrun to its end."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        host, port = split_endpoint(self.stage.rendezvous.endpoint)
+        if self.stage.rendezvous.nodes == 1:
+            host = "127.0.0.1"
+        wait_for_name(host)
+        self.agent = subprocess.Popen(self.command(host, port), env=self.environment())
+        if self.terminated:
+            self.agent.terminate()
+        self._wait()
+
+    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
+        self.terminated = True
+        if self.agent is None:
+            raise StageError("Interrupted", "stopped by SIGTERM before training began")
+        self.agent.terminate()
+
+    def _wait(self) -> None:
+        """Wait for torchrun. Once all workers have answered it is stopped.
+
+        Left alone it would wait minutes for the other nodes' torchruns, and one that was told to stop never answers.
+        """
+        assert self.agent is not None
+        while self.agent.poll() is None:
+            time.sleep(POLL_SECONDS)
+            if len(self.outcomes()) == self.stage.rendezvous.processes_per_node:
+                try:
+                    self.agent.wait(timeout=LAUNCHER_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self.agent.terminate()
+                    self.agent.wait()
+
+    def command(self, host: str, port: int) -> list[str]:
+        """Return torchrun's command line for this node."""
+        rendezvous = self.stage.rendezvous
+        grace = max(1, self.stage.checkpoints.grace_period_seconds - LAUNCHER_SECONDS)
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nnodes={rendezvous.nodes}",
+            f"--nproc-per-node={rendezvous.processes_per_node}",
+            f"--node-rank={self.node}",
+            f"--master-addr={host}",
+            f"--master-port={port}",
+            f"--rdzv-conf=timeout={RENDEZVOUS_SECONDS}",
+            f"--shutdown-timeout={grace}",
+            "--max-restarts=0",
+            "--module",
+            "tunesmith_trainer.worker",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Return the workers' environment: where they read and answer, and how many threads each may use."""
+        ours = {
+            "TUNESMITH_STAGE_FILE": str(stages.stage_file().resolve()),
+            "TUNESMITH_SCRATCH": str(self.scratch),
+            "OMP_NUM_THREADS": str(max(1, cpu_count() // self.stage.rendezvous.processes_per_node)),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        return ours | dict(os.environ) | {"TUNESMITH_SCRATCH": str(self.scratch)}
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """Return what this node's workers have answered so far, by local rank."""
+        return [json.loads(path.read_bytes()) for path in sorted(self.scratch.glob("outcome-*.json"))]
+
+    def answer(self) -> Answer:
+        """Return the node's answer out of its workers' outcomes; raises StageError where one of them failed."""
+        outcomes = self.outcomes()
+        failures = [StageError(**outcome["failure"]) for outcome in outcomes if "failure" in outcome]
+        if failures:
+            # A worker whose peer was lost only echoes the failure of another.
+            raise min(failures, key=lambda failure: failure.reason == "PeerUnavailable")
+        if len(outcomes) < self.stage.rendezvous.processes_per_node:
+            raise self._silence()
+        return Answer() if self.node else TrainAnswer.model_validate(outcomes[0]["answer"])
+
+    def _silence(self) -> StageError:
+        if self.terminated:
+            return StageError("Interrupted", "stopped by SIGTERM before the training processes could save a checkpoint")
+        assert self.agent is not None
+        log = "its last lines are in the pod's log"
+        return StageError("InternalError", f"torchrun ended with code {self.agent.returncode} and without a result: {log}")

@@ -1,0 +1,66 @@
+"""One training process, started by torchrun: trains, and writes an outcome file for the launcher (train.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tunesmith_trainer import stage as stages
+from tunesmith_trainer import store
+from tunesmith_trainer.contract import TrainInput
+from tunesmith_trainer.errors import StageError
+
+# What gloo and NCCL say when the process at the other end is gone.
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "remote process exited", "Broken pipe")
+
+
+class StopFlag:
+    """Set by SIGTERM; the trainer asks for it after each step (control.py)."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def set(self, _number: int, _frame: FrameType | None) -> None:
+        """Remember the signal."""
+        self.is_set = True
+
+
+def classify(error: Exception) -> StageError:
+    """Return an exception as the failure it means, telling a lost peer from a bug."""
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
+        last = str(error).strip().splitlines()[0]
+        return StageError("PeerUnavailable", f"another training process is gone; see the other pods' results: {last}")
+    return stages.classify(error)
+
+
+def answer(stop: StopFlag) -> dict[str, Any]:
+    """Train and return this process's outcome."""
+    try:
+        stage: TrainInput = stages.parse(TrainInput, stages.read_file())
+        # Imported here: the signal handler has to be there before the seconds that these imports take.
+        from tunesmith_trainer.loop import train
+
+        return {"answer": train(stage, stop).dump()}
+    except Exception as error:  # the launcher is owed an outcome, whatever happened
+        failure = classify(error)
+        return {"failure": {"reason": failure.reason, "message": failure.message, "details": failure.details}}
+
+
+def main() -> int:
+    """Run one training process; returns 0 for done or interrupted and the failure's code otherwise."""
+    stop = StopFlag()
+    signal.signal(signal.SIGTERM, stop.set)
+    outcome = answer(stop)
+    path = Path(os.environ["TUNESMITH_SCRATCH"]) / f"outcome-{int(os.environ['LOCAL_RANK']):04d}.json"
+    store.write_json(path, outcome)
+    failure = outcome.get("failure")
+    # torchrun kills a node's other processes when one fails, and these may still be saving.
+    return 0 if failure is None or failure["reason"] == "Interrupted" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
