@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import packages
 from .errors import ClusterError
 
 DAYS = "3650"
@@ -114,6 +115,7 @@ class Pki:
 
     def create_authorities(self) -> None:
         """The cluster's CA, the front proxy's CA and the service-account key pair."""
+        packages.ensure(print, ["openssl"])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         self.path("openssl.cnf").write_text(OPENSSL_CONFIG)
@@ -158,9 +160,6 @@ def _request_command(name: str, subject: str, folder: Path) -> list[str]:
 
 
 def _openssl(command: list[str]) -> None:
-    try:
-        result = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise ClusterError("openssl is not installed: apt-get install openssl") from None
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise ClusterError(f"openssl failed: {result.stderr.strip()}")

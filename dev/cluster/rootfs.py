@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-from . import paths
+from . import packages, paths
 from .errors import ClusterError
 from .tools import Report, exclusive
 
@@ -48,6 +49,9 @@ def base_rootfs(report: Report = print) -> Path:
 
 
 def _debootstrap(folder: Path, target: Path, report: Report) -> None:
+    packages.ensure(report, ["debootstrap"])
+    if os.geteuid() != 0:
+        raise ClusterError("debootstrap needs root: the base root filesystem holds files of several owners")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "rootfs.partial"
     shutil.rmtree(partial, ignore_errors=True)

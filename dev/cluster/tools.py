@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import paths
+from . import packages, paths
 from .errors import ClusterError
 
 Report = Callable[[str], None]
@@ -196,6 +196,7 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 def _build(name: str, target: Path, report: Report) -> None:
     started = time.monotonic()
+    packages.ensure(report, ["gcc", "libc6-dev"])
     if name == "pause":
         _build_pause(target)
     else:

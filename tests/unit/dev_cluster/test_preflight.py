@@ -5,20 +5,33 @@ import socket
 
 import pytest
 
-from dev.cluster import preflight
+from dev.cluster import packages, preflight
 from dev.cluster.errors import ClusterError
 
 
 def test_missing_packages_are_named_with_the_line_to_type(monkeypatch):
-    monkeypatch.setattr(preflight, "is_present", lambda evidence: evidence != "runc")
+    monkeypatch.setattr(packages, "is_present", lambda evidence: evidence != "runc")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ClusterError, match=r"apt-get install --no-install-recommends runc$"):
-        preflight.ensure_packages(print)
+        packages.ensure(print)
 
 
 def test_nothing_is_installed_when_nothing_is_missing(monkeypatch):
-    monkeypatch.setattr(preflight, "missing_packages", list)
-    preflight.ensure_packages(lambda message: pytest.fail(message))
+    monkeypatch.setattr(packages, "is_present", lambda evidence: True)
+    packages.ensure(pytest.fail)
+
+
+def test_root_on_debian_gets_only_what_is_missing(monkeypatch):
+    calls = []
+    monkeypatch.setattr(packages, "is_present", lambda evidence: evidence != "runc")
+    monkeypatch.setattr(packages.shutil, "which", lambda name: "/usr/bin/apt-get")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(packages, "_apt_get", lambda *arguments: calls.append(arguments))
+    said = []
+    packages.ensure(said.append)
+    assert [call[0] for call in calls] == ["update", "install"]
+    assert calls[1][-1] == "runc"
+    assert said == ["installing missing Debian packages: runc"]
 
 
 def test_an_ordinary_user_is_told_that_root_is_needed(monkeypatch):
