@@ -188,6 +188,8 @@ class JobStatus(Status):
 
     stages: Annotated[list[Stage], Field(max_length=MAX_STAGES)] | None = Field(None, description="The stages, in the order they run.")
     attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
+    start_time: Time | None = Field(None, description="When its first attempt began.")
+    completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
     retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`.")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from tunesmith.pods import claims
 from tunesmith.spec import (
     URI,
     Block,
@@ -227,3 +229,10 @@ class Spec(Block):
     output: Output = Field(description="Where the artefacts go and which are wanted.")
     variants: Annotated[list[Variant], Field(max_length=8)] | None = Field(None, description="Quantized copies to make.")
     suspend: bool | None = Field(None, description="True: no pod runs; training saves and goes on later. Default: false.")
+
+
+def references(spec: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """(kind, name) of all that a spec names: a FineTuneJob and PersistentVolumeClaims."""
+    jobs = [spec["model"]["fineTuneJobRef"]["name"]] if "fineTuneJobRef" in spec["model"] else []
+    named = [(KIND, name) for name in jobs] + [("PersistentVolumeClaim", claim) for claim in claims(spec)]
+    return frozenset(named)

@@ -1,0 +1,97 @@
+"""What must exist for a FineTuneJob: the Jobs of the attempts under way and what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from tunesmith import contract
+from tunesmith.finetunejob import defaults
+from tunesmith.stages import Stage, StageKey, common_input, plan, rendezvous_endpoint
+from tunesmith.values import Observed, Plan
+
+TRAIN = StageKey("Train")
+
+
+def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
+    """What to create, apply and delete now."""
+    return plan(observed, status, partial(_stage, observed, status))
+
+
+def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt: int) -> Stage:
+    spec = observed.spec
+    training = key == TRAIN
+    return Stage(
+        input=stage_input(observed, status, key, attempt),
+        image=status["resolved"]["images"]["trainer"],
+        resources=defaults.resources(spec, key.name),
+        scheduling=spec.get("scheduling", {}),
+        nodes=defaults.parallelism(spec)["nodes"] if training else 0,
+        grace_period_seconds=defaults.checkpoints(spec)["gracePeriodSeconds"] if training else 30,
+        reports=training,
+    )
+
+
+def stage_input(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt: int) -> contract.JobInput:
+    """What a stage is told, from the spec with its defaults and from what the stages before it told."""
+    common = common_input(observed.owner, attempt, defaults.resources(observed.spec, key.name))
+    if key.name == "Prepare":
+        return _prepare(observed.spec, status, common)
+    common["run_uri"] = status["resolved"]["runURI"]
+    if key.name == "Quantize":
+        return _quantize(observed.spec, status, key.part, common)
+    common["model"] = _pinned(status["resolved"]["model"])
+    if key.name == "Train":
+        return _train(observed, attempt, common)
+    return _finalize(observed.spec, status, common)
+
+
+def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping[str, Any]) -> contract.PrepareInput:
+    run = contract.Run(
+        images=contract.TrainerImage(trainer=status["resolved"]["images"]["trainer"]),
+        model=contract.SourceModel(uri=status["resolved"]["model"]["uri"]),
+        datasets=spec["datasets"],
+        validation=spec.get("validation"),
+        preparation=spec.get("preparation"),
+        method=defaults.method(spec),
+        adapter=defaults.adapter(spec),
+        training=defaults.training(spec),
+        parallelism=defaults.parallelism(spec),
+        output=defaults.output(spec),
+        variants=defaults.variants(spec) or None,
+    )
+    return contract.PrepareInput(**common, output_uri=spec["output"]["uri"], run=run)
+
+
+def _train(observed: Observed, attempt: int, common: Mapping[str, Any]) -> contract.TrainInput:
+    spec, spread = observed.spec, defaults.parallelism(observed.spec)
+    nodes, processes = spread["nodes"], spread["processesPerNode"]
+    endpoint = rendezvous_endpoint(observed.owner, TRAIN, attempt, nodes)
+    return contract.TrainInput(
+        **common,
+        method=defaults.method(spec),
+        adapter=defaults.adapter(spec),
+        training=defaults.training(spec),
+        checkpoints=defaults.checkpoints(spec),
+        parallelism=spread,
+        rendezvous=contract.Rendezvous(endpoint=endpoint, nodes=nodes, processes_per_node=processes),
+    )
+
+
+def _finalize(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping[str, Any]) -> contract.FinalizeInput:
+    checkpoint = contract.Checkpoint.model_validate(status["lastCheckpoint"])
+    return contract.FinalizeInput.model_validate(
+        {**common, "adapter": defaults.adapter(spec), "checkpoint": checkpoint, "artifacts": defaults.artifacts(spec)},
+    )
+
+
+def _quantize(spec: Mapping[str, Any], status: Mapping[str, Any], name: str, common: Mapping[str, Any]) -> contract.QuantizeInput:
+    merged = next(artifact for artifact in status["artifacts"] if artifact["name"] == "Merged")
+    variant = next(variant for variant in defaults.variants(spec) if variant["name"] == name)
+    length = contract.QuantizeTraining(max_length=defaults.training(spec)["maxLength"])
+    return contract.QuantizeInput(**common, model=_pinned(merged), variant=variant, training=length)
+
+
+def _pinned(model: Mapping[str, Any]) -> contract.Model:
+    return contract.Model(uri=model["uri"], digest=model["digest"])

@@ -1,0 +1,95 @@
+"""Defaults of FineTuneJob's spec, as `api.py` describes them. They are filled in for the stages; the spec itself is never written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Block = dict[str, Any]
+
+TRAINING: Block = {
+    "numTrainEpochs": 3,
+    "lrSchedulerType": "linear",
+    "warmupSteps": 0,
+    "weightDecay": "0",
+    "maxGradNorm": "1.0",
+    "perDeviceTrainBatchSize": 4,
+    "gradientAccumulationSteps": 1,
+    "gradientCheckpointing": False,
+    "maxLength": 1024,
+    "loggingSteps": 10,
+    "precision": "BF16",
+    "seed": 42,
+    "overrides": {},
+}
+CHECKPOINTS: Block = {"everySteps": 200, "keep": 2, "gracePeriodSeconds": 120}
+
+
+def training(spec: Mapping[str, Any]) -> Block:
+    """`spec.training`."""
+    block: Block = TRAINING | {"learningRate": "2e-4" if "adapter" in spec else "2e-5"} | spec.get("training", {})
+    return block
+
+
+def method(spec: Mapping[str, Any]) -> Block:
+    """`spec.method`."""
+    chats = all(dataset["format"] == "Messages" for dataset in spec["datasets"])
+    return {"sft": {"packing": False, "assistantOnlyLoss": chats} | spec["method"]["sft"]}
+
+
+def adapter(spec: Mapping[str, Any]) -> Block | None:
+    """`spec.adapter`; None: full fine-tuning."""
+    if "adapter" not in spec:
+        return None
+    lora = {"r": 16, "loraDropout": "0", "targetModules": ["all-linear"]} | spec["adapter"]["lora"]
+    return {"lora": {"loraAlpha": 2 * lora["r"]} | lora}
+
+
+def parallelism(spec: Mapping[str, Any]) -> Block:
+    """`spec.parallelism`."""
+    given: Block = spec.get("parallelism", {"ddp": {}})
+    return {"nodes": 1, "processesPerNode": resources(spec, "Train").get("gpus") or 1} | given
+
+
+def checkpoints(spec: Mapping[str, Any]) -> Block:
+    """`spec.checkpoints`."""
+    block: Block = CHECKPOINTS | spec.get("checkpoints", {})
+    return block
+
+
+def output(spec: Mapping[str, Any]) -> Block:
+    """`spec.output`."""
+    block: Block = {"artifacts": ["Adapter" if "adapter" in spec else "Merged"]} | spec["output"]
+    return block
+
+
+def artifacts(spec: Mapping[str, Any]) -> list[str]:
+    """What Finalize writes: what is asked for, and what the variants are made from."""
+    wanted: list[str] = output(spec)["artifacts"]
+    return [*wanted, "Merged"] if spec.get("variants") and "Merged" not in wanted else wanted
+
+
+def variants(spec: Mapping[str, Any]) -> list[Block]:
+    """`spec.variants`."""
+    return [variant | {"quantization": _quantization(variant["quantization"])} for variant in spec.get("variants", ())]
+
+
+def _quantization(given: Mapping[str, Any]) -> Block:
+    group_size = {"groupSize": 128} if given["scheme"] == "W4A16" else {}
+    return {"numCalibrationSamples": 128} | group_size | dict(given)
+
+
+def resources(spec: Mapping[str, Any], stage: str) -> Block:
+    """Resources of each pod of a stage: `resources`, without GPUs for Prepare and Finalize, and changed by `stageResources`."""
+    given: Block = spec.get("resources", {})
+    if stage == "Train":
+        return given
+    base = {name: value for name, value in given.items() if stage == "Quantize" or name != "gpus"}
+    own: Mapping[str, Any] = next((entry for entry in spec.get("stageResources", ()) if entry["stage"] == stage), {})
+    return base | {name: value for name, value in own.items() if name != "stage"}
+
+
+def world_size(spec: Mapping[str, Any]) -> int:
+    """Processes of the training."""
+    spread = parallelism(spec)
+    return int(spread["nodes"] * spread["processesPerNode"])

@@ -1,0 +1,138 @@
+"""What is known of a FineTuneJob: `status(observed)` is the whole of its next status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from tunesmith import attempts
+from tunesmith.conditions import MESSAGE_LIMIT, Condition, done, is_true, merge, stalled, suspended, timestamp, working
+from tunesmith.errors import NotReadyYet, TunesmithError
+from tunesmith.finetunejob import defaults
+from tunesmith.finetunejob.sources import check_volumes, model_uri
+from tunesmith.ledger import Ledger, fold
+from tunesmith.results import TrainResult
+from tunesmith.spec import dump
+from tunesmith.stages import StageKey, result_of
+from tunesmith.values import Observed
+
+PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
+METRICS_KEPT, METRIC_NAME_LIMIT = 32, 64
+PREPARED = ("runDigest", "runURI", "model", "datasets", "trainRows", "validationRows", "memoryEstimateBytes")
+
+
+def status(observed: Observed) -> dict[str, Any]:
+    """Record what has become known and say where the job stands. A job that has finished stays as it is."""
+    if is_true(observed.recorded, "Finished"):
+        return _kept(observed)
+    resolved, obstacle = _resolve(observed)
+    suspend = bool(observed.spec.get("suspend"))
+    ledger = fold(observed, waves(observed.spec), hold=suspend or obstacle is not None)
+    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
+    facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
+    facts |= _optional("lastCheckpoint", _checkpoint(observed, ledger)) | _optional("progress", _progress(observed, ledger))
+    stage, conditions = _standing(observed, ledger, obstacle, facts)
+    return (
+        facts
+        | _times(observed, ledger)
+        | {
+            "observedGeneration": observed.owner["metadata"]["generation"],
+            "stage": stage,
+            "conditions": merge(observed.recorded.get("conditions", ()), conditions, observed.owner["metadata"]["generation"], observed.now),
+        }
+    )
+
+
+def waves(spec: Mapping[str, Any]) -> list[list[StageKey]]:
+    """The stages in their order; each needs what the one before it made."""
+    variants = [[StageKey("Quantize", variant["name"])] for variant in spec.get("variants", ())]
+    return [[StageKey("Prepare")], [StageKey("Train")], [StageKey("Finalize")], *variants]
+
+
+def _kept(observed: Observed) -> dict[str, Any]:
+    generation = observed.owner["metadata"]["generation"]
+    conditions = [{**condition, "observedGeneration": generation} for condition in observed.recorded["conditions"]]
+    return {**observed.recorded, "observedGeneration": generation, "conditions": conditions}
+
+
+def _resolve(observed: Observed) -> tuple[dict[str, Any], TunesmithError | None]:
+    """What is pinned, and what stands in the way of the next attempt."""
+    resolved: dict[str, Any] = {"images": {"trainer": observed.config.images.trainer}} | dict(observed.recorded.get("resolved", {}))
+    resolved["worldSize"] = defaults.world_size(observed.spec)
+    try:
+        check_volumes(observed)
+        return {"model": {"uri": model_uri(observed)}} | resolved, None
+    except TunesmithError as error:
+        return resolved, error
+
+
+def _prepared(resolved: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    told = result_of(facts, "Prepare") or {}
+    return resolved | {name: told[name] for name in PREPARED if name in told}
+
+
+def _artifacts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [artifact for entry in facts["stages"] for artifact in entry.get("result", {}).get("artifacts", ())]
+
+
+def _checkpoint(observed: Observed, ledger: Ledger) -> Any:
+    """The newest that an attempt told of; one that was interrupted tells of it too."""
+    told = ledger.answers.get(StageKey("Train"))
+    found = told.checkpoint if isinstance(told, TrainResult) else None
+    return dump(found) if found else observed.recorded.get("lastCheckpoint")
+
+
+def _progress(observed: Observed, ledger: Ledger) -> Any:
+    """The report worth a write: reports come every few seconds, and each status write wakes every watcher of the object."""
+    before, report = observed.recorded.get("progress"), observed.progress
+    if not report or ledger.stage != "Train" or not ledger.active:
+        return before
+    if before:
+        moved = abs(report.get("progressPercentage", 0) - before.get("progressPercentage", 0))
+        if moved < PROGRESS_STEP or observed.now - attempts.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
+            return before
+    metrics = [metric for metric in report.get("metrics", ()) if len(metric["name"]) <= METRIC_NAME_LIMIT][:METRICS_KEPT]
+    kept = {name: report[name] for name in ("progressPercentage", "estimatedRemainingSeconds") if report.get(name) is not None}
+    return kept | _optional("metrics", metrics) | {"lastUpdatedTime": timestamp(observed.now)}
+
+
+def _times(observed: Observed, ledger: Ledger) -> dict[str, Any]:
+    started = min((entry["startTime"] for entry in ledger.entries if "startTime" in entry), default=None)
+    over = ledger.failure is not None or ledger.succeeded
+    return _optional("startTime", started) | _optional("completionTime", timestamp(observed.now) if over else None)
+
+
+def _standing(observed: Observed, ledger: Ledger, obstacle: TunesmithError | None, facts: Mapping[str, Any]) -> tuple[str, tuple[Condition, ...]]:
+    """The display word and the conditions. The first that holds is told: the end, then a person's wish, then obstacles, then work."""
+    if ledger.failure:
+        reason, message = ledger.failure["reason"], f"{ledger.failure['name']} failed: {ledger.failure['message']}"
+        return "Failed", (*stalled(reason, message), *_bounded("False", "True", reason, message))
+    if ledger.succeeded:
+        made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
+        message = f"made {made} at {facts['resolved']['runURI']}"
+        return "Succeeded", (*done("Succeeded", message), *_bounded("True", "True", "Succeeded", message))
+    if observed.spec.get("suspend"):
+        if ledger.busy:
+            return "Suspending", (*working("Suspending", ledger.note.message), *_bounded("Unknown", "False", "Suspending"))
+        return "Suspended", (*suspended("suspended by spec.suspend"), *_bounded("Unknown", "False", "Suspended", suspended=True))
+    if observed.problem:
+        reason, message = observed.problem["reason"], observed.problem["message"]
+        return ledger.stage, (*stalled(reason, message[:MESSAGE_LIMIT]), *_bounded("Unknown", "False", reason))
+    if obstacle and not ledger.active:
+        state = working if isinstance(obstacle, NotReadyYet) else stalled
+        return "Waiting", (*state(obstacle.reason, obstacle.message), *_bounded("Unknown", "False", obstacle.reason))
+    return ledger.stage, (*working(ledger.note.reason, ledger.note.message), *_bounded("Unknown", "False", ledger.stage))
+
+
+def _bounded(succeeded: str, finished: str, reason: str, message: str = "", suspended: bool = False) -> tuple[Condition, ...]:
+    """The conditions beside Ready, Reconciling and Stalled."""
+    return (
+        Condition("Succeeded", succeeded, reason, message),
+        Condition("Finished", finished, reason, message),
+        Condition("Suspended", str(suspended), "Suspended" if suspended else "NotSuspended"),
+    )
+
+
+def _optional(name: str, value: Any) -> dict[str, Any]:
+    return {name: value} if value else {}
