@@ -1,0 +1,188 @@
+"""The chart on a real API server: what it installs works with the rights it gives, and uninstalling leaves nothing behind.
+
+A control plane of its own: the shared one has the CRDs already, and here they are Helm's.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev.cluster import tools
+from dev.cluster.controlplane import ControlPlane, free_ports
+from dev.cluster.processes import wait_until
+
+pytestmark = pytest.mark.timeout(1800)
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEM, TEAM = "tunesmith-system", "team-a"
+OPERATOR = f"system:serviceaccount:{SYSTEM}:tunesmith"
+CRDS = {f"{plural}.tunesmith.dev" for plural in ("finetunejobs", "evalruns", "modeldeployments")}
+
+
+class Machine:
+    """kubectl and helm, as the administrator of one control plane."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
+
+    def run(self, tool: str, *arguments: str, body: object = None, check: bool = True) -> str:
+        command = [str(tools.binary(tool)), f"--kubeconfig={self.kubeconfig}", *arguments]
+        text = None if body is None else json.dumps(body)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=180)
+        assert not check or done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.run("kubectl", "get", *arguments, "--output=json"))
+        return answer
+
+    def install(self, *settings: str) -> None:
+        # Nothing runs pods here, so nothing is waited for.
+        arguments = [argument for setting in settings for argument in ("--set", setting)]
+        self.run("helm", "upgrade", "--install", "tunesmith", str(ROOT / "helm" / "tunesmith"), f"--namespace={SYSTEM}", *arguments)
+
+    def uninstall(self) -> None:
+        self.run("helm", "uninstall", "tunesmith", f"--namespace={SYSTEM}")
+
+    def may(self, verb: str, resource: str, namespace: str) -> bool:
+        """Whether the operator's account may do that."""
+        return self.run("kubectl", "auth", "can-i", verb, resource, f"--as={OPERATOR}", f"--namespace={namespace}", check=False).strip() == "yes"
+
+    def everything(self) -> set[str]:
+        """Names of all objects of all kinds, but for what the control plane writes about its own doings."""
+        kinds = self.run("kubectl", "api-resources", "--verbs=list", "--output=name").split()
+        told = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "componentstatuses"}
+        listed = self.run("kubectl", "get", ",".join(sorted(set(kinds) - told)), "--all-namespaces", "--output=json", "--ignore-not-found")
+        items = json.loads(listed)["items"] if listed else []
+        return {f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}" for item in items}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with ControlPlane(tmp_path_factory.mktemp("chart")) as running:
+        running.wait_controllers()
+        machine = Machine(running.kubeconfig)
+        for name in (SYSTEM, TEAM):
+            labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+            machine.run(
+                "kubectl", "create", "--filename=-", body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+            )
+        wait_until(lambda: "default" in machine.run("kubectl", "get", "serviceaccounts", f"--namespace={TEAM}", "--output=name"), "its account", 30)
+        yield machine
+
+
+@pytest.fixture
+def installed(machine: Machine) -> Iterator[Machine]:
+    machine.install()
+    machine.run("kubectl", "wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in sorted(CRDS)))
+    yield machine
+    machine.uninstall()
+
+
+def pods(machine: Machine, namespace: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = machine.get("pods", f"--namespace={namespace}")["items"]
+    return items
+
+
+def test_uninstalling_leaves_nothing_but_the_crds(machine: Machine) -> None:
+    before = machine.everything()
+    machine.install()
+    assert len(machine.everything() - before) > 10
+    machine.uninstall()
+    left = {f"CustomResourceDefinition /{name}" for name in CRDS} | {"APIService /v1alpha1.tunesmith.dev"}
+    wait_until(lambda: machine.everything() - before == left, "all but the CRDs to go", 60)
+
+
+def test_pod_security_restricted_admits_the_operators_pod(installed: Machine) -> None:
+    wait_until(lambda: len(pods(installed, SYSTEM)) == 1, "the operator's pod", 30)
+
+
+def test_the_certificate_outlives_an_upgrade(installed: Machine) -> None:
+    secret = ("secret", "tunesmith-progress-tls", f"--namespace={SYSTEM}")
+    before = installed.get(*secret)["data"]
+    installed.install("operator.workers=2")
+    assert installed.get(*secret)["data"] == before
+
+
+def test_the_operator_may_not_read_secrets_nor_enter_pods(installed: Machine) -> None:
+    for verb, resource in (("get", "secrets"), ("list", "secrets"), ("create", "pods/exec"), ("create", "pods"), ("create", "serviceaccounts/token")):
+        assert not installed.may(verb, resource, TEAM), f"{verb} {resource}"
+
+
+def test_with_namespaces_the_operator_may_act_in_those_alone(machine: Machine) -> None:
+    machine.install(f"namespaces={{{TEAM}}}")
+    try:
+        assert machine.may("create", "deployments.apps", TEAM)
+        assert not machine.may("create", "deployments.apps", "default")
+        assert not machine.may("list", "finetunejobs.tunesmith.dev", "default")
+    finally:
+        machine.uninstall()
+
+
+def kubeconfig_of_the_operator(machine: Machine, folder: Path) -> Path:
+    """A kubeconfig that holds nothing but a token of the operator's account."""
+    config = json.loads(machine.run("kubectl", "config", "view", "--raw", "--flatten", "--output=json"))
+    token = machine.run("kubectl", "create", "token", "tunesmith", f"--namespace={SYSTEM}").strip()
+    config["users"] = [{"name": config["contexts"][0]["context"]["user"], "user": {"token": token}}]
+    path = folder / "operator.kubeconfig"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def operator_environment(machine: Machine, folder: Path) -> dict[str, str]:
+    """The variables that the chart gives the operator, with paths and ports of this machine."""
+    pod = machine.get("deployment", "tunesmith", f"--namespace={SYSTEM}")["spec"]["template"]["spec"]
+    given = {entry["name"]: entry.get("value", "operator-0") for entry in pod["containers"][0]["env"]}
+    for name, data in machine.get("secret", "tunesmith-progress-tls", f"--namespace={SYSTEM}")["data"].items():
+        (folder / name).write_bytes(base64.b64decode(data))
+    ports = dict(zip(("TUNESMITH_HEALTH_PORT", "TUNESMITH_PROGRESS_PORT"), map(str, free_ports(2)), strict=True))
+    placed = {name: value.replace("/etc/tunesmith/progress-tls", str(folder)) for name, value in given.items()}
+    base = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    kubeconfig = str(kubeconfig_of_the_operator(machine, folder))
+    return base | placed | ports | {"PYTHONPATH": str(ROOT / "operator"), "KUBECONFIG": kubeconfig, "HOME": str(folder)}
+
+
+def is_ready(environment: Mapping[str, str]) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{environment['TUNESMITH_HEALTH_PORT']}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.mark.parametrize("settings", [(), (f"namespaces={{{TEAM}}}",)], ids=["everywhere", "in one namespace"])
+def test_the_operator_works_with_the_charts_rights_and_settings(installed: Machine, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    installed.install(*settings)
+    environment = operator_environment(installed, tmp_path)
+    name = "everywhere" if not settings else "one"
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    objects = [
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim},
+        {"apiVersion": "tunesmith.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": {"model": {"uri": "pvc://models/m"}}},
+    ]
+    with (tmp_path / "log").open("w+") as log:
+        operator = subprocess.Popen([sys.executable, "-m", "tunesmith"], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until(lambda: is_ready(environment), "the operator to be ready", 60)
+            installed.run("kubectl", "apply", "--filename=-", f"--namespace={TEAM}", body={"apiVersion": "v1", "kind": "List", "items": objects})
+            wait_until(lambda: any(pod["metadata"]["labels"]["tunesmith.dev/name"] == name for pod in pods(installed, TEAM)), "a serving pod", 60)
+            status = installed.get("modeldeployment", name, f"--namespace={TEAM}")["status"]
+            assert status["stage"] == "Starting"
+            installed.run("kubectl", "delete", "modeldeployment", name, f"--namespace={TEAM}")
+            wait_until(lambda: not pods(installed, TEAM), "the pods to go with their owner", 60)
+        finally:
+            operator.terminate()
+            operator.wait(30)
+            text = log.seek(0) or log.read()
+            print(text)
+    assert "forbidden" not in text.lower()
