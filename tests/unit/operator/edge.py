@@ -1,0 +1,73 @@
+"""Makers of objects and a kind so small that a test of the edge can be read without knowing the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith import conditions
+from tunesmith.errors import InvalidSpec, NotReadyYet
+from tunesmith.kinds import Kind
+from tunesmith.values import API_VERSION, LABEL_UID, MANAGED_BY, Config, Images, Key, Object, Observed, Plan
+
+CONFIG = Config(Images("trainer:1", "serving:1"))
+TYPES = {"Job": "batch/v1", "Deployment": "apps/v1"}
+
+
+def owner(name: str = "tune", version: int = 1, uid: str = "", kind: str = "FineTuneJob", **spec: Any) -> Object:
+    """An object of ours."""
+    metadata = {"name": name, "namespace": "team", "uid": uid or f"uid-{name}", "resourceVersion": str(version), "generation": 1}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def child(kind: str, name: str, parent: Object | None = None, version: int = 2, **fields: Any) -> Object:
+    """An object that belongs to `parent`; a pod by its label, as its controller is a Job."""
+    uid = parent["metadata"]["uid"] if parent else ""
+    metadata: Object = {"name": name, "namespace": "team", "uid": f"uid-{kind}-{name}", "resourceVersion": str(version)}
+    metadata["labels"] = MANAGED_BY | ({LABEL_UID: uid} if parent else {})
+    if parent and kind != "Pod":
+        metadata["ownerReferences"] = [{"kind": parent["kind"], "name": parent["metadata"]["name"], "uid": uid, "controller": True}]
+    return {"apiVersion": TYPES.get(kind, "v1"), "kind": kind, "metadata": metadata, **fields}
+
+
+def desired(obj: Object) -> Object:
+    """`obj` without what the server decides."""
+    return {**obj, "metadata": {name: value for name, value in obj["metadata"].items() if name not in ("uid", "resourceVersion")}}
+
+
+def key(obj: Object) -> Key:
+    """The key of `obj`."""
+    return Key(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
+
+
+def changed(obj: Object, version: int, **metadata: Any) -> Object:
+    """`obj` at a later version."""
+    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version), **metadata}}
+
+
+def references(spec: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """A spec names others under `names`: {kind: name}."""
+    return frozenset(spec.get("names", {}).items())
+
+
+def status(observed: Observed) -> Object:
+    """Phase Done once the Job is there; `fail` raises what is asked for."""
+    if observed.spec.get("fail") == "status":
+        raise InvalidSpec("Impossible", "it cannot be")
+    problem = observed.problem
+    told = conditions.stalled(problem["reason"], problem["message"]) if problem else conditions.working("Busy", "on it")
+    merged = conditions.merge(observed.recorded.get("conditions", ()), told, observed.owner["metadata"]["generation"], observed.now)
+    return {"phase": "Done" if observed.of_kind("Job") else "Begun", "conditions": merged, "observedGeneration": 1}
+
+
+def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
+    """A ConfigMap and a Job; `drop` deletes the Job."""
+    if observed.spec.get("fail") == "build":
+        raise NotReadyYet("Awaiting", "something is missing")
+    config = desired(child("ConfigMap", "config", observed.owner, data={"phase": "any"}))
+    job = desired(child("Job", "job", observed.owner, spec={}))
+    drop = tuple(observed.of_kind("Job")) if observed.spec.get("drop") else ()
+    return Plan(apply=(config,), create=() if drop else (job,), delete=drop, wake_after=observed.spec.get("wake"))
+
+
+KINDS = {name: Kind(name, status, build, references) for name in ("FineTuneJob", "EvalRun", "ModelDeployment")}

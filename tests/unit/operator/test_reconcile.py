@@ -1,0 +1,189 @@
+"""The order of a reconcile, on a double of the API server: what is written, in which order, and what a refusal leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.unit.operator.edge import CONFIG, KINDS, changed, child, key, owner
+from tunesmith.cluster import Conflict, Refused
+from tunesmith.conditions import find
+from tunesmith.reconcile import CONFLICT_PATIENCE, Reconciler
+from tunesmith.store import Store
+from tunesmith.values import Key, Object
+
+Write = tuple[str, str]
+
+
+class Double:
+    """Remembers what is written and answers as the API server would. `refuse` names the verbs that fail, and how."""
+
+    def __init__(self) -> None:
+        self.version = 100
+        self.writes: list[Write] = []
+        self.refuse: dict[str, Exception] = {}
+
+    async def write_status(self, owner: Object, status: Object) -> Object:
+        self._write("status", owner)
+        return {**changed(owner, self.version), "status": status}
+
+    async def apply(self, obj: Object, live: Object | None) -> Object:
+        self._write("apply", obj)
+        return changed(obj, self.version, uid=f"uid-{obj['metadata']['name']}")
+
+    async def create(self, obj: Object) -> Object:
+        self._write("create", obj)
+        return changed(obj, self.version, uid=f"uid-{obj['metadata']['name']}")
+
+    async def delete(self, obj: Object) -> Object | None:
+        self._write("delete", obj)
+        return None
+
+    def _write(self, verb: str, obj: Object) -> None:
+        if verb in self.refuse:
+            raise self.refuse[verb]
+        self.version += 1
+        self.writes.append((verb, obj["metadata"]["name"]))
+
+
+class Bench:
+    """A reconciler on a double."""
+
+    def __init__(self, *objects: Object) -> None:
+        self.cluster = Double()
+        self.store = Store({name: kind.references for name, kind in KINDS.items()})
+        self.woken: list[Key] = []
+        self.seconds = 0.0
+        for obj in objects:
+            self.store.put(obj)
+        now: Callable[[], datetime] = lambda: datetime(2026, 1, 1, tzinfo=UTC)  # noqa: E731
+        cluster: Any = self.cluster
+        self.reconciler = Reconciler(KINDS, self.store, cluster, CONFIG, self.woken.append, now, lambda: self.seconds)
+
+    async def run(self, obj: Object) -> list[Write]:
+        """Reconcile once; return what was written."""
+        self.cluster.writes.clear()
+        await self.reconciler.reconcile(key(obj))
+        return list(self.cluster.writes)
+
+    def status(self, obj: Object) -> Object:
+        """The recorded status."""
+        stored = self.store.get(key(obj))
+        assert stored is not None
+        status: Object = stored["status"]
+        return status
+
+
+async def test_status_comes_first_then_what_is_applied_then_what_is_created() -> None:
+    bench, tune = Bench(owner()), owner()
+    assert await bench.run(tune) == [("status", "tune"), ("apply", "config"), ("create", "job")]
+
+
+async def test_a_reconcile_with_nothing_changed_writes_nothing() -> None:
+    bench, tune = Bench(owner()), owner()
+    await bench.run(tune)
+    assert await bench.run(tune) == [("status", "tune")]
+    assert bench.status(tune)["phase"] == "Done"
+    for _ in range(3):
+        assert await bench.run(tune) == []
+
+
+async def test_each_write_wakes_those_whom_it_concerns() -> None:
+    run = owner("run", kind="EvalRun", names={"FineTuneJob": "tune"})
+    bench, tune = Bench(owner(), run), owner()
+    await bench.run(tune)
+    assert set(bench.woken) == {key(tune), key(run)}
+
+
+async def test_an_object_being_deleted_or_gone_is_left_to_garbage_collection() -> None:
+    dying = changed(owner(), 5, deletionTimestamp="2026-01-01T00:00:00Z")
+    assert await Bench(dying).run(dying) == []
+    assert await Bench().run(owner()) == []
+
+
+async def test_a_created_object_is_never_written_again_whatever_others_did_to_it() -> None:
+    tune = owner()
+    bench = Bench(tune, child("Job", "job", tune, spec={"suspend": True}))
+    assert ("create", "job") not in await bench.run(tune)
+
+
+async def test_an_edited_object_is_applied_again() -> None:
+    bench, tune = Bench(owner()), owner()
+    await bench.run(tune)
+    await bench.run(tune)
+    live = bench.store.get(Key("ConfigMap", "team", "config"))
+    assert live is not None
+    bench.store.put({**changed(live, 500), "data": {"phase": "edited"}})
+    assert await bench.run(tune) == [("apply", "config")]
+
+
+async def test_a_deletion_is_asked_for_once() -> None:
+    tune = owner(drop=True)
+    dying = child("Job", "job", tune)
+    dying["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert ("delete", "job") in await Bench(tune, child("Job", "job", tune)).run(tune)
+    assert ("delete", "job") not in await Bench(tune, dying).run(tune)
+
+
+async def test_nothing_is_done_when_the_status_could_not_be_written() -> None:
+    bench, tune = Bench(owner()), owner()
+    bench.cluster.refuse["status"] = Conflict(409, "Conflict", "the object has been modified")
+    with pytest.raises(Conflict):
+        await bench.run(tune)
+    assert bench.cluster.writes == []
+
+
+@pytest.mark.parametrize(("fail", "reason", "condition"), [("status", "Impossible", "Stalled"), ("build", "Awaiting", "Reconciling")])
+async def test_an_error_of_the_core_is_told_once_and_changes_nothing(fail: str, reason: str, condition: str) -> None:
+    tune = owner(fail=fail)
+    bench = Bench(tune)
+    assert await bench.run(tune) == [("status", "tune")]
+    told = find(bench.status(tune), condition)
+    assert told is not None
+    assert (told["status"], told["reason"]) == ("True", reason)
+    assert await bench.run(tune) == []
+
+
+async def test_a_refused_write_is_told_in_the_status_and_taken_back_when_it_succeeds() -> None:
+    bench, tune = Bench(owner()), owner()
+    bench.cluster.refuse["create"] = Refused(403, "Forbidden", "exceeded quota")
+    for _ in range(2):
+        with pytest.raises(Refused):
+            await bench.run(tune)
+    told = find(bench.status(tune), "Stalled")
+    assert told is not None
+    assert (told["status"], told["reason"]) == ("True", "Forbidden")
+    bench.woken.clear()
+    with pytest.raises(Refused):
+        await bench.run(tune)
+    assert bench.woken == []
+    bench.cluster.refuse.clear()
+    await bench.run(tune)
+    assert key(tune) in bench.woken
+    await bench.run(tune)
+    told = find(bench.status(tune), "Stalled")
+    assert told is not None
+    assert told["status"] == "False"
+
+
+async def test_a_taken_name_is_a_conflict_only_after_a_while() -> None:
+    """The child of a namesake that was just deleted goes by itself."""
+    bench, tune = Bench(owner()), owner()
+    bench.cluster.refuse["apply"] = Refused(409, "NameConflict", "belongs to another")
+    phases = []
+    for seconds in (0.0, CONFLICT_PATIENCE / 2, CONFLICT_PATIENCE + 1, CONFLICT_PATIENCE + 2):
+        bench.seconds = seconds
+        with pytest.raises(Refused):
+            await bench.run(tune)
+        told = find(bench.status(tune), "Stalled")
+        phases.append(told and told["status"])
+    assert phases == ["False", "False", "False", "True"]
+
+
+async def test_the_plan_says_when_to_look_again() -> None:
+    tune = owner(wake=12.5)
+    bench = Bench(tune)
+    assert await bench.reconciler.reconcile(key(tune)) == 12.5

@@ -1,0 +1,37 @@
+"""Settings come from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunesmith.settings import Settings, from_environment
+
+
+def test_an_empty_environment_means_the_defaults() -> None:
+    chosen = from_environment({"HOME": "/root", "KUBECONFIG": "/nowhere"})
+    assert chosen.resync_seconds == Settings().resync_seconds
+    assert (chosen.namespaces, chosen.progress.enabled, chosen.lease.enabled) == ((), False, True)
+
+
+def test_each_variable_is_taken(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.write_text("PEM")
+    chosen = from_environment(
+        {
+            "TUNESMITH_TRAINER_IMAGE": "trainer:1",
+            "TUNESMITH_SERVING_IMAGE": "serving:1",
+            "TUNESMITH_NAMESPACES": "team-a, team-b,",
+            "TUNESMITH_WORKERS": "9",
+            "TUNESMITH_LEADER_ELECTION": "false",
+            "TUNESMITH_PROGRESS_URL": "https://operator:8443/",
+            "TUNESMITH_PROGRESS_CERTIFICATE": "/tls/tls.crt",
+            "TUNESMITH_PROGRESS_CA": str(ca),
+        }
+    )
+    assert (chosen.namespaces, chosen.workers, chosen.lease.enabled) == (("team-a", "team-b"), 9, False)
+    config = chosen.config()
+    assert (config.images.trainer, config.progress_url, config.progress_ca) == ("trainer:1", "https://operator:8443", "PEM")
+
+
+def test_without_a_certificate_no_pod_is_told_to_report() -> None:
+    assert from_environment({"TUNESMITH_PROGRESS_URL": "https://operator:8443"}).config().progress_url == ""

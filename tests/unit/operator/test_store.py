@@ -1,0 +1,139 @@
+"""The store: never back to an older version, ghosts swept, referrers woken."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.unit.operator.edge import KINDS, changed, child, key, owner
+from tunesmith.store import Store
+from tunesmith.values import Key
+
+TUNE = owner()
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store({name: kind.references for name, kind in KINDS.items()})
+
+
+def test_an_older_version_changes_nothing_and_wakes_nobody(store: Store) -> None:
+    newer = changed(TUNE, 7)
+    assert store.put(newer) == {key(TUNE)}
+    assert store.put(changed(TUNE, 6)) == frozenset()
+    assert store.put(newer) == frozenset()
+    assert store.get(key(TUNE)) is newer
+
+
+def test_versions_compare_as_numbers(store: Store) -> None:
+    store.put(changed(TUNE, 9))
+    assert store.put(changed(TUNE, 10))
+
+
+def test_a_late_event_does_not_bring_back_what_was_deleted(store: Store) -> None:
+    store.put(TUNE)
+    store.remove(changed(TUNE, 3))
+    assert store.put(changed(TUNE, 2)) == frozenset()
+    assert store.get(key(TUNE)) is None
+
+
+def test_a_late_deletion_does_not_take_the_namesake_made_after_it(store: Store) -> None:
+    store.put(TUNE)
+    again = owner(version=5, uid="second")
+    store.put(again)
+    assert store.remove(changed(TUNE, 4)) == frozenset()
+    assert store.get(key(TUNE)) is again
+    assert (store.owner("second"), store.owner("uid-tune")) == (key(TUNE), None)
+
+
+def test_a_child_wakes_its_owner_and_is_found_by_its_uid(store: Store) -> None:
+    store.put(TUNE)
+    job, pod = child("Job", "job", TUNE), child("Pod", "pod", TUNE)
+    assert store.put(job) == store.put(pod) == {key(TUNE)}
+    assert store.children("uid-tune") == (job, pod)
+    assert store.remove(pod) == {key(TUNE)}
+    assert store.children("uid-tune") == (job,)
+
+
+def test_a_child_seen_before_its_owner_is_there_when_the_owner_comes(store: Store) -> None:
+    job = child("Job", "job", TUNE)
+    assert store.put(job) == frozenset()
+    store.put(TUNE)
+    assert store.children("uid-tune") == (job,)
+
+
+def test_a_child_belongs_to_the_uid_not_to_the_name(store: Store) -> None:
+    store.put(child("Job", "job", TUNE))
+    store.put(owner(uid="second"))
+    assert store.children("second") == ()
+
+
+def test_a_change_wakes_those_that_name_the_object_before_and_after_it_exists(store: Store) -> None:
+    run = owner("run", kind="EvalRun", names={"FineTuneJob": "tune"})
+    store.put(run)
+    assert store.put(TUNE) == {key(TUNE), key(run)}
+    assert store.put(changed(TUNE, 2)) == {key(TUNE), key(run)}
+    assert store.remove(changed(TUNE, 3)) == {key(TUNE), key(run)}
+
+
+def test_a_name_no_longer_named_wakes_nobody(store: Store) -> None:
+    run = owner("run", kind="EvalRun", names={"FineTuneJob": "tune"})
+    store.put(run)
+    store.put({**changed(run, 2), "spec": {}})
+    assert store.put(TUNE) == {key(TUNE)}
+
+
+def test_references_reach_one_level_further(store: Store) -> None:
+    claim = child("PersistentVolumeClaim", "models")
+    tune = owner(names={"PersistentVolumeClaim": "models"})
+    run = owner("run", kind="EvalRun", names={"FineTuneJob": "tune", "PersistentVolumeClaim": "missing"})
+    for obj in (run, tune, claim):
+        store.put(obj)
+    assert store.references(key(run)) == {key(tune): tune, key(claim): claim}
+    assert store.put(changed(claim, 9)) == {key(tune)}
+
+
+def test_objects_that_name_each_other_are_no_trouble(store: Store) -> None:
+    first, second = owner("a", names={"FineTuneJob": "b"}), owner("b", names={"FineTuneJob": "a"})
+    for obj in (first, second):
+        store.put(obj)
+    assert set(store.references(key(first))) == {key(first), key(second)}
+
+
+def test_a_sweep_removes_ghosts_and_spares_what_is_newer_than_the_list(store: Store) -> None:
+    ghost, kept, young = owner("ghost", 3), owner("kept", 4), owner("young", 12)
+    for obj in (ghost, kept, young):
+        store.put(obj)
+    later = changed(kept, 9)
+    assert store.sweep("FineTuneJob", [later], 10) == {key(ghost), key(kept)}
+    assert [store.get(key(obj)) for obj in (ghost, kept, young)] == [None, later, young]
+
+
+def test_a_sweep_of_some_namespaces_leaves_the_others_alone(store: Store) -> None:
+    store.put(TUNE)
+    assert store.sweep("FineTuneJob", [], 10, frozenset({"elsewhere"})) == frozenset()
+    assert store.sweep("FineTuneJob", [], 10, frozenset({"team"})) == {key(TUNE)}
+
+
+def test_a_progress_report_is_kept_until_its_object_goes(store: Store) -> None:
+    assert store.report("uid-tune", {"progressPercentage": 1}) == frozenset()
+    store.put(TUNE)
+    assert store.report("uid-tune", {"progressPercentage": 2}) == {key(TUNE)}
+    assert store.progress("uid-tune") == {"progressPercentage": 2}
+    store.remove(TUNE)
+    assert store.progress("uid-tune") is None
+
+
+def test_whatever_the_order_of_events_the_end_is_the_same() -> None:
+    """All orders of six events of one name, two lives and a child."""
+    second = owner(uid="second", version=20)
+    events = [(True, TUNE), (True, changed(TUNE, 5)), (False, changed(TUNE, 6)), (True, second), (True, changed(second, 21))]
+    events.append((True, child("Job", "job", second, 30)))
+    for order in itertools.permutations(events):
+        store = Store({name: kind.references for name, kind in KINDS.items()})
+        for present, obj in order:
+            store.put(obj) if present else store.remove(obj)
+        assert store.get(key(TUNE)) == changed(second, 21)
+        assert [obj["metadata"]["name"] for obj in store.children("second")] == ["job"]
+        assert store.get(Key("FineTuneJob", "team", "other")) is None
