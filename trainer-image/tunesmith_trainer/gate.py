@@ -61,7 +61,8 @@ def _holds(criterion: Criterion, value: Metric, reference: Metric | None) -> tup
     if criterion.max_drop is not None:
         # A drop is a change for the worse: downwards for scores (the default), upwards where lower is better.
         drop = tested - base if value.higher_is_better is False else base - tested
-        return drop <= Decimal(criterion.max_drop), f"worse by {short(drop)} against at most {criterion.max_drop}"
+        change = f"worse by {short(drop)}" if drop > 0 else f"better by {short(-drop)}" if drop < 0 else "unchanged"
+        return drop <= Decimal(criterion.max_drop), f"{change} against worse by at most {criterion.max_drop}"
     assert criterion.max_ratio is not None
     if base <= 0:
         return False, f"the baseline's value is {short(base)}: a ratio to it says nothing"

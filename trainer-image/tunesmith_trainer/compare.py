@@ -1,0 +1,116 @@
+"""The Compare stage: reads every model's figures, judges the gate, and writes results.json and the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunesmith_trainer import report, store
+from tunesmith_trainer.contract_eval import (
+    CompareAnswer,
+    CompareInput,
+    Comparison,
+    EvaluatedModel,
+    EvaluateResult,
+    GateOutcome,
+    Measured,
+)
+from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.gate import Decision, judge, short, verdict
+
+INPUT = CompareInput
+EXTRA_RESULTS = 20
+"""Metrics in the result beside the gate's own; all of them are in results.json."""
+
+
+def run(stage: CompareInput) -> CompareAnswer:
+    """Judge the gate and write `results.json` and `report.html` into the EvalRun's folder.
+
+    Without a gate the verdict is Passed: nothing was asked. Raises StageError: SourceNotFound for a model without an
+    evaluation, DigestMismatch for an evaluation of another model than the one to compare.
+    """
+    evaluations = {model.name: read_evaluation(stage, model) for model in (stage.tested, *stage.baselines)}
+    figures = {name: {metric.metric: metric for metric in found.metrics} for name, found in evaluations.items()}
+    tested = figures[stage.tested.name]
+    baselines = {model.name: figures[model.name] for model in stage.baselines}
+    decisions = [judge(criterion, tested, baselines) for criterion in stage.gate]
+    folder = store.path_of(stage.run_uri)
+    whole = report.Comparison(stage, evaluations, decisions, verdict(decisions))
+    store.write_json(folder / "results.json", document(whole))
+    store.write_bytes(folder / "report.html", report.render(whole).encode())
+    return CompareAnswer(
+        verdict=whole.verdict,
+        gate=[outcome(decision) for decision in decisions],
+        results=results(stage, evaluations),
+        results_uri=store.join(stage.run_uri, "results.json"),
+        report_uri=store.join(stage.run_uri, "report.html"),
+    )
+
+
+def read_evaluation(stage: CompareInput, model: EvaluatedModel) -> EvaluateResult:
+    """Return the result of a model's Evaluate stage after checking that it is a success and of this very model."""
+    uri = stage.evaluations.get(model.name)
+    found = store.read_json(store.path_of(uri)) if uri else None
+    if not isinstance(found, dict):
+        raise StageError("SourceNotFound", f"{model.name} has no evaluation at {uri}: its Evaluate stage has to finish first")
+    try:
+        result = EvaluateResult.model_validate(found)
+    except ValidationError as error:
+        raise StageError("InvalidSettings", f"{uri} is not the result of an evaluation that succeeded: {error}") from None
+    if result.model.digest != model.digest:
+        raise StageError("DigestMismatch", f"{uri} is about {result.model.digest}, not about {model.name} {model.digest}")
+    return result
+
+
+def outcome(decision: Decision) -> GateOutcome:
+    """Return a decision as the result has it."""
+    return GateOutcome(
+        outcome=decision.outcome,
+        value=_short(decision.tested and decision.tested.value),
+        stderr=_short(decision.tested and decision.tested.stderr),
+        baseline_value=_short(decision.baseline and decision.baseline.value),
+    )
+
+
+def _short(value: Measured | None) -> str | None:
+    return None if value is None else short(value)
+
+
+def results(stage: CompareInput, evaluations: dict[str, EvaluateResult]) -> list[Comparison]:
+    """Return the tested model's metrics beside the baselines', the gate's first, then up to 20 more as the suites come."""
+    gated = list(dict.fromkeys(criterion.metric for criterion in stage.gate))
+    metrics = {metric.metric: metric for metric in evaluations[stage.tested.name].metrics}
+    others = [name for name in metrics if name not in gated]
+    baselines = {
+        model.name: {metric.metric: metric.value for metric in evaluations[model.name].metrics} for model in stage.baselines
+    }
+    return [
+        Comparison(
+            metric=name,
+            tested=short(metrics[name].value),
+            stderr=_short(metrics[name].stderr),
+            baselines={model: short(values[name]) for model, values in baselines.items() if name in values},
+        )
+        for name in [*gated, *others[:EXTRA_RESULTS]]
+        if name in metrics
+    ]
+
+
+def document(whole: report.Comparison) -> dict[str, Any]:
+    """Return what results.json holds: every figure of every model in full, the gate and its outcome."""
+    stage = whole.stage
+    return {
+        "schemaVersion": 1,
+        "object": stage.object.dump(),
+        "verdict": whole.verdict,
+        "gate": [
+            criterion.dump() | outcome(decision).dump() | {"reason": decision.reason}
+            for criterion, decision in zip(stage.gate, whole.decisions, strict=True)
+        ],
+        "models": [
+            evaluation.model.dump() | {"versions": evaluation.versions, "metrics": [metric.dump() for metric in evaluation.metrics]}
+            for evaluation in whole.evaluations.values()
+        ],
+        "suites": [suite.dump() for suite in stage.suites],
+    }
