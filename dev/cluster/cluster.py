@@ -146,7 +146,7 @@ class Cluster:
         self._wait(all_nodes, report)
 
     def _apply(self, manifests: str) -> None:
-        command = [*self._kubectl(), "apply", "--filename=-"]
+        command = [*self.kubectl_command(), "apply", "--filename=-"]
         result = subprocess.run(command, input=manifests, capture_output=True, text=True)
         if result.returncode:
             raise ClusterError(f"applying the add-ons failed: {result.stderr.strip()}")
@@ -172,13 +172,14 @@ class Cluster:
     def _wait_for(self, scope: str, what: str, condition: str, timeout: int = 120) -> None:
         options = [scope] if scope else []
         options += [f"--for={condition}", f"--timeout={timeout}s"]
-        command = [*self._kubectl(), "wait", what, *options]
+        command = [*self.kubectl_command(), "wait", what, *options]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             logs = self.processes.logs
             raise ClusterError(f"{what} never was {condition} (logs: {logs}): {result.stderr}")
 
-    def _kubectl(self) -> list[str]:
+    def kubectl_command(self) -> list[str]:
+        """How a kubectl call for this cluster begins."""
         return [str(tools.built("kubectl")), f"--kubeconfig={self.kubeconfig}"]
 
     def down(self, purge: bool, report: tools.Report) -> None:
@@ -232,7 +233,7 @@ class Cluster:
     def _heartbeat(self, node: Node) -> str:
         template = "{.status.conditions[?(@.type=='Ready')].lastHeartbeatTime}"
         command = ["get", "node", node.name, "--ignore-not-found", f"--output=jsonpath={template}"]
-        result = subprocess.run([*self._kubectl(), *command], capture_output=True, text=True)
+        result = subprocess.run([*self.kubectl_command(), *command], capture_output=True, text=True)
         return result.stdout
 
     def load(self, archives: Sequence[Path], report: tools.Report) -> None:

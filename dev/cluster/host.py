@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from .errors import ClusterError
 from .nodeconfig import PRIVATE_FOLDERS, PRIVATE_TMPFS
+from .processes import wait_until
 from .topology import BRIDGE, CGROUP, Node, bridge_up_commands
 
 # kubelet sets the first five for the whole machine, whatever namespace it runs in.
@@ -97,7 +99,18 @@ def remove_cgroup(name: str) -> None:
         if top.exists():
             below = [path for path in top.rglob("*") if path.is_dir()]
             for path in [*sorted(below, key=lambda path: -len(path.parts)), top]:
-                path.rmdir()
+                wait_until(partial(_is_removed, path), f"{path} to be empty", 10)
+
+
+def _is_removed(path: Path) -> bool:
+    """Remove a cgroup; it stays busy for a moment after its last process has ended."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def missing_folders(wanted: Sequence[str]) -> list[str]:

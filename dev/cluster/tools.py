@@ -135,7 +135,16 @@ def go_version() -> str:
     if shutil.which("go") is None:
         raise ClusterError("Go is not installed: dev/cluster builds Kubernetes with Go 1.26 or newer")
     command = ["go", "env", "GOVERSION"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if is_too_old(version):
+        raise ClusterError(f"{version} is too old: dev/cluster builds Kubernetes with Go 1.26 or newer")
+    return version
+
+
+def is_too_old(version: str) -> bool:
+    """Whether a Go can neither build the modules nor, from 1.21 on, fetch the Go that can."""
+    match = re.match(r"go(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) < (1, 21)
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def kube(before: dict[str, Any]) -> Iterator[Kube]:
     """A fresh cluster with a pod on the second node that uses a volume."""
     tool("up")
     cluster = Cluster()
-    made = Kube(cluster._kubectl()[0], cluster.kubeconfig, "life")
+    made = Kube(cluster.kubectl_command()[0], cluster.kubeconfig, "life")
     made.apply(pods.restricted_namespace("life"))
     made.apply(pods.shared_claim("data"))
     made.apply({**pods.pod("keeper", "n2", "sh", "-c", "date > /data/note; exec sleep infinity", claim="data")})

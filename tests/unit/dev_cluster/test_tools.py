@@ -63,3 +63,8 @@ def test_a_cached_build_is_used_as_it_is(tmp_path, monkeypatch):
     (tmp_path / "etcd" / "etcd").write_text("")
     assert tools.built("etcd") == tmp_path / "etcd" / "etcd"
     assert tools.missing(["etcd", "kubectl"]) == ["kubectl"]
+
+
+@pytest.mark.parametrize(("version", "old"), [("go1.19.8", True), ("go1.21.0", False), ("go1.26.8", False), ("devel +abc", False)])
+def test_a_go_that_cannot_fetch_a_newer_one_is_refused(version, old):
+    assert tools.is_too_old(version) is old
