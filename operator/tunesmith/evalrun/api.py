@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from tunesmith.pods import claims
 from tunesmith.spec import (
     URI,
     Block,
@@ -141,3 +143,10 @@ class Spec(Block):
         None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3."
     )
     suspend: bool | None = Field(None, description="True: no pod runs. Default: false.")
+
+
+def references(spec: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Kind and name of every object that `spec` names, in its own namespace."""
+    models = [spec["model"], *(baseline["model"] for baseline in spec.get("baselines", ()) if "model" in baseline)]
+    jobs = {("FineTuneJob", model["fineTuneJobRef"]["name"]) for model in models if "fineTuneJobRef" in model}
+    return frozenset(jobs | {("PersistentVolumeClaim", name) for name in claims(spec)})

@@ -1,0 +1,72 @@
+"""What must exist for an EvalRun: a Job for each model under test, then one that compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.contract import CompareInput, EvaluateInput, JobInput, Lineage, NamedModel
+from tunesmith.evalrun.api import TESTED
+from tunesmith.evalrun.pins import COMPARE, EVALUATE, PRECISION
+from tunesmith.stages import Stage, StageKey, common_input, plan, result_of
+from tunesmith.values import Object, Observed, Plan
+
+PERPLEXITY_MAX_LENGTH = 1024
+
+
+def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
+    """The children that the stages in `status` need."""
+    return plan(observed, status, lambda key, attempt: _stage(observed, status, key, attempt))
+
+
+def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt: int) -> Stage:
+    given = dict(observed.spec.get("resources") or {})
+    # Comparing reads a few JSON files: a GPU would stand idle for it.
+    resources = {name: value for name, value in given.items() if name != "gpus"} if key.name == COMPARE else given
+    common = common_input(observed.owner, attempt, resources) | {"run_uri": status["resolved"]["runURI"]}
+    make = _compare if key.name == COMPARE else _evaluate
+    return Stage(
+        input=make(observed.spec, status, key, common),
+        image=status["resolved"]["images"]["trainer"],
+        resources=resources,
+        scheduling=observed.spec.get("scheduling") or {},
+    )
+
+
+def _evaluate(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey, common: Mapping[str, Any]) -> JobInput:
+    return EvaluateInput(
+        **common,
+        output_uri=status["resolved"]["outputURI"],
+        model=NamedModel(**_models(status)[key.part]),
+        suites=_suites(spec),
+        precision=spec.get("precision", PRECISION),
+    )
+
+
+def _compare(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey, common: Mapping[str, Any]) -> JobInput:
+    """Compare reads what each Evaluate wrote, about the very models that these found."""
+    tested, *baselines = [NamedModel(**model) for model in _models(status).values()]
+    told = {name: result_of(status, EVALUATE, name) or {} for name in _models(status)}
+    lineage = status["resolved"].get("lineage")
+    return CompareInput(
+        **common,
+        tested=tested,
+        baselines=baselines,
+        evaluations={name: result["resultURI"] for name, result in told.items()},
+        suites=_suites(spec),
+        gate=spec.get("gate", []),
+        lineage=Lineage.model_validate(lineage) if lineage else None,
+    )
+
+
+def _models(status: Mapping[str, Any]) -> dict[str, Object]:
+    """All models by name, the one under test first."""
+    return {TESTED: {"name": TESTED, **status["evaluated"]}} | {each["name"]: each for each in status["resolved"]["baselines"]}
+
+
+def _suites(spec: Mapping[str, Any]) -> list[Object]:
+    """The suites with their defaults filled in."""
+    return [
+        suite | {"perplexity": {"maxLength": PERPLEXITY_MAX_LENGTH} | suite["perplexity"]} if "perplexity" in suite else suite
+        for suite in spec["suites"]
+    ]

@@ -1,0 +1,121 @@
+"""An EvalRun's status, computed from what is observed and what was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.conditions import Condition, done, merge, stalled, suspended, working
+from tunesmith.errors import NotReadyYet, TunesmithError
+from tunesmith.evalrun.api import TESTED
+from tunesmith.evalrun.pins import COMPARE, EVALUATE, pin, waves
+from tunesmith.ledger import Ledger, fold
+from tunesmith.stages import key_of, result_of
+from tunesmith.values import Object, Observed
+
+RESULTS_KEPT = 64
+Told = tuple[str, tuple[Condition, ...]]
+"""The display word and the conditions."""
+
+
+def status(observed: Observed) -> Object:
+    """The whole status; written if it differs from the recorded one."""
+    pins, error = _pins(observed)
+    ledger = fold(observed, waves(observed.spec), hold=error is not None or bool(observed.spec.get("suspend")))
+    generation = observed.owner["metadata"]["generation"]
+    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
+    outcome = _outcome(observed.spec, facts)
+    word, conditions = _tell(observed, ledger, error, outcome)
+    return {
+        "observedGeneration": generation,
+        "stage": word,
+        "conditions": merge(observed.recorded.get("conditions", ()), conditions, generation, observed.now),
+        **facts,
+        **_times(ledger),
+        **_with_digests(pins, facts),
+        **outcome,
+    }
+
+
+def _pins(observed: Observed) -> tuple[Object, TunesmithError | None]:
+    try:
+        return pin(observed), None
+    except TunesmithError as error:
+        return {}, error
+
+
+def _with_digests(pins: Object, facts: Object) -> Object:
+    """The pinned models with the digests that Evaluate found for those named by a plain URI."""
+    if not pins:
+        return {}
+    baselines = [each | _digest(facts, each["name"]) for each in pins["resolved"]["baselines"]]
+    return {"evaluated": pins["evaluated"] | _digest(facts, TESTED), "resolved": pins["resolved"] | {"baselines": baselines}}
+
+
+def _digest(facts: Object, name: str) -> Object:
+    told = result_of(facts, EVALUATE, name)
+    return {"digest": told["model"]["digest"]} if told else {}
+
+
+def _outcome(spec: Mapping[str, Any], facts: Object) -> Object:
+    """What Compare found: the verdict, and each criterion of the gate with what came of it."""
+    told = result_of(facts, COMPARE)
+    if told is None:
+        return {}
+    judged = zip(spec.get("gate", ()), told.get("gate", ()), strict=False)
+    places = {name: told[name] for name in ("resultsURI", "reportURI") if name in told}
+    return {
+        "verdict": told["verdict"],
+        "gate": [criterion | answer for criterion, answer in judged],
+        "results": told.get("results", [])[:RESULTS_KEPT],
+        **places,
+    }
+
+
+def _times(ledger: Ledger) -> Object:
+    """When the first attempt began and, once all is over, when the last stage ended."""
+    started = min((entry["startTime"] for entry in ledger.entries if "startTime" in entry), default=None)
+    ended = max((entry["completionTime"] for entry in ledger.entries if "completionTime" in entry), default=None)
+    over = ledger.failure is not None or ledger.succeeded
+    return ({"startTime": started} if started else {}) | ({"completionTime": ended} if over else {})
+
+
+def _tell(observed: Observed, ledger: Ledger, error: TunesmithError | None, outcome: Object) -> Told:
+    """What a person reads first. What is over stays over, whatever is changed or missing later."""
+    if ledger.failure:
+        reason, message = ledger.failure["reason"], f"{key_of(ledger.failure)}: {ledger.failure['message']}"
+        return "Failed", (*stalled(reason, message), *_ends("False", reason, message), _HELD_NOT)
+    if outcome:
+        message = _summary(outcome)
+        return "Finished", (*done("Evaluated", message), *_ends("True", "Evaluated", message), _HELD_NOT)
+    word, conditions = _tell_of_unfinished(observed, ledger, error)
+    held = Condition("Suspended", "True", "Suspended", "`suspend` is set") if word == "Suspended" else _HELD_NOT
+    running = (Condition("Succeeded", "Unknown", word), Condition("Finished", "False", word))
+    return word, (*conditions, *running, held)
+
+
+_HELD_NOT = Condition("Suspended", "False", "NotSuspended")
+
+
+def _ends(succeeded: str, reason: str, message: str) -> tuple[Condition, ...]:
+    return Condition("Succeeded", succeeded, reason, message), Condition("Finished", "True", reason, message)
+
+
+def _tell_of_unfinished(observed: Observed, ledger: Ledger, error: TunesmithError | None) -> Told:
+    if observed.problem:
+        return "Stalled", stalled(observed.problem["reason"], observed.problem["message"])
+    if observed.spec.get("suspend"):
+        if ledger.busy:
+            return "Suspending", working("Suspending", "waits until no pod is left")
+        return "Suspended", suspended("`suspend` is set: nothing runs")
+    if isinstance(error, NotReadyYet):
+        return "Waiting", working(error.reason, error.message)
+    if error:
+        return "Stalled", stalled(error.reason, error.message)
+    return ledger.stage, working(ledger.note.reason, ledger.note.message)
+
+
+def _summary(outcome: Object) -> str:
+    gate = outcome["gate"]
+    held = sum(entry["outcome"] == "Passed" for entry in gate)
+    return f"verdict {outcome['verdict']}: {held} of {len(gate)} criteria hold" if gate else f"verdict {outcome['verdict']}: no gate"

@@ -1,0 +1,68 @@
+"""Reads the models that a spec names by FineTuneJob: waits for those to come, and tells when they will not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.conditions import find, is_true
+from tunesmith.errors import InvalidSpec, NotReadyYet, TunesmithError
+from tunesmith.pods import MAX_CLAIMS, claims
+from tunesmith.values import Key, Object, Observed
+
+
+class DependencyFailed(TunesmithError):
+    """What is named has failed. It may be made anew, so this is no end: its events still wake us."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("DependencyFailed", message)
+
+
+def named_job(observed: Observed, name: str) -> Object:
+    """The FineTuneJob of that name."""
+    job = observed.references.get(Key("FineTuneJob", observed.owner["metadata"]["namespace"], name))
+    if job is None:
+        raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} does not exist")
+    return job
+
+
+def status_of(reference: Object) -> Mapping[str, Any]:
+    """The status of an object that is named, as far as it has one."""
+    status: Mapping[str, Any] = reference.get("status") or {}
+    return status
+
+
+def artifact_of(job: Object, artifact: str) -> Object:
+    """`{uri, digest}` of a finished artefact of a FineTuneJob."""
+    name, status = job["metadata"]["name"], status_of(job)
+    found = next((entry for entry in status.get("artifacts", ()) if entry["name"] == artifact), None)
+    if found:
+        return {"uri": found["uri"], "digest": found["digest"]}
+    require_hope(job, f"artifact {artifact}")
+    if is_true(status, "Succeeded"):
+        raise DependencyFailed(f"FineTuneJob {name} is done and has no artifact {artifact}: make one with it in `output.artifacts` or `variants`")
+    raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} has not finished artifact {artifact}")
+
+
+def require_hope(job: Object, awaited: str) -> None:
+    """Refuse to wait for what a FineTuneJob that has failed will not make."""
+    stalled = find(status_of(job), "Stalled")
+    if stalled and stalled["status"] == "True":
+        raise DependencyFailed(f"FineTuneJob {job['metadata']['name']} failed before {awaited}: {stalled['reason']}: {stalled['message']}")
+
+
+def model_of(observed: Observed, source: Mapping[str, Any]) -> Object:
+    """`{uri, digest?}` of a ModelSource; a plain URI gets its digest from the stage that reads it."""
+    if "uri" in source:
+        return {"uri": source["uri"]}
+    return artifact_of(named_job(observed, source["fineTuneJobRef"]["name"]), source["artifact"])
+
+
+def require_claims(observed: Observed, *values: Any) -> None:
+    """Refuse more volumes than a pod may mount, and wait for those that do not exist."""
+    named, namespace = claims(values), observed.owner["metadata"]["namespace"]
+    if len(named) > MAX_CLAIMS:
+        raise InvalidSpec("TooManyVolumes", f"{len(named)} PersistentVolumeClaims are named, at most {MAX_CLAIMS} can be: {', '.join(named)}")
+    missing = [name for name in named if Key("PersistentVolumeClaim", namespace, name) not in observed.references]
+    if missing:
+        raise NotReadyYet("VolumeNotFound", "waits for PersistentVolumeClaims that do not exist: " + ", ".join(missing))

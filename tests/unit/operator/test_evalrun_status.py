@@ -1,0 +1,323 @@
+"""An EvalRun's states: what it waits for, what it pins, how it ends."""
+
+from datetime import timedelta
+
+import pytest
+
+from tests.unit.operator.evalruns import (
+    BASE,
+    BY_URI,
+    CLAIMS,
+    FAILED,
+    FOUND,
+    GATED,
+    MERGED,
+    PLAIN,
+    READY_JOB,
+    RUN,
+    W8A8,
+    World,
+    artifact,
+    claim,
+    condition,
+    job,
+)
+from tunesmith.status_schema import EvalRunStatus
+from tunesmith.values import Key, Object
+
+JOB = Key("FineTuneJob", "team-a", "bot")
+RUNNING = (condition("Ready", "False"), condition("Stalled", "False"), condition("Succeeded", "Unknown"))
+
+
+def gated(*named: Object) -> World:
+    return World(GATED, *(named or (READY_JOB,)), *CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("named", "reason", "message"),
+    [
+        ((), "DependencyNotReady", "FineTuneJob bot does not exist"),
+        ((job(conditions=()),), "DependencyNotReady", "has not finished artifact w8a8"),
+        ((job(artifact("Merged", MERGED), conditions=RUNNING),), "DependencyNotReady", "has not finished artifact w8a8"),
+    ],
+)
+def test_it_waits_for_the_artifact(named: tuple[Object, ...], reason: str, message: str) -> None:
+    world = World(GATED, *named, *CLAIMS)
+    world.rest()
+    assert world.condition("Reconciling") == ("True", reason)
+    assert message in world.message("Ready")
+    assert world.states() == {
+        "Ready": "False",
+        "Reconciling": "True",
+        "Stalled": "False",
+        "Succeeded": "Unknown",
+        "Finished": "False",
+        "Suspended": "False",
+    }
+    assert world.children == {}
+    assert not {"evaluated", "resolved"} & world.owner["status"].keys()
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (job(conditions=FAILED), "FineTuneJob bot failed before artifact w8a8: EmptyDataset: no row is left"),
+        (job(artifact("Merged", MERGED)), "is done and has no artifact w8a8"),
+    ],
+)
+def test_a_job_that_will_never_make_the_artifact_stalls_it_but_does_not_end_it(named: Object, message: str) -> None:
+    world = gated(named)
+    world.rest()
+    assert world.condition("Stalled") == ("True", "DependencyFailed")
+    assert message in world.message("Stalled")
+    assert (world.condition("Succeeded")[0], world.condition("Finished")[0]) == ("Unknown", "False")
+    world.named[JOB] = READY_JOB
+    world.rest()
+    assert world.jobs() == ["evaluate-base-1", "evaluate-tested-1", "evaluate-unquantized-1"]
+
+
+def test_a_base_model_that_is_not_resolved_is_waited_for() -> None:
+    early = job(artifact("Merged", MERGED), artifact("w8a8", W8A8), conditions=RUNNING)
+    early["status"]["resolved"]["model"].pop("digest")
+    world = gated(early)
+    world.rest()
+    assert world.condition("Ready") == ("False", "DependencyNotReady")
+    assert "has not resolved its base model" in world.message("Ready")
+
+
+def test_unquantized_needs_a_job_that_makes_merged() -> None:
+    spec = GATED | {"model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Adapter"}}
+    world = World(spec, job(artifact("Adapter", W8A8)), *CLAIMS)
+    world.rest()
+    assert world.condition("Stalled") == ("True", "NoUnquantizedModel")
+    assert "`output.artifacts`" in world.message("Stalled")
+    world.named[JOB] = job(artifact("Adapter", W8A8), conditions=RUNNING)
+    world.rest()
+    assert world.condition("Reconciling") == ("True", "DependencyNotReady")
+
+
+def test_volumes_that_do_not_exist_are_waited_for_and_named() -> None:
+    world = World(GATED, READY_JOB, claim("models"))
+    world.rest()
+    assert world.condition("Ready") == ("False", "VolumeNotFound")
+    assert world.message("Ready").endswith("do not exist: datasets")
+    world.named[Key("PersistentVolumeClaim", "team-a", "datasets")] = claim("datasets")
+    world.rest()
+    assert world.condition("Ready") == ("False", "Starting")
+
+
+def test_the_volume_of_the_fine_tune_job_must_exist_too() -> None:
+    world = World(GATED, READY_JOB, claim("datasets"))
+    world.rest()
+    assert world.message("Ready").endswith("do not exist: models")
+
+
+def test_more_volumes_than_a_pod_may_mount_are_refused() -> None:
+    suites = [{"name": f"s{i}", "perplexity": {"dataset": {"uri": f"pvc://data-{i}/x.jsonl", "format": "Text"}}} for i in range(9)]
+    world = World(PLAIN | {"suites": suites}, READY_JOB, *CLAIMS)
+    world.rest()
+    assert world.condition("Stalled") == ("True", "TooManyVolumes")
+
+
+def test_it_pins_the_models_the_images_and_the_folders() -> None:
+    world = gated()
+    world.rest()
+    status = world.owner["status"]
+    assert status["evaluated"] == {"uri": f"{RUN}/w8a8", "digest": W8A8}
+    resolved = status["resolved"]
+    assert resolved["baselines"] == [
+        {"name": "base", "uri": "pvc://models/cache/base", "digest": BASE},
+        {"name": "unquantized", "uri": f"{RUN}/merged", "digest": MERGED},
+    ]
+    assert resolved["images"] == {"trainer": "registry.example/trainer:1"}
+    assert resolved["outputURI"] == "pvc://models/team-a"
+    assert resolved["runURI"].startswith("pvc://models/team-a/team-a/bot-eval/")
+    assert len(resolved["runURI"].rsplit("/", 1)[1]) == 12
+    assert [stage["name"] for stage in resolved["lineage"]["stages"]] == ["Prepare", "Train"]
+
+
+def test_once_pinned_nothing_behind_the_names_matters() -> None:
+    world = gated()
+    pinned = world.rest()
+    world.named.clear()
+    world.image = "registry.example/trainer:2"
+    world.evaluated("tested")
+    after = world.rest()
+    assert (after["evaluated"], after["resolved"]) == (pinned["evaluated"], pinned["resolved"])
+    world.evaluated("base")
+    world.evaluated("unquantized")
+    world.rest()
+    world.compared()
+    assert world.rest()["verdict"] == "Passed"
+
+
+def test_the_folder_depends_on_all_that_determines_the_result_and_on_nothing_else() -> None:
+    def folder(spec: Object, image: str = "registry.example/trainer:1", *, named: Object = READY_JOB) -> str:
+        world = World(spec, named, *CLAIMS)
+        world.image = image
+        return str(world.rest()["resolved"]["runURI"])
+
+    first = folder(GATED)
+    assert folder(GATED | {"retries": 9, "resources": {"cpu": "2"}}) == first
+    others = [
+        folder(GATED | {"precision": "FP32"}),
+        folder(GATED | {"gate": GATED["gate"][1:]}),
+        folder(GATED | {"baselines": [{"name": "base"}]}),
+        folder(GATED, "registry.example/trainer:2"),
+        folder(GATED, named=job(artifact("Merged", MERGED), artifact("w8a8", FOUND))),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_models_are_evaluated_side_by_side_and_then_compared() -> None:
+    world = gated()
+    assert world.rest()["stage"] == "Evaluate"
+    assert world.jobs() == ["evaluate-base-1", "evaluate-tested-1", "evaluate-unquantized-1"]
+    for stage in world.jobs():
+        world.start(stage)
+    world.rest()
+    assert world.condition("Reconciling") == ("True", "Evaluate")
+    world.evaluated("tested")
+    world.evaluated("base")
+    world.rest()
+    assert world.jobs() == ["evaluate-unquantized-1"]
+    world.evaluated("unquantized")
+    assert world.rest()["stage"] == "Compare"
+    assert world.jobs() == ["compare-1"]
+
+
+def test_without_baselines_and_gate_there_is_one_evaluation_and_the_verdict_is_told() -> None:
+    world = World(PLAIN, READY_JOB, *CLAIMS)
+    status = world.run()
+    assert [entry["name"] for entry in status["stages"]] == ["Evaluate", "Compare"]
+    assert status["gate"] == []
+    assert world.message("Ready") == "verdict Passed: no gate"
+
+
+@pytest.mark.parametrize(("verdict", "held"), [("Passed", 2), ("Failed", 0)])
+def test_a_verdict_is_a_result_whichever_it_is(verdict: str, held: int) -> None:
+    world = gated()
+    world.rest()
+    for name in ("tested", "base", "unquantized"):
+        world.evaluated(name)
+    world.rest()
+    world.compared(verdict)
+    status = world.rest()
+    assert status["verdict"] == verdict
+    assert world.states() == {
+        "Ready": "True",
+        "Reconciling": "False",
+        "Stalled": "False",
+        "Succeeded": "True",
+        "Finished": "True",
+        "Suspended": "False",
+    }
+    assert world.message("Ready") == f"verdict {verdict}: {held} of 2 criteria hold"
+    assert status["gate"][0] == GATED["gate"][0] | {"outcome": verdict, "value": "9.1", "baselineValue": "12.5"}
+    assert status["results"] == [{"metric": "heldOut/perplexity", "tested": "9.1", "baselines": {"base": "12.5", "unquantized": "12.5"}}]
+    assert status["resultsURI"].endswith("/results.json")
+    assert status["reportURI"].endswith("/report.html")
+    assert (status["startTime"], status["completionTime"]) == ("2026-01-02T03:04:05Z", "2026-01-02T03:08:05Z")
+
+
+def test_the_digest_of_a_plain_uri_is_what_evaluate_found() -> None:
+    world = World(BY_URI, *CLAIMS)
+    assert world.rest()["evaluated"] == {"uri": "pvc://models/mine"}
+    assert world.run()["evaluated"] == {"uri": "pvc://models/mine", "digest": FOUND}
+    assert "lineage" not in world.owner["status"]["resolved"]
+
+
+def test_bad_settings_end_it_at_once() -> None:
+    world = gated()
+    world.rest()
+    world.end("evaluate-tested-1", outcome="Failed", exitCode=64, reason="SourceNotFound", message="task mmlux is not known")
+    status = world.rest()
+    assert world.condition("Stalled") == ("True", "SourceNotFound")
+    assert world.message("Stalled") == "Evaluate tested: task mmlux is not known"
+    assert (world.condition("Succeeded")[0], world.condition("Finished")[0]) == ("False", "True")
+    assert status["stage"] == "Failed"
+    assert world.jobs() == []
+    assert "verdict" not in status
+
+
+def test_other_failures_are_tried_again_until_the_retries_are_spent() -> None:
+    world = World(PLAIN | {"retries": 1}, READY_JOB, *CLAIMS)
+    world.rest()
+    world.end("evaluate-tested-1", outcome="Failed", exitCode=69, reason="StoreUnavailable", message="no answer")
+    world.rest()
+    assert world.condition("Reconciling")[0] == "True"
+    world.now += timedelta(minutes=10)
+    world.rest()
+    assert world.jobs() == ["evaluate-tested-2"]
+    world.end("evaluate-tested-2", outcome="Failed", exitCode=69, reason="StoreUnavailable", message="no answer")
+    world.rest()
+    assert world.condition("Stalled") == ("True", "StoreUnavailable")
+    assert [entry["attempt"] for entry in world.owner["status"]["attempts"]] == [1, 2]
+
+
+def test_suspend_removes_the_jobs_and_resume_goes_on() -> None:
+    world = gated()
+    world.rest()
+    world.evaluated("base")
+    world.rest()
+    world.start("evaluate-tested-1")
+    world.change(suspend=True)
+    world.rest()
+    assert world.condition("Reconciling") == ("True", "Suspending")
+    del world.children["Pod", "evaluate-tested-1-pod"]
+    world.rest()
+    assert world.jobs() == []
+    assert world.condition("Suspended") == ("True", "Suspended")
+    assert world.states()["Reconciling"] == "False"
+    world.change(suspend=False)
+    world.rest()
+    assert [name.rsplit("-", 1)[0] for name in world.jobs()] == ["evaluate-tested", "evaluate-unquantized"]
+    assert world.owner["status"]["retriesSpent"] == 0
+
+
+def test_an_object_made_suspended_waits_for_its_dependencies_all_the_same() -> None:
+    world = World(GATED | {"suspend": True}, *CLAIMS)
+    world.rest()
+    assert world.condition("Suspended") == ("True", "Suspended")
+    assert world.children == {}
+
+
+def test_what_is_over_stays_over() -> None:
+    world = gated()
+    finished = world.run()
+    world.children.clear()
+    world.named.clear()
+    world.problem = {"reason": "Forbidden", "message": "no"}
+    world.change(suspend=True, retries=7)
+    world.now += timedelta(days=1)
+    after = world.rest()
+    assert world.children == {}
+    assert after["observedGeneration"] == 2
+    kept = finished.keys() - {"observedGeneration", "conditions"}
+    assert {name: after[name] for name in kept} == {name: finished[name] for name in kept}
+    times = [[(entry["type"], entry["status"], entry["lastTransitionTime"]) for entry in status["conditions"]] for status in (finished, after)]
+    assert times[0] == times[1]
+
+
+def test_a_write_that_a_person_must_mend_is_told() -> None:
+    world = gated()
+    world.problem = {"reason": "NameConflict", "message": "Job x belongs to another"}
+    world.rest()
+    assert world.condition("Stalled") == ("True", "NameConflict")
+    assert world.condition("Finished")[0] == "False"
+
+
+def test_a_second_look_changes_nothing() -> None:
+    world = gated()
+    world.run()
+    before = world.owner["status"]
+    world.now += timedelta(hours=1)
+    world.step()
+    assert world.owner["status"] == before
+    assert not (world.plan.create or world.plan.apply or world.plan.delete)
+
+
+@pytest.mark.parametrize("world", [gated(), World(PLAIN, READY_JOB, *CLAIMS), World(BY_URI, *CLAIMS)])
+def test_every_status_on_the_way_fits_the_schema(world: World) -> None:
+    for status in (world.step(), world.rest(), world.run()):
+        EvalRunStatus.model_validate(status)
