@@ -72,6 +72,10 @@ class _View:
         jobs = sum(not attempts.is_finished(job) for number, job in self.jobs.items() if number != but)
         return jobs + sum(attempts.is_live(pod) for number, found in self.pods.items() if number != but for pod in found)
 
+    def underway(self, after: int) -> int | None:
+        """The later attempt whose Job runs although it is not on record: the status was lost."""
+        return min((number for number, job in self.jobs.items() if number > after and not attempts.is_finished(job)), default=None)
+
 
 def fold(observed: Observed, waves: Sequence[Sequence[StageKey]], hold: bool) -> Ledger:
     """Follow the stages under way and begin those that are due.
@@ -149,7 +153,7 @@ class _Book:
         entry, view = self.entries[key], self.view(key)
         if entry["state"] != "Waiting":
             return
-        attempt = entry["attempt"] + 1
+        attempt = view.underway(after=entry["attempt"]) or entry["attempt"] + 1
         if view.busy(but=attempt) or self.now < attempts.moment(entry.get("notBefore", timestamp(self.now))):
             return
         started = timestamp(self.now)

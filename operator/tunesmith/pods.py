@@ -193,7 +193,8 @@ def _mounts(workload: Workload, config: Config) -> list[Object]:
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
     for number, claim in enumerate(_used_claims(workload)):
-        mounts.append({"name": f"claim-{number}", "mountPath": f"/mnt/pvc/{claim}", "readOnly": claim not in writable})
+        mount = {"name": f"claim-{number}", "mountPath": f"/mnt/pvc/{claim}"}
+        mounts.append(mount if claim in writable else mount | {"readOnly": True})
     if _reports(workload, config):
         mounts.append({"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True})
     return mounts

@@ -1,0 +1,131 @@
+"""The manifests of a two-node FineTuneJob, against `golden/finetunejob-*.yaml` (rewritten with `UPDATE_GOLDEN=1`), and what no pod may have."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.operator.makers import World, as_yaml, finetunejob, variant
+from tunesmith import contract, pods
+from tunesmith.finetunejob import api
+from tunesmith.finetunejob.api import Spec, references
+from tunesmith.finetunejob.build import build
+from tunesmith.finetunejob.status import status
+from tunesmith.stages import StageKey, job_name
+from tunesmith.values import Object
+
+GOLDEN = Path(__file__).parent / "golden"
+BLOCKS = {"method": api.Method, "adapter": api.Adapter, "training": api.Training, "parallelism": api.Parallelism}
+BLOCKS |= {"checkpoints": api.Checkpoints, "variant": api.Variant}
+SPEC: Object = {
+    "validation": {"fraction": "0.05"},
+    "parallelism": {"nodes": 2, "ddp": {}},
+    "resources": {"gpus": 4, "cpu": "16", "memory": "128Gi", "sharedMemory": "16Gi"},
+    "stageResources": [{"stage": "Finalize", "memory": "256Gi"}, {"stage": "Quantize", "gpus": 1}],
+    "scheduling": {"priorityClassName": "low", "nodeSelector": {"pool": "a"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+    "checkpoints": {"gracePeriodSeconds": 90},
+    "variants": [variant("w4a16", "W4A16")],
+}
+
+
+def whole_life() -> dict[str, list[Object]]:
+    """What each stage of the job was made of."""
+    world = World(status, build, finetunejob(**SPEC))
+    made = {}
+    for stage, part in (("Prepare", ""), ("Train", ""), ("Finalize", ""), ("Quantize", "w4a16")):
+        if stage == "Prepare":
+            world.step()
+        made[stage] = [*world.plan.create, *world.plan.apply]
+        world.succeed(stage, part)
+    return made
+
+
+def stage_json(manifests: list[Object]) -> Any:
+    """The content of the stage.json among the manifests."""
+    return json.loads(next(entry for entry in manifests if entry["kind"] == "ConfigMap")["data"]["stage.json"])
+
+
+@pytest.mark.parametrize("stage", ["Prepare", "Train", "Finalize", "Quantize"])
+def test_the_manifests_are_the_golden_ones(stage: str) -> None:
+    text = as_yaml(whole_life()[stage])
+    path = GOLDEN / f"finetunejob-{stage.lower()}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def test_every_stage_input_parses_as_the_contract_and_its_blocks_as_the_spec_has_them() -> None:
+    for stage, manifests in whole_life().items():
+        given = stage_json(manifests)
+        contract.INPUTS[stage].model_validate(given)
+        for name, block in BLOCKS.items():
+            for place in (given, given.get("run", {})):
+                if name in place:
+                    block.model_validate(place[name] if name != "training" or stage != "Quantize" else {})
+
+
+def test_no_pod_has_what_pod_security_restricted_forbids_nor_a_token_it_does_not_need() -> None:
+    for stage, manifests in whole_life().items():
+        spec = manifests[0]["spec"]["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["automountServiceAccountToken"] is False
+        container = spec["containers"][0]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert any("projected" in volume for volume in spec["volumes"]) == (stage == "Train")
+
+
+def test_only_the_claim_of_the_output_is_writable() -> None:
+    for manifests in whole_life().values():
+        for mount in manifests[0]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]:
+            if mount["mountPath"].startswith("/mnt/pvc/"):
+                assert mount.get("readOnly", False) == (mount["mountPath"] != "/mnt/pvc/models")
+
+
+def test_one_node_needs_no_service_and_no_affinity() -> None:
+    world = World(status, build, finetunejob())
+    world.step()
+    world.succeed("Prepare")
+    assert not world.names("Service")
+    assert "affinity" not in world.job("Train")["spec"]["template"]["spec"]
+    train = stage_json(list(world.plan.apply))
+    assert train["rendezvous"] == {"endpoint": "localhost:29500", "nodes": 1, "processesPerNode": 1}
+    assert train["device"] == "CPU"
+
+
+def test_the_spec_of_the_makers_is_a_valid_spec() -> None:
+    Spec.model_validate(finetunejob(**SPEC)["spec"])
+
+
+def test_defaults_are_filled_in_as_the_descriptions_say() -> None:
+    run = stage_json(whole_life()["Prepare"])["run"]
+    assert run["training"]["learningRate"] == "2e-4"
+    assert run["adapter"]["lora"] == {"r": 8, "loraAlpha": 16, "loraDropout": "0", "targetModules": ["all-linear"]}
+    assert run["method"]["sft"] == {"packing": False, "assistantOnlyLoss": True}
+    assert run["parallelism"]["processesPerNode"] == 4
+    assert run["output"]["artifacts"] == ["Adapter"]
+    assert stage_json(whole_life()["Finalize"])["artifacts"] == ["Adapter", "Merged"]
+    assert stage_json(whole_life()["Quantize"])["variant"]["quantization"]["groupSize"] == 128
+
+
+def test_references_are_the_named_job_and_every_claim() -> None:
+    spec = finetunejob(
+        model={"fineTuneJobRef": {"name": "first"}, "artifact": "Merged"}, validation={"dataset": {"uri": "pvc://held/x", "format": "Text"}}
+    )["spec"]
+    claims = {("PersistentVolumeClaim", name) for name in ("datasets", "held", "models")}
+    assert references(spec) == claims | {("FineTuneJob", "first")}
+
+
+def test_names_stay_within_a_host_name_with_their_index_and_differ_by_part() -> None:
+    owner = finetunejob("a" * 40)
+    names = {job_name(owner, StageKey("Quantize", part), 999) for part in ("b" * 40, "b" * 39 + "c", "")}
+    assert len(names) == 3
+    assert max(len(f"{name}-255") for name in names) <= 63
+
+
+def test_claims_are_found_at_any_depth() -> None:
+    assert pods.claims({"a": [{"b": "pvc://x/y"}, "hf://z"], "c": "pvc://w"}) == ["w", "x"]

@@ -1,0 +1,400 @@
+"""A FineTuneJob's life as a table of states: each test is a sentence about one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.operator.makers import World, answer, artifact, checkpoint, claim, finetunejob, owner, refusal, timestamp, variant
+from tunesmith.finetunejob.build import build
+from tunesmith.finetunejob.status import status
+from tunesmith.status_schema import FineTuneJobStatus
+from tunesmith.values import Object
+
+WORKING = {"Ready": "False", "Reconciling": "True", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
+SUCCEEDED = {"Ready": "True", "Reconciling": "False", "Stalled": "False", "Succeeded": "True", "Finished": "True", "Suspended": "False"}
+FAILED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "False", "Finished": "True", "Suspended": "False"}
+STALLED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
+SUSPENDED = {"Ready": "False", "Reconciling": "False", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "True"}
+TWO_NODES = {"nodes": 2, "ddp": {}}
+
+
+class Life(World):
+    """A World of a FineTuneJob that checks what must hold in every state."""
+
+    def __init__(self, *references: Object, **spec: Any) -> None:
+        super().__init__(status, build, finetunejob(**spec), *references)
+
+    def step(self) -> Object:
+        """Reconcile, and check that a second reconcile would write nothing."""
+        written = super().step()
+        FineTuneJobStatus.model_validate(written)
+        assert self.truths() in (WORKING, SUCCEEDED, FAILED, STALLED, SUSPENDED)
+        assert all(entry["observedGeneration"] == self.owner["metadata"]["generation"] for entry in written["conditions"])
+        again = self.observed()
+        assert build(again, status(again)) == build(again, status(again))
+        return written
+
+
+def trained(**spec: Any) -> Life:
+    """A life in which Train has just begun to run."""
+    life = Life(**spec)
+    life.step()
+    life.succeed("Prepare").run("Train").step()
+    return life
+
+
+def test_a_new_job_begins_with_prepare_and_pins_its_image() -> None:
+    life = Life()
+    life.step()
+    assert life.names("Job") == ["support-bot-prepare-1-5f0c1"]
+    assert life.states() == {"Prepare": "Pending", "Train": "Waiting", "Finalize": "Waiting"}
+    assert life.status["resolved"]["images"] == {"trainer": "registry.example/trainer:1"}
+    assert life.truths() == WORKING
+
+
+def test_stages_run_one_after_another_to_the_end() -> None:
+    life = Life(variants=[variant("w8a8"), variant("w4a16", "W4A16")])
+    life.step()
+    life.succeed("Prepare").succeed("Train").succeed("Finalize").succeed("Quantize", "w8a8").succeed("Quantize", "w4a16")
+    assert [name.removeprefix("support-bot-") for name in life.created] == [
+        "prepare-1-5f0c1",
+        "train-1-5f0c1",
+        "finalize-1-5f0c1",
+        "quantize-w8a8-1-5f0c1",
+        "quantize-w4a16-1-5f0c1",
+    ]
+    assert life.truths() == SUCCEEDED
+    assert [entry["name"] for entry in life.status["artifacts"]] == ["Adapter", "Merged", "w8a8", "w4a16"]
+    assert life.status["completionTime"]
+
+
+def test_a_changed_operator_image_changes_nothing_that_has_begun() -> None:
+    life = Life()
+    life.step()
+    life.config = type(life.config)(type(life.config.images)("registry.example/trainer:2", "s"))
+    life.succeed("Prepare")
+    assert life.job("Train")["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/trainer:1"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(64, "InvalidOverrides"), (65, "EmptyDataset")])
+def test_bad_settings_or_data_fail_at_once(code: int, reason: str) -> None:
+    life = Life()
+    life.step()
+    life.end("Prepare", refusal("Prepare", code, reason)).step()
+    assert life.truths() == FAILED
+    assert life.condition("Stalled")["reason"] == reason
+    assert "mend it" in life.condition("Stalled")["message"]
+    assert life.status["stage"] == "Failed"
+
+
+def test_a_failure_of_the_program_is_retried_after_a_pause_until_retries_are_spent() -> None:
+    life = Life(retries=1)
+    life.step()
+    life.end("Prepare", refusal("Prepare", 70, "InternalError")).step()
+    assert life.truths() == WORKING
+    assert life.plan.wake_after == 10
+    assert life.created == ["support-bot-prepare-1-5f0c1"]
+    life.later(10).step()
+    assert life.created[1:] == ["support-bot-prepare-2-5f0c1"]
+    life.end("Prepare", refusal("Prepare", 69, "StoreUnavailable")).step()
+    assert life.truths() == FAILED
+    assert life.condition("Ready")["reason"] == "StoreUnavailable"
+    assert [entry["free"] for entry in life.status["attempts"]] == [False, False]
+
+
+def test_retries_are_one_budget_of_all_stages() -> None:
+    life = Life(retries=1)
+    life.step()
+    life.end("Prepare", None).step()
+    life.later(60).step()
+    life.succeed("Prepare").end("Train", None).step()
+    assert life.truths() == FAILED
+
+
+@pytest.mark.parametrize(("why", "reason"), [("OOMKilled", "OutOfMemory"), ("Error", "NoResult")])
+def test_an_end_without_a_result_is_retried(why: str, reason: str) -> None:
+    life = trained()
+    life.end("Train", None, exit_code=137, why=why).step()
+    assert life.status["attempts"][-1]["reason"] == reason
+    assert life.status["retriesSpent"] == 1
+
+
+def test_a_complete_job_whose_result_was_lost_is_started_again() -> None:
+    life = trained()
+    life.end("Train", answer("Train")).pods("Train")[0]["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = "cut o"
+    life.step()
+    life.later(60).step()
+    assert life.created[-1] == "support-bot-train-2-5f0c1"
+
+
+def test_an_interrupted_training_goes_on_free_and_its_checkpoint_is_known() -> None:
+    life = trained()
+    life.end("Train", refusal("Train", 75, "Interrupted", outcome="Interrupted", checkpoint=checkpoint(1, 20))).step()
+    assert life.status["retriesSpent"] == 0
+    assert life.status["lastCheckpoint"]["step"] == 20
+    assert life.created[-1] == "support-bot-train-2-5f0c1"
+
+
+def test_a_disrupted_pod_makes_the_attempt_free_even_when_it_vanishes_before_the_job_has_failed() -> None:
+    life = trained(parallelism=TWO_NODES)
+    lost = life.pods("Train")[1]
+    lost["metadata"]["deletionTimestamp"] = timestamp(life.now)
+    lost["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "tainted"}]
+    life.step()
+    life.vanish().end("Train", refusal("Train", 70, "InternalError", "a peer is gone")).step()
+    assert life.status["attempts"][-1]["free"]
+    assert life.status["attempts"][-1]["reason"] == "Disrupted"
+    assert life.names("Job")[-1] == "support-bot-train-2-5f0c1"
+
+
+def test_an_evicted_pod_makes_the_attempt_free() -> None:
+    life = trained()
+    life.end("Train", None).pods("Train")[0]["status"]["reason"] = "Evicted"
+    life.step()
+    assert life.status["retriesSpent"] == 0
+
+
+def test_bad_data_outweighs_a_disruption() -> None:
+    life = trained()
+    life.end("Train", refusal("Train", 65, "InvalidDataset")).pods("Train")[0]["status"]["reason"] = "Evicted"
+    life.step()
+    assert life.truths() == FAILED
+
+
+def test_a_pod_on_a_node_that_never_answers_is_given_up() -> None:
+    life = trained()
+    life.remove("Job", life.job("Train")["metadata"]["name"]).later(59).step()
+    assert not life.plan.delete
+    assert life.plan.wake_after == 1
+    life.later(1).step()
+    assert [entry["kind"] for entry in life.plan.delete] == ["Pod"]
+
+
+def test_a_job_deleted_by_hand_leads_to_the_next_attempt_once_none_of_its_pods_lives() -> None:
+    life = trained()
+    life.remove("Job", life.job("Train")["metadata"]["name"]).step()
+    assert life.created[-1] == "support-bot-train-1-5f0c1"
+    assert life.condition("Reconciling")["reason"] == "Ending"
+    life.vanish().step()
+    assert life.created[-1] == "support-bot-train-2-5f0c1"
+    assert life.status["retriesSpent"] == 0
+
+
+def test_a_job_that_was_not_made_before_the_operator_died_is_made_under_the_same_name() -> None:
+    life = Life()
+    life.owner["status"] = status(life.observed())
+    life.step()
+    assert life.names("Job") == ["support-bot-prepare-1-5f0c1"]
+
+
+def test_a_result_is_not_believed_while_another_pod_lives() -> None:
+    life = trained(parallelism=TWO_NODES)
+    life.end("Train", answer("Train"))
+    life.pods("Train")[1]["status"] = {"phase": "Running"}
+    life.step()
+    assert life.states()["Train"] == "Running"
+
+
+def test_the_other_pods_success_is_no_result() -> None:
+    life = trained(parallelism=TWO_NODES)
+    life.end("Train", answer("Train"))
+    first, second = life.pods("Train")
+    second["status"], first["status"] = first["status"], {"phase": "Succeeded"}
+    life.step()
+    assert life.states()["Train"] == "Waiting"
+
+
+@pytest.mark.parametrize("kinds", [("Job",), ("ConfigMap",), ("Job", "Pod", "ConfigMap", "Service")])
+def test_a_finished_stage_never_runs_again_whatever_vanishes(kinds: tuple[str, ...]) -> None:
+    life = trained(parallelism=TWO_NODES, variants=[variant("w8a8")])
+    for stage, part in (("Train", ""), ("Finalize", ""), ("Quantize", "w8a8")):
+        life.succeed(stage, part)
+        life.children = {
+            key: child for key, child in life.children.items() if key[0] not in kinds or child["metadata"]["labels"]["tunesmith.dev/stage"] != stage
+        }
+        life.step()
+        assert not [entry for entry in (*life.plan.create, *life.plan.apply) if entry["metadata"]["labels"]["tunesmith.dev/stage"] == stage]
+    assert life.truths() == SUCCEEDED
+    life.children.clear()
+    life.step()
+    assert life.plan == type(life.plan)()
+
+
+@pytest.mark.parametrize("last", [answer("Prepare"), refusal("Prepare", 64, "InvalidSettings")])
+def test_terminal_is_terminal(last: Object) -> None:
+    life = Life()
+    life.step()
+    life.end("Prepare", last).step()
+    for stage in ("Train", "Finalize") if last["outcome"] == "Succeeded" else ():
+        life.succeed(stage)
+    before = life.truths(), life.condition("Finished")["lastTransitionTime"]
+    life.edit(suspend=True, retries=50).later(100)
+    life.problem, life.references = {"reason": "Forbidden", "message": ""}, {}
+    life.step()
+    assert (life.truths(), life.condition("Finished")["lastTransitionTime"]) == before
+    assert life.status["observedGeneration"] == 2
+
+
+def test_suspend_ends_the_attempt_and_holds_only_when_no_pod_is_left_and_resume_is_free() -> None:
+    life = trained()
+    life.edit(suspend=True).step()
+    assert [entry["kind"] for entry in life.plan.delete] == ["Job"]
+    assert life.truths() == WORKING
+    life.step()
+    assert life.condition("Ready")["reason"] == "Suspending"
+    life.vanish().step()
+    assert life.truths() == SUSPENDED
+    life.edit(suspend=False).step()
+    assert life.created[-1] == "support-bot-train-2-5f0c1"
+    assert life.truths() == WORKING
+    assert life.status["retriesSpent"] == 0
+
+
+def test_a_job_made_suspended_makes_nothing() -> None:
+    life = Life(suspend=True)
+    life.step()
+    assert life.plan == type(life.plan)()
+    assert life.truths() == SUSPENDED
+
+
+def test_a_missing_claim_is_waited_for() -> None:
+    life = Life(claim("models"))
+    life.step()
+    assert life.condition("Reconciling")["reason"] == "VolumeNotFound"
+    assert "datasets" in life.condition("Reconciling")["message"]
+    assert not life.children
+
+
+def test_two_nodes_need_shared_volumes_where_training_mounts_them() -> None:
+    data = [{"name": "chat", "uri": "pvc://rows/train.jsonl", "format": "Messages"}]
+    life = Life(claim("models"), claim("datasets"), claim("rows", "ReadWriteOnce"), parallelism=TWO_NODES, datasets=data)
+    life.step()
+    assert life.truths() == WORKING
+    life = Life(claim("datasets"), claim("models", "ReadWriteOnce"), parallelism=TWO_NODES)
+    life.step()
+    assert life.truths() == STALLED
+    assert life.condition("Stalled")["reason"] == "VolumeNotShared"
+    assert not life.children
+
+
+def test_more_than_eight_claims_are_refused() -> None:
+    life = Life(datasets=[{"name": f"d{number}", "uri": f"pvc://d{number}/x.jsonl", "format": "Text"} for number in range(8)])
+    life.step()
+    assert life.condition("Stalled")["reason"] == "TooManyVolumes"
+
+
+def dependency(*artifacts: Object, **conditions: str) -> Object:
+    """A FineTuneJob that is named by another."""
+    job = owner("FineTuneJob", "first", {})
+    told = [{"type": kind, "status": value, "reason": "EmptyDataset"} for kind, value in conditions.items()]
+    return job | {"status": {"artifacts": list(artifacts), "conditions": told}}
+
+
+@pytest.mark.parametrize(
+    ("named", "truths", "reason"),
+    [
+        ([], WORKING, "DependencyNotReady"),
+        ([dependency()], WORKING, "DependencyNotReady"),
+        ([dependency(Finished="True", Stalled="True")], STALLED, "DependencyFailed"),
+        ([dependency(artifact("Merged"))], WORKING, "Creating"),
+    ],
+)
+def test_a_model_of_another_job_is_waited_for(named: list[Object], truths: Object, reason: str) -> None:
+    life = Life(claim("datasets"), claim("models"), *named, model={"fineTuneJobRef": {"name": "first"}, "artifact": "Merged"})
+    life.step()
+    assert life.truths() == truths
+    assert life.condition("Ready")["reason"] == reason
+
+
+def test_a_model_once_found_stays_pinned_when_its_job_is_deleted() -> None:
+    life = Life(claim("datasets"), claim("models"), dependency(artifact("Merged")), model={"fineTuneJobRef": {"name": "first"}, "artifact": "Merged"})
+    life.step()
+    life.references.popitem()
+    life.end("Prepare", refusal("Prepare", 75, "Interrupted", outcome="Interrupted")).step()
+    assert life.created[-1] == "support-bot-prepare-2-5f0c1"
+
+
+def test_the_reason_of_a_pod_that_cannot_be_placed_is_told() -> None:
+    life = trained()
+    life.pods("Train")[0]["status"] = {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient nvidia.com/gpu"}],
+    }
+    life.step()
+    assert life.condition("Reconciling")["reason"] == "Unschedulable"
+    assert "Insufficient nvidia.com/gpu" in life.condition("Reconciling")["message"]
+    assert life.states()["Train"] == "Pending"
+
+
+def test_the_reason_of_an_image_that_cannot_be_pulled_is_told() -> None:
+    life = trained()
+    waiting = {"reason": "ImagePullBackOff", "message": "not found"}
+    life.pods("Train")[0]["status"] = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
+    life.step()
+    assert life.condition("Reconciling")["reason"] == "ImagePullBackOff"
+
+
+def test_a_problem_that_a_person_must_mend_is_told() -> None:
+    life = Life()
+    life.problem = {"reason": "NameConflict", "message": "Job x exists and belongs to another"}
+    life.step()
+    assert life.truths() == STALLED
+    assert life.condition("Stalled")["reason"] == "NameConflict"
+
+
+def test_progress_is_written_rarely_and_kept_when_the_report_is_gone() -> None:
+    life = trained()
+    life.progress = {
+        "progressPercentage": 1,
+        "estimatedRemainingSeconds": 90,
+        "metrics": [{"name": "loss", "value": "2.1"}, {"name": "x" * 65, "value": "1"}],
+    }
+    life.step()
+    assert life.status["progress"]["progressPercentage"] == 1
+    assert life.status["progress"]["metrics"] == [{"name": "loss", "value": "2.1"}]
+    life.progress = {"progressPercentage": 9}
+    life.later(29).step()
+    assert life.status["progress"]["progressPercentage"] == 1
+    life.later(1).step()
+    assert life.status["progress"]["progressPercentage"] == 9
+    life.progress = None
+    life.succeed("Train").step()
+    assert life.status["progress"]["progressPercentage"] == 9
+
+
+def test_what_superseded_attempts_read_is_removed_but_their_jobs_stay_for_their_logs() -> None:
+    life = trained(parallelism=TWO_NODES)
+    life.end("Train", refusal("Train", 75, "Interrupted", outcome="Interrupted")).step()
+    life.step()
+    assert life.names("Service") == ["support-bot-train-2-5f0c1"]
+    assert "support-bot-train-1-5f0c1" not in life.names("ConfigMap")
+    assert "support-bot-train-1-5f0c1" in life.names("Job")
+
+
+def test_a_status_that_was_wiped_is_found_again_from_the_jobs() -> None:
+    life = Life()
+    life.step()
+    life.end("Prepare", refusal("Prepare", 75, "Interrupted", outcome="Interrupted")).step()
+    life.run("Prepare").step()
+    life.owner["status"] = {}
+    for _ in range(3):
+        life.step()
+    assert life.created == ["support-bot-prepare-1-5f0c1", "support-bot-prepare-2-5f0c1"]
+    assert life.states()["Prepare"] == "Running"
+
+
+def test_the_attempts_list_is_bounded() -> None:
+    life = Life()
+    life.step()
+    for _ in range(25):
+        life.end("Prepare", refusal("Prepare", 75, "Interrupted", outcome="Interrupted")).step()
+    assert [entry["attempt"] for entry in life.status["attempts"]] == list(range(6, 26))
+
+
+def test_an_object_that_is_being_deleted_gets_nothing_new() -> None:
+    life = Life()
+    life.owner["metadata"]["deletionTimestamp"] = timestamp(life.now)
+    life.step()
+    assert life.plan == type(life.plan)()
