@@ -9,6 +9,7 @@ from typing import Any
 from tunesmith.conditions import find
 from tunesmith.modeldeployment.build import build
 from tunesmith.modeldeployment.status import status
+from tunesmith.status_schema import ModelDeploymentStatus
 from tunesmith.values import Config, Images, Key, Object, Observed, Plan
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -75,6 +76,8 @@ class World:
     def step(self) -> Object:
         """Reconcile once: write the status, carry out the plan."""
         written = status(self.observed())
+        # The API server prunes what the schema lacks; here it is an error.
+        ModelDeploymentStatus.model_validate(written)
         self.owner["status"] = written
         self.plan = build(self.observed(), written)
         for entry in self.plan.apply:
