@@ -1,12 +1,10 @@
-"""What is made for an EvalRun. The golden file shows all of it; write it anew with TUNESMITH_UPDATE_GOLDEN=1."""
+"""What is made for an EvalRun. The golden file shows all of it; write it anew with UPDATE_GOLDEN=1."""
 
-import json
 import os
 from pathlib import Path
 
-import yaml
-
-from tests.unit.operator.evalruns import BASE, BY_URI, CLAIMS, FOUND, GATED, MERGED, PLAIN, READY_JOB, RUN, W8A8, World
+from tests.unit.operator.evalruns import BASE, BY_URI, CLAIMS, FOUND, GATED, MERGED, PLAIN, READY_JOB, RUN, W8A8, Evaluation
+from tests.unit.operator.makers import as_yaml, claim
 from tunesmith.contract import CompareInput, EvaluateInput
 from tunesmith.evalrun.api import Spec, references
 from tunesmith.values import Object
@@ -20,23 +18,23 @@ FULL: Object = {
     "resources": {"gpus": 1, "cpu": "4", "memory": "16Gi"},
     "scheduling": {"nodeSelector": {"pool": "gpu"}},
 }
-TASKS: Object = {"kind": "PersistentVolumeClaim", "metadata": {"name": "tasks"}, "spec": {}}
+TASKS = claim("tasks")
 
 
 def test_the_manifests_are_the_golden_ones() -> None:
-    world = World(FULL, READY_JOB, *CLAIMS, TASKS)
-    world.run()
+    world = Evaluation(FULL, READY_JOB, *CLAIMS, TASKS)
+    world.finish()
     made = [child for (kind, _), child in sorted(world.children.items()) if kind in ("ConfigMap", "Job")]
-    text = yaml.safe_dump_all(json.loads(json.dumps(made)), sort_keys=False, width=150)
-    if os.environ.get("TUNESMITH_UPDATE_GOLDEN"):
+    text = as_yaml(made)
+    if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
 
 
 def test_evaluate_is_told_the_model_and_the_suites_with_their_defaults() -> None:
-    world = World(FULL, READY_JOB, *CLAIMS, TASKS)
+    world = Evaluation(FULL, READY_JOB, *CLAIMS, TASKS)
     world.rest()
-    given = world.input("evaluate-tested-1")
+    given = world.input("Evaluate", "tested")
     EvaluateInput.model_validate(given)
     assert given["model"] == {"name": "tested", "uri": f"{RUN}/w8a8", "digest": W8A8}
     assert given["suites"][0]["perplexity"]["maxLength"] == 1024
@@ -45,24 +43,24 @@ def test_evaluate_is_told_the_model_and_the_suites_with_their_defaults() -> None
 
 
 def test_precision_has_a_default() -> None:
-    world = World(PLAIN, READY_JOB, *CLAIMS)
+    world = Evaluation(PLAIN, READY_JOB, *CLAIMS)
     world.rest()
-    assert (world.input("evaluate-tested-1")["precision"], world.input("evaluate-tested-1")["device"]) == ("BF16", "CPU")
+    assert (world.input("Evaluate", "tested")["precision"], world.input("Evaluate", "tested")["device"]) == ("BF16", "CPU")
 
 
 def test_a_plain_uri_has_no_digest_until_it_is_evaluated() -> None:
-    world = World(BY_URI, *CLAIMS)
+    world = Evaluation(BY_URI, *CLAIMS)
     world.rest()
-    assert world.input("evaluate-tested-1")["model"] == {"name": "tested", "uri": "pvc://models/mine"}
-    world.run()
-    assert world.input("compare-1")["tested"] == {"name": "tested", "uri": "pvc://models/mine", "digest": FOUND}
-    assert "lineage" not in world.input("compare-1")
+    assert world.input("Evaluate", "tested")["model"] == {"name": "tested", "uri": "pvc://models/mine"}
+    world.finish()
+    assert world.input("Compare")["tested"] == {"name": "tested", "uri": "pvc://models/mine", "digest": FOUND}
+    assert "lineage" not in world.input("Compare")
 
 
 def test_compare_is_told_all_models_where_their_results_lie_and_the_lineage() -> None:
-    world = World(GATED | {"resources": {"gpus": 2}}, READY_JOB, *CLAIMS)
-    world.run()
-    given = world.input("compare-1")
+    world = Evaluation(GATED | {"resources": {"gpus": 2}}, READY_JOB, *CLAIMS)
+    world.finish()
+    given = world.input("Compare")
     CompareInput.model_validate(given)
     assert given["tested"]["digest"] == W8A8
     assert [(each["name"], each["digest"]) for each in given["baselines"]] == [("base", BASE), ("unquantized", MERGED)]
@@ -71,12 +69,12 @@ def test_compare_is_told_all_models_where_their_results_lie_and_the_lineage() ->
     assert given["lineage"]["runURI"] == RUN
     assert given["lineage"]["stages"][1] == {"name": "Train", "startTime": "2026-01-01T00:01:00Z", "completionTime": "2026-01-01T02:00:00Z"}
     assert given["device"] == "CPU", "comparing needs no GPU"
-    limits = world.children["Job", "bot-eval-compare-1-7e1a2"]["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    limits = world.job("Compare")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert "nvidia.com/gpu" not in limits
 
 
 def test_nothing_is_made_while_something_is_missing() -> None:
-    world = World(GATED, *CLAIMS)
+    world = Evaluation(GATED, *CLAIMS)
     world.rest()
     assert world.children == {}
 
@@ -91,8 +89,8 @@ def test_references_name_every_fine_tune_job_and_every_claim() -> None:
 
 
 def test_a_stage_reads_its_inputs_and_writes_its_output_only() -> None:
-    world = World(FULL | {"output": {"uri": "pvc://results"}}, READY_JOB, *CLAIMS, TASKS)
+    world = Evaluation(FULL | {"output": {"uri": "pvc://results"}}, READY_JOB, *CLAIMS, TASKS)
     world.rest()
-    mounts = world.children["Job", "bot-eval-evaluate-tested-1-7e1a2"]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    mounts = world.job("Evaluate", "tested")["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     writable = {mount["mountPath"]: not mount.get("readOnly") for mount in mounts if mount["mountPath"].startswith("/mnt")}
     assert writable == {"/mnt/pvc/datasets": False, "/mnt/pvc/models": False, "/mnt/pvc/results": True, "/mnt/pvc/tasks": False}

@@ -1,7 +1,5 @@
 """An EvalRun's states: what it waits for, what it pins, how it ends."""
 
-from datetime import timedelta
-
 import pytest
 
 from tests.unit.operator.evalruns import (
@@ -16,12 +14,12 @@ from tests.unit.operator.evalruns import (
     READY_JOB,
     RUN,
     W8A8,
-    World,
+    Evaluation,
     artifact,
-    claim,
     condition,
     job,
 )
+from tests.unit.operator.makers import claim, refusal
 from tunesmith.status_schema import EvalRunStatus
 from tunesmith.values import Key, Object
 
@@ -29,8 +27,8 @@ JOB = Key("FineTuneJob", "team-a", "bot")
 RUNNING = (condition("Ready", "False"), condition("Stalled", "False"), condition("Succeeded", "Unknown"))
 
 
-def gated(*named: Object) -> World:
-    return World(GATED, *(named or (READY_JOB,)), *CLAIMS)
+def gated(*named: Object) -> Evaluation:
+    return Evaluation(GATED, *(named or (READY_JOB,)), *CLAIMS)
 
 
 @pytest.mark.parametrize(
@@ -42,11 +40,11 @@ def gated(*named: Object) -> World:
     ],
 )
 def test_it_waits_for_the_artifact(named: tuple[Object, ...], reason: str, message: str) -> None:
-    world = World(GATED, *named, *CLAIMS)
+    world = Evaluation(GATED, *named, *CLAIMS)
     world.rest()
-    assert world.condition("Reconciling") == ("True", reason)
+    assert world.told("Reconciling") == ("True", reason)
     assert message in world.message("Ready")
-    assert world.states() == {
+    assert world.truths() == {
         "Ready": "False",
         "Reconciling": "True",
         "Stalled": "False",
@@ -55,7 +53,7 @@ def test_it_waits_for_the_artifact(named: tuple[Object, ...], reason: str, messa
         "Suspended": "False",
     }
     assert world.children == {}
-    assert not {"evaluated", "resolved"} & world.owner["status"].keys()
+    assert not {"evaluated", "resolved"} & world.status.keys()
 
 
 @pytest.mark.parametrize(
@@ -68,12 +66,12 @@ def test_it_waits_for_the_artifact(named: tuple[Object, ...], reason: str, messa
 def test_a_job_that_will_never_make_the_artifact_stalls_it_but_does_not_end_it(named: Object, message: str) -> None:
     world = gated(named)
     world.rest()
-    assert world.condition("Stalled") == ("True", "DependencyFailed")
+    assert world.told("Stalled") == ("True", "DependencyFailed")
     assert message in world.message("Stalled")
-    assert (world.condition("Succeeded")[0], world.condition("Finished")[0]) == ("Unknown", "False")
-    world.named[JOB] = READY_JOB
+    assert (world.told("Succeeded")[0], world.told("Finished")[0]) == ("Unknown", "False")
+    world.references[JOB] = READY_JOB
     world.rest()
-    assert world.jobs() == ["evaluate-base-1", "evaluate-tested-1", "evaluate-unquantized-1"]
+    assert world.jobs() == ["Evaluate base 1", "Evaluate tested 1", "Evaluate unquantized 1"]
 
 
 def test_a_base_model_that_is_not_resolved_is_waited_for() -> None:
@@ -81,48 +79,48 @@ def test_a_base_model_that_is_not_resolved_is_waited_for() -> None:
     early["status"]["resolved"]["model"].pop("digest")
     world = gated(early)
     world.rest()
-    assert world.condition("Ready") == ("False", "DependencyNotReady")
+    assert world.told("Ready") == ("False", "DependencyNotReady")
     assert "has not resolved its base model" in world.message("Ready")
 
 
 def test_unquantized_needs_a_job_that_makes_merged() -> None:
     spec = GATED | {"model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Adapter"}}
-    world = World(spec, job(artifact("Adapter", W8A8)), *CLAIMS)
+    world = Evaluation(spec, job(artifact("Adapter", W8A8)), *CLAIMS)
     world.rest()
-    assert world.condition("Stalled") == ("True", "NoUnquantizedModel")
+    assert world.told("Stalled") == ("True", "NoUnquantizedModel")
     assert "`output.artifacts`" in world.message("Stalled")
-    world.named[JOB] = job(artifact("Adapter", W8A8), conditions=RUNNING)
+    world.references[JOB] = job(artifact("Adapter", W8A8), conditions=RUNNING)
     world.rest()
-    assert world.condition("Reconciling") == ("True", "DependencyNotReady")
+    assert world.told("Reconciling") == ("True", "DependencyNotReady")
 
 
 def test_volumes_that_do_not_exist_are_waited_for_and_named() -> None:
-    world = World(GATED, READY_JOB, claim("models"))
+    world = Evaluation(GATED, READY_JOB, claim("models"))
     world.rest()
-    assert world.condition("Ready") == ("False", "VolumeNotFound")
+    assert world.told("Ready") == ("False", "VolumeNotFound")
     assert world.message("Ready").endswith("do not exist: datasets")
-    world.named[Key("PersistentVolumeClaim", "team-a", "datasets")] = claim("datasets")
+    world.references[Key("PersistentVolumeClaim", "team-a", "datasets")] = claim("datasets")
     world.rest()
-    assert world.condition("Ready") == ("False", "Starting")
+    assert world.told("Ready") == ("False", "Starting")
 
 
 def test_the_volume_of_the_fine_tune_job_must_exist_too() -> None:
-    world = World(GATED, READY_JOB, claim("datasets"))
+    world = Evaluation(GATED, READY_JOB, claim("datasets"))
     world.rest()
     assert world.message("Ready").endswith("do not exist: models")
 
 
 def test_more_volumes_than_a_pod_may_mount_are_refused() -> None:
     suites = [{"name": f"s{i}", "perplexity": {"dataset": {"uri": f"pvc://data-{i}/x.jsonl", "format": "Text"}}} for i in range(9)]
-    world = World(PLAIN | {"suites": suites}, READY_JOB, *CLAIMS)
+    world = Evaluation(PLAIN | {"suites": suites}, READY_JOB, *CLAIMS)
     world.rest()
-    assert world.condition("Stalled") == ("True", "TooManyVolumes")
+    assert world.told("Stalled") == ("True", "TooManyVolumes")
 
 
 def test_it_pins_the_models_the_images_and_the_folders() -> None:
     world = gated()
     world.rest()
-    status = world.owner["status"]
+    status = world.status
     assert status["evaluated"] == {"uri": f"{RUN}/w8a8", "digest": W8A8}
     resolved = status["resolved"]
     assert resolved["baselines"] == [
@@ -139,8 +137,8 @@ def test_it_pins_the_models_the_images_and_the_folders() -> None:
 def test_once_pinned_nothing_behind_the_names_matters() -> None:
     world = gated()
     pinned = world.rest()
-    world.named.clear()
-    world.image = "registry.example/trainer:2"
+    world.references.clear()
+    world.upgrade()
     world.evaluated("tested")
     after = world.rest()
     assert (after["evaluated"], after["resolved"]) == (pinned["evaluated"], pinned["resolved"])
@@ -152,9 +150,10 @@ def test_once_pinned_nothing_behind_the_names_matters() -> None:
 
 
 def test_the_folder_depends_on_all_that_determines_the_result_and_on_nothing_else() -> None:
-    def folder(spec: Object, image: str = "registry.example/trainer:1", *, named: Object = READY_JOB) -> str:
-        world = World(spec, named, *CLAIMS)
-        world.image = image
+    def folder(spec: Object, named: Object = READY_JOB, upgraded: bool = False) -> str:
+        world = Evaluation(spec, named, *CLAIMS)
+        if upgraded:
+            world.upgrade()
         return str(world.rest()["resolved"]["runURI"])
 
     first = folder(GATED)
@@ -163,7 +162,7 @@ def test_the_folder_depends_on_all_that_determines_the_result_and_on_nothing_els
         folder(GATED | {"precision": "FP32"}),
         folder(GATED | {"gate": GATED["gate"][1:]}),
         folder(GATED | {"baselines": [{"name": "base"}]}),
-        folder(GATED, "registry.example/trainer:2"),
+        folder(GATED, upgraded=True),
         folder(GATED, named=job(artifact("Merged", MERGED), artifact("w8a8", FOUND))),
     ]
     assert len({first, *others}) == 6
@@ -172,23 +171,23 @@ def test_the_folder_depends_on_all_that_determines_the_result_and_on_nothing_els
 def test_models_are_evaluated_side_by_side_and_then_compared() -> None:
     world = gated()
     assert world.rest()["stage"] == "Evaluate"
-    assert world.jobs() == ["evaluate-base-1", "evaluate-tested-1", "evaluate-unquantized-1"]
-    for stage in world.jobs():
-        world.start(stage)
+    assert world.jobs() == ["Evaluate base 1", "Evaluate tested 1", "Evaluate unquantized 1"]
+    for name in ("tested", "base", "unquantized"):
+        world.run("Evaluate", name)
     world.rest()
-    assert world.condition("Reconciling") == ("True", "Evaluate")
+    assert world.told("Reconciling") == ("True", "Evaluate")
     world.evaluated("tested")
     world.evaluated("base")
     world.rest()
-    assert world.jobs() == ["evaluate-unquantized-1"]
+    assert world.jobs() == ["Evaluate unquantized 1"]
     world.evaluated("unquantized")
     assert world.rest()["stage"] == "Compare"
-    assert world.jobs() == ["compare-1"]
+    assert world.jobs() == ["Compare 1"]
 
 
 def test_without_baselines_and_gate_there_is_one_evaluation_and_the_verdict_is_told() -> None:
-    world = World(PLAIN, READY_JOB, *CLAIMS)
-    status = world.run()
+    world = Evaluation(PLAIN, READY_JOB, *CLAIMS)
+    status = world.finish()
     assert [entry["name"] for entry in status["stages"]] == ["Evaluate", "Compare"]
     assert status["gate"] == []
     assert world.message("Ready") == "verdict Passed: no gate"
@@ -197,14 +196,9 @@ def test_without_baselines_and_gate_there_is_one_evaluation_and_the_verdict_is_t
 @pytest.mark.parametrize(("verdict", "held"), [("Passed", 2), ("Failed", 0)])
 def test_a_verdict_is_a_result_whichever_it_is(verdict: str, held: int) -> None:
     world = gated()
-    world.rest()
-    for name in ("tested", "base", "unquantized"):
-        world.evaluated(name)
-    world.rest()
-    world.compared(verdict)
-    status = world.rest()
+    status = world.finish(verdict)
     assert status["verdict"] == verdict
-    assert world.states() == {
+    assert world.truths() == {
         "Ready": "True",
         "Reconciling": "False",
         "Stalled": "False",
@@ -221,38 +215,38 @@ def test_a_verdict_is_a_result_whichever_it_is(verdict: str, held: int) -> None:
 
 
 def test_the_digest_of_a_plain_uri_is_what_evaluate_found() -> None:
-    world = World(BY_URI, *CLAIMS)
+    world = Evaluation(BY_URI, *CLAIMS)
     assert world.rest()["evaluated"] == {"uri": "pvc://models/mine"}
-    assert world.run()["evaluated"] == {"uri": "pvc://models/mine", "digest": FOUND}
-    assert "lineage" not in world.owner["status"]["resolved"]
+    assert world.finish()["evaluated"] == {"uri": "pvc://models/mine", "digest": FOUND}
+    assert "lineage" not in world.status["resolved"]
 
 
 def test_bad_settings_end_it_at_once() -> None:
     world = gated()
     world.rest()
-    world.end("evaluate-tested-1", outcome="Failed", exitCode=64, reason="SourceNotFound", message="task mmlux is not known")
+    world.end("Evaluate", refusal("Evaluate", 64, "SourceNotFound", "task mmlux is not known"), "tested")
     status = world.rest()
-    assert world.condition("Stalled") == ("True", "SourceNotFound")
+    assert world.told("Stalled") == ("True", "SourceNotFound")
     assert world.message("Stalled") == "Evaluate tested: task mmlux is not known"
-    assert (world.condition("Succeeded")[0], world.condition("Finished")[0]) == ("False", "True")
+    assert (world.told("Succeeded")[0], world.told("Finished")[0]) == ("False", "True")
     assert status["stage"] == "Failed"
     assert world.jobs() == []
     assert "verdict" not in status
 
 
 def test_other_failures_are_tried_again_until_the_retries_are_spent() -> None:
-    world = World(PLAIN | {"retries": 1}, READY_JOB, *CLAIMS)
+    world = Evaluation(PLAIN | {"retries": 1}, READY_JOB, *CLAIMS)
     world.rest()
-    world.end("evaluate-tested-1", outcome="Failed", exitCode=69, reason="StoreUnavailable", message="no answer")
+    world.end("Evaluate", refusal("Evaluate", 69, "StoreUnavailable", "no answer"), "tested")
     world.rest()
-    assert world.condition("Reconciling")[0] == "True"
-    world.now += timedelta(minutes=10)
+    assert world.told("Reconciling")[0] == "True"
+    world.later(600)
     world.rest()
-    assert world.jobs() == ["evaluate-tested-2"]
-    world.end("evaluate-tested-2", outcome="Failed", exitCode=69, reason="StoreUnavailable", message="no answer")
+    assert world.jobs() == ["Evaluate tested 2"]
+    world.end("Evaluate", refusal("Evaluate", 69, "StoreUnavailable", "no answer"), "tested")
     world.rest()
-    assert world.condition("Stalled") == ("True", "StoreUnavailable")
-    assert [entry["attempt"] for entry in world.owner["status"]["attempts"]] == [1, 2]
+    assert world.told("Stalled") == ("True", "StoreUnavailable")
+    assert [entry["attempt"] for entry in world.status["attempts"]] == [1, 2]
 
 
 def test_suspend_removes_the_jobs_and_resume_goes_on() -> None:
@@ -260,36 +254,36 @@ def test_suspend_removes_the_jobs_and_resume_goes_on() -> None:
     world.rest()
     world.evaluated("base")
     world.rest()
-    world.start("evaluate-tested-1")
-    world.change(suspend=True)
+    world.run("Evaluate", "tested")
+    world.edit(suspend=True)
     world.rest()
-    assert world.condition("Reconciling") == ("True", "Suspending")
-    del world.children["Pod", "evaluate-tested-1-pod"]
+    assert world.told("Reconciling") == ("True", "Suspending")
+    world.vanish()
     world.rest()
     assert world.jobs() == []
-    assert world.condition("Suspended") == ("True", "Suspended")
-    assert world.states()["Reconciling"] == "False"
-    world.change(suspend=False)
+    assert world.told("Suspended") == ("True", "Suspended")
+    assert world.truths()["Reconciling"] == "False"
+    world.edit(suspend=False)
     world.rest()
-    assert [name.rsplit("-", 1)[0] for name in world.jobs()] == ["evaluate-tested", "evaluate-unquantized"]
-    assert world.owner["status"]["retriesSpent"] == 0
+    assert [name.rsplit(" ", 1)[0] for name in world.jobs()] == ["Evaluate tested", "Evaluate unquantized"]
+    assert world.status["retriesSpent"] == 0
 
 
 def test_an_object_made_suspended_waits_for_its_dependencies_all_the_same() -> None:
-    world = World(GATED | {"suspend": True}, *CLAIMS)
+    world = Evaluation(GATED | {"suspend": True}, *CLAIMS)
     world.rest()
-    assert world.condition("Suspended") == ("True", "Suspended")
+    assert world.told("Suspended") == ("True", "Suspended")
     assert world.children == {}
 
 
 def test_what_is_over_stays_over() -> None:
     world = gated()
-    finished = world.run()
+    finished = world.finish()
     world.children.clear()
-    world.named.clear()
+    world.references.clear()
     world.problem = {"reason": "Forbidden", "message": "no"}
-    world.change(suspend=True, retries=7)
-    world.now += timedelta(days=1)
+    world.edit(suspend=True, retries=7)
+    world.later(86400)
     after = world.rest()
     assert world.children == {}
     assert after["observedGeneration"] == 2
@@ -303,21 +297,21 @@ def test_a_write_that_a_person_must_mend_is_told() -> None:
     world = gated()
     world.problem = {"reason": "NameConflict", "message": "Job x belongs to another"}
     world.rest()
-    assert world.condition("Stalled") == ("True", "NameConflict")
-    assert world.condition("Finished")[0] == "False"
+    assert world.told("Stalled") == ("True", "NameConflict")
+    assert world.told("Finished")[0] == "False"
 
 
 def test_a_second_look_changes_nothing() -> None:
     world = gated()
-    world.run()
-    before = world.owner["status"]
-    world.now += timedelta(hours=1)
+    world.finish()
+    before = world.status
+    world.later(3600)
     world.step()
-    assert world.owner["status"] == before
+    assert world.status == before
     assert not (world.plan.create or world.plan.apply or world.plan.delete)
 
 
-@pytest.mark.parametrize("world", [gated(), World(PLAIN, READY_JOB, *CLAIMS), World(BY_URI, *CLAIMS)])
-def test_every_status_on_the_way_fits_the_schema(world: World) -> None:
-    for status in (world.step(), world.rest(), world.run()):
+@pytest.mark.parametrize("world", [gated(), Evaluation(PLAIN, READY_JOB, *CLAIMS), Evaluation(BY_URI, *CLAIMS)])
+def test_every_status_on_the_way_fits_the_schema(world: Evaluation) -> None:
+    for status in (world.step(), world.rest(), world.finish()):
         EvalRunStatus.model_validate(status)
