@@ -15,7 +15,7 @@ from typing import Any
 from tunesmith_serving.errors import ServeError
 
 Check = Callable[[Any], bool]
-PARSER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+PARSER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def _is_integer(value: Any) -> bool:

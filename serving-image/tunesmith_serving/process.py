@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 
 KEPT_LINES = 400
 # What vLLM's logger puts before a line: "(EngineCore pid=7) ERROR 11-22 16:31:47 [core.py:1510] ".
@@ -21,10 +22,15 @@ POINTER = "See root cause above"
 
 
 def cause(lines: Iterable[str]) -> str:
-    """Return the line of an engine's output that tells why it ended: its last own exception, else its last line."""
-    texts = [text for line in lines if (text := LOG_PREFIX.sub("", line).strip())]
-    exceptions = [text for text in texts if EXCEPTION.match(text) and POINTER not in text]
-    return (exceptions or texts or ["it wrote nothing"])[-1]
+    """Return what tells why an engine ended: the last exception in its output that is its own, else its last line."""
+    texts = [text for line in lines if (text := LOG_PREFIX.sub("", line).rstrip())]
+    exceptions = [number for number, text in enumerate(texts) if EXCEPTION.match(text) and POINTER not in text]
+    if not exceptions:
+        return texts[-1].strip() if texts else "it wrote nothing"
+    first = exceptions[-1]
+    # pydantic's errors say what is wrong on indented lines of their own.
+    more = takewhile(lambda text: text.startswith(" "), texts[first + 1 :])
+    return " ".join([texts[first], *(text.strip() for text in more)])
 
 
 def describe_exit(code: int) -> str:

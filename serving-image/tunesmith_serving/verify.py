@@ -2,7 +2,7 @@
 
 The digest is that of the folder's manifest: canonical JSON over path, sha256 and size of each loadable file. A folder
 without a manifest (a user's base model) gets the digest its manifest would have. The rules of what is listed are those
-of the trainer image (docs/contract.md); the test `test_verify.py` pins them by a digest that both sides must compute.
+of the trainer image, which writes artefacts (docs/contract.md); a test compares the two.
 """
 
 from __future__ import annotations

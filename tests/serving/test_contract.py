@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from tests.serving.conftest import GOLDEN, golden_stage
+from tunesmith_serving import result
+from tunesmith_serving.contract import ServeFailure, ServeInput
+from tunesmith_serving.errors import ServeError
+
+
+def test_the_golden_stage_file_is_read_and_written_unchanged():
+    stage = ServeInput.model_validate(golden_stage())
+
+    assert stage.model_dump(mode="json", by_alias=True) == golden_stage()
+
+
+def test_the_golden_result_is_read_and_written_unchanged():
+    golden = json.loads((GOLDEN / "serve.result.json").read_text())
+
+    assert ServeFailure.model_validate(golden).dump() == golden
+
+
+@pytest.mark.parametrize("changes", [{"servedModelNmae": "x"}, {"runURI": "pvc://a/b"}, {"attempt": 1}, {"port": 0}])
+def test_a_field_that_is_unknown_or_out_of_range_is_refused(changes):
+    with pytest.raises(ValidationError):
+        ServeInput.model_validate(golden_stage(**changes))
+
+
+def test_ports_have_the_defaults_of_the_contract():
+    stage = golden_stage()
+    del stage["port"], stage["readyPort"]
+
+    assert (ServeInput.model_validate(stage).port, ServeInput.model_validate(stage).ready_port) == (8000, 8001)
+
+
+@pytest.mark.parametrize("character", ["x", "ö", '"', "\n", "\U0001f600"])
+def test_a_termination_message_is_whole_json_of_at_most_2048_bytes(character):
+    failure = result.failure(ServeError("DigestMismatch", character * 5000), "2026-11-22T10:00:00Z")
+
+    content = result.encode(failure)
+
+    assert len(content) <= 2048
+    assert json.loads(content)["reason"] == "DigestMismatch"
+
+
+def test_a_termination_log_that_cannot_be_written_is_told_in_the_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TUNESMITH_TERMINATION_LOG", str(tmp_path / "missing" / "log"))
+
+    result.write_termination(result.failure(ServeError("InvalidSettings", "no"), "2026-11-22T10:00:00Z"))
+
+    assert "cannot write" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+import json
+import os
+import signal
+import threading
+import time
+
+from tests.serving.conftest import get, plain_stage, wait_for
+from tunesmith_serving.process import cause, describe_exit
+
+
+def test_a_pod_is_ready_once_the_engine_lists_the_served_model(launch):
+    running = launch()
+
+    running.wait_ready()
+
+    assert running.probe("/ready") == (200, "support-bot is served\n")
+    assert running.probe("/live") == (200, "alive\n")
+    assert running.probe("/metrics")[0] == 404
+
+
+def test_readiness_is_asked_for_with_the_key(launch):
+    running = launch(env={"VLLM_API_KEY": "secret"})
+
+    running.wait_ready()
+
+    assert get(running.engine_url("/v1/models"))[0] == 401
+    assert "secret" not in running.log.read_text()
+
+
+def test_a_pod_whose_engine_does_not_answer_is_live_and_not_ready(launch):
+    running = launch("hang")
+
+    status, message = wait_for(lambda: (answer := running.probe("/ready"))[0] and "does not list" in answer[1] and answer)
+
+    assert (status, running.probe("/live")[0]) == (503, 200)
+    assert "does not list its models yet" in message
+
+
+def test_the_engine_gets_the_models_folder_and_an_offline_environment(launch, model):
+    running = launch()
+    running.wait_ready()
+
+    started = json.loads(get(running.engine_url("/environment"))[1])
+
+    assert started["argv"][2] == str(model)
+    assert started["env"]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_on_sigterm_a_request_in_flight_is_finished_and_the_exit_code_is_0(launch):
+    running = launch()
+    running.wait_ready()
+    answers = []
+    request = threading.Thread(target=lambda: answers.append(get(running.engine_url("/slow"))))
+    request.start()
+    time.sleep(0.3)
+
+    running.stop()
+    draining = wait_for(lambda: (answer := running.probe("/ready"))[0] == 503 and answer)
+
+    assert "being finished" in draining[1]
+    assert running.exit_code() == 0
+    request.join()
+    assert answers == [(200, '{"finished": true}')]
+    assert not running.termination.exists()
+
+
+def test_an_engine_that_cannot_start_is_told_by_its_own_exception(launch):
+    running = launch("die")
+
+    assert running.exit_code() == 70
+    answer = running.result()
+    assert (answer["outcome"], answer["reason"], answer["exitCode"]) == ("Failed", "EngineFailed", 70)
+    assert answer["message"] == "vLLM ended with exit code 1: ValueError: The model's sequence length is too short"
+
+
+def test_an_engine_that_is_killed_while_serving_is_a_failure(launch):
+    running = launch()
+    running.wait_ready()
+    children = f"/proc/{running.process.pid}/task/{running.process.pid}/children"
+    with open(children) as file:
+        engine = int(file.read().split()[0])
+
+    os.kill(engine, signal.SIGKILL)
+
+    assert running.exit_code() == 70
+    assert "SIGKILL (out of memory?)" in running.result()["message"]
+
+
+def test_a_changed_model_is_never_given_to_the_engine(launch, model):
+    (model / "config.json").write_text("[]")
+
+    running = launch()
+
+    assert running.exit_code() == 65
+    assert running.result()["reason"] == "DigestMismatch"
+    assert "starting" not in running.log.read_text()
+
+
+def test_overrides_are_refused_before_the_model_is_read(launch, model):
+    (model / "config.json").unlink()
+    stage = plain_stage(engine={"vllm": {"overrides": {"middleware": "x.y"}}})
+
+    running = launch(stage=stage)
+
+    assert running.exit_code() == 64
+    assert running.result()["reason"] == "InvalidOverrides"
+
+
+def test_a_stage_file_with_an_unknown_field_is_refused(launch):
+    running = launch(stage=plain_stage(prot=1))
+
+    assert running.exit_code() == 64
+    assert running.result()["reason"] == "InvalidSettings"
+    assert "prot: Extra inputs are not permitted" in running.result()["message"]
+
+
+def test_the_cause_is_the_last_exception_that_does_not_point_elsewhere():
+    lines = [
+        "(Worker pid=3) ERROR 11-22 16:31:47 [multiproc_executor.py:9] torch.OutOfMemoryError: CUDA out of memory.\n",
+        "(EngineCore pid=2) ERROR 11-22 16:31:48 [core.py:1] RuntimeError: Worker failed, See root cause above\n",
+        "(APIServer pid=1) INFO 11-22 16:31:48 [core.py:1] bye\n",
+        "\n",
+    ]
+
+    assert cause(lines) == "torch.OutOfMemoryError: CUDA out of memory."
+    assert cause(lines[2:]) == "bye"
+    assert cause(["vllm serve: error: argument --dtype: invalid choice\n"]) == "vllm serve: error: argument --dtype: invalid choice"
+    assert cause([]) == "it wrote nothing"
+
+
+def test_a_cause_of_several_lines_is_told_as_one():
+    lines = ["pydantic_core.ValidationError: 1 error for ModelConfig\n", "  max_model_len is too long\n", "bye\n"]
+
+    assert cause(lines) == "pydantic_core.ValidationError: 1 error for ModelConfig max_model_len is too long"
+
+
+def test_an_end_is_described_in_words():
+    assert [describe_exit(code) for code in (1, -9, -15)] == ["exit code 1", "SIGKILL (out of memory?)", "SIGTERM"]
