@@ -101,7 +101,7 @@ def _build(name: str, files: Sequence[Path], hook: Path, target: Path, report: R
     isolated = not build_requirements.exists()
     _run(install_command(uv, python, requirements, isolated))
     if hook.exists():
-        _run([str(hook), str(partial)])
+        _run(["sh", str(hook), str(partial)])
     point_at_image_python(partial)
     partial.rename(target)
     report(f"made the {name} environment in {time.monotonic() - started:.0f} s")
