@@ -15,6 +15,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
+from tunesmith import __version__
 from tunesmith.resources import RESOURCES, tidy
 from tunesmith.store import owner_uid, version_of
 from tunesmith.values import FIELD_MANAGER, Object
@@ -76,7 +77,9 @@ async def connect() -> ApiClient:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
-    return ApiClient(configuration)
+    client = ApiClient(configuration)
+    client.user_agent = f"tunesmith/{__version__}"
+    return client
 
 
 class Cluster:

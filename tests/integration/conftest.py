@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dev.cluster.controlplane import ControlPlane
+from tests.integration.operators import Namespace, OperatorProcess
 from tests.integration.schema_server import Server
 from tunesmith import crd
 
@@ -41,3 +42,28 @@ def namespace(api: Server) -> str:
     answer = api.send("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     assert answer.code == 201, answer.body
     return name
+
+
+@pytest.fixture(scope="session")
+def operator_process(control_plane: ControlPlane, api: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The one operator of the session. Tests take `operator`, which is sure to run."""
+    process = OperatorProcess(control_plane, tmp_path_factory.mktemp("operator"))
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def operator(operator_process: OperatorProcess) -> OperatorProcess:
+    """The running operator; a test may end it, the next one finds it running again."""
+    if not operator_process.running:
+        operator_process.stop()
+        operator_process.start()
+    return operator_process
+
+
+@pytest.fixture
+def space(api: Server, namespace: str) -> Namespace:
+    """A namespace with a claim `models`."""
+    made = Namespace(api, namespace)
+    made.claim("models")
+    return made
