@@ -17,9 +17,10 @@ def loss_curve(train: Points, validation: Points) -> str:
     """Return the training and validation loss over steps as a data URI."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # Texts stay texts, so that they look like the page's own.
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 10, "axes.edgecolor": GRID}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 11, "axes.edgecolor": GRID}):
         figure = Figure(figsize=(13, 4), layout="constrained")
         axes = figure.add_subplot()
         for points, label, colour, line in ((train, "training", TRAIN_COLOUR, "-"), (validation, "validation", EVAL_COLOUR, "--")):
@@ -29,7 +30,7 @@ def loss_curve(train: Points, validation: Points) -> str:
                 axes.plot(steps, losses, line, marker=mark, markersize=4, linewidth=1.8, color=colour, label=label)
         axes.set_xlabel("step", color=INK)
         axes.set_ylabel("loss", color=INK)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(colors=INK, length=0)

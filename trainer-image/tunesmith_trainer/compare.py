@@ -67,9 +67,9 @@ def outcome(decision: Decision) -> GateOutcome:
     """Return a decision as the result has it."""
     return GateOutcome(
         outcome=decision.outcome,
-        value=_short(decision.tested and decision.tested.value),
-        stderr=_short(decision.tested and decision.tested.stderr),
-        baseline_value=_short(decision.baseline and decision.baseline.value),
+        value=short(decision.tested.value) if decision.tested else None,
+        stderr=_short(decision.tested.stderr) if decision.tested else None,
+        baseline_value=short(decision.baseline.value) if decision.baseline else None,
     )
 
 
@@ -82,9 +82,7 @@ def results(stage: CompareInput, evaluations: dict[str, EvaluateResult]) -> list
     gated = list(dict.fromkeys(criterion.metric for criterion in stage.gate))
     metrics = {metric.metric: metric for metric in evaluations[stage.tested.name].metrics}
     others = [name for name in metrics if name not in gated]
-    baselines = {
-        model.name: {metric.metric: metric.value for metric in evaluations[model.name].metrics} for model in stage.baselines
-    }
+    baselines = {model.name: {metric.metric: metric.value for metric in evaluations[model.name].metrics} for model in stage.baselines}
     return [
         Comparison(
             metric=name,

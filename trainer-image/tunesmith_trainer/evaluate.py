@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,13 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
     refuse_unsafe(folder, stage.model.uri)
     tokenizer = load_tokenizer(folder)
     # Loaded by the first suite that is not in the cache, if any.
-    loaded = cache(lambda: load_model(folder, stage.precision, stage.device))
+    model = cache(partial(load_model, folder, stage.precision, stage.device))
     metrics: list[Metric] = []
     with tempfile.TemporaryDirectory() as workspace:
         for suite in stage.suites:
             tasks = harness.prepare(suite.harness, Path(workspace) / suite.name) if suite.harness else None
             key = ingredients(suite, tasks, digest, stage, tokenizer)
-            metrics += measured(stage.output_uri, key, lambda s=suite, t=tasks: measure(s, t, loaded(), tokenizer))
+            metrics += measured(stage.output_uri, key, partial(measure, suite, tasks, model, tokenizer))
     return EvaluateAnswer(
         model=EvaluatedModel(name=stage.model.name, uri=stage.model.uri, digest=digest),
         result_uri=store.uri_of(result.result_path(stage.run_uri, stage.result_name)),
@@ -53,7 +53,7 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, DTYPES[precision]),
         local_files_only=True,
@@ -63,12 +63,12 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
     return model.eval()
 
 
-def measure(suite: Suite, tasks: TaskFolder | None, model: Any, tokenizer: Any) -> list[Metric]:
-    """Return one suite's metrics of a loaded model."""
+def measure(suite: Suite, tasks: TaskFolder | None, model: Callable[[], Any], tokenizer: Any) -> list[Metric]:
+    """Return one suite's metrics of the model that `model()` loads."""
     if suite.harness:
-        return harness.measure(suite.name, suite.harness, tasks, model, tokenizer)
+        return harness.measure(suite.name, suite.harness, tasks, model(), tokenizer)
     assert suite.perplexity is not None
-    return perplexity.measure(suite.name, suite.perplexity, model, tokenizer)
+    return perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
 
 
 def versions() -> dict[str, str]:
@@ -76,9 +76,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def ingredients(
-    suite: Suite, tasks: TaskFolder | None, digest: str, stage: EvaluateInput, tokenizer: Any
-) -> dict[str, Any]:
+def ingredients(suite: Suite, tasks: TaskFolder | None, digest: str, stage: EvaluateInput, tokenizer: Any) -> dict[str, Any]:
     """Return all that a suite's figures depend on. Where the data lies is left out: its digest says what it is."""
     settings = suite.dump()
     if suite.harness:

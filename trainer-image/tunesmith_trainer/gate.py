@@ -25,7 +25,7 @@ class Decision:
 
     outcome: Outcome
     limit: str
-    """The condition in words of figures, such as `>= 0.45` or `<= 1.02 x unquantized`."""
+    """The condition in words of figures, such as `≥ 0.45` or `≤ 1.02 times unquantized`."""
     reason: str
     """Why, in one sentence."""
     tested: Metric | None = None
@@ -62,7 +62,7 @@ def _holds(criterion: Criterion, value: Metric, reference: Metric | None) -> tup
         # A drop is a change for the worse: downwards for scores (the default), upwards where lower is better.
         drop = tested - base if value.higher_is_better is False else base - tested
         change = f"worse by {short(drop)}" if drop > 0 else f"better by {short(-drop)}" if drop < 0 else "unchanged"
-        return drop <= Decimal(criterion.max_drop), f"{change} against worse by at most {criterion.max_drop}"
+        return drop <= Decimal(criterion.max_drop), f"{change}, {criterion.max_drop} is allowed"
     assert criterion.max_ratio is not None
     if base <= 0:
         return False, f"the baseline's value is {short(base)}: a ratio to it says nothing"
@@ -78,7 +78,7 @@ def limit_text(criterion: Criterion) -> str:
         return f"≤ {criterion.max}"
     if criterion.max_drop is not None:
         return f"worse than {criterion.baseline} by ≤ {criterion.max_drop}"
-    return f"≤ {criterion.max_ratio} × {criterion.baseline}"
+    return f"≤ {criterion.max_ratio} times {criterion.baseline}"
 
 
 def verdict(decisions: Sequence[Decision]) -> Verdict:

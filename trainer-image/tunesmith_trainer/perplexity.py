@@ -125,7 +125,8 @@ def _score_batch(model: Any, batch: list[Row]) -> Iterator[Score]:
     # Position t predicts token t + 1.
     wanted = counts[:, 1:]
     losses = torch.nn.functional.cross_entropy(logits[:, :-1][wanted].float(), ids[:, 1:][wanted], reduction="none")
-    for row, part in zip(batch, losses.double().split(wanted.sum(dim=1).tolist()), strict=True):
+    parts = torch.split(losses.double(), wanted.sum(dim=1).tolist())
+    for row, part in zip(batch, parts, strict=True):
         yield Score(float(part.sum()), len(part), row.size)
 
 

@@ -79,16 +79,14 @@ def run(stage: QuantizeInput) -> QuantizeAnswer:
 def check_settings(settings: Quantization) -> None:
     """Refuse combinations that mean nothing: StageError(InvalidSettings)."""
     if settings.algorithm == "SmoothQuantGPTQ" and settings.scheme != "W8A8":
-        raise StageError(
-            "InvalidSettings", "SmoothQuantGPTQ smooths activations, which W4A16 does not quantize: use GPTQ"
-        )
+        raise StageError("InvalidSettings", "SmoothQuantGPTQ smooths activations, which W4A16 does not quantize: use GPTQ")
     if settings.group_size is not None and settings.scheme != "W4A16":
         raise StageError("InvalidSettings", "groupSize is for W4A16: W8A8 has one scale for each output channel")
 
 
 def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     """Quantize the model at `source` into `target`, without manifest, and return how many rows calibrated it."""
-    from llmcompressor import oneshot
+    from llmcompressor.entrypoints.oneshot import oneshot
     from transformers import AutoModelForCausalLM
 
     settings = stage.variant.quantization

@@ -138,7 +138,7 @@ def delta(tested: Metric | None, baseline: Metric | None) -> Delta:
     change = value - base
     if not change:
         return Delta("0", "same")
-    sign = "+" if change > 0 else "−"
+    sign = "+" if change > 0 else "\N{MINUS SIGN}"
     relative = f" ({sign}{figure(str(abs(change / base) * 100), 2)} %)" if base else ""
     tone = "same"
     if tested.higher_is_better is not None:
@@ -150,9 +150,7 @@ def spans(comparison: Comparison) -> list[Span]:
     """Return when each stage ran: the FineTuneJob's, then the evaluations."""
     lineage = comparison.stage.lineage
     stages = [Span(s.name, s.start_time, s.completion_time) for s in lineage.stages] if lineage else []
-    return stages + [
-        Span(f"Evaluate {name}", found.start_time, found.completion_time) for name, found in comparison.evaluations.items()
-    ]
+    return stages + [Span(f"Evaluate {name}", found.start_time, found.completion_time) for name, found in comparison.evaluations.items()]
 
 
 def read_run(stage: CompareInput) -> Run:
@@ -192,12 +190,14 @@ def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _flatten(f"{prefix}.{key}" if prefix else str(key), item)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for number, item in enumerate(value):
-            label = item.get("name") if isinstance(item, dict) and isinstance(item.get("name"), str) else number
-            yield from _flatten(f"{prefix}[{label}]", item)
+            named = isinstance(item, dict) and isinstance(item.get("name"), str)
+            label = item["name"] if named else number
+            rest = {key: inner for key, inner in item.items() if key != "name"} if named else item
+            yield from _flatten(f"{prefix}.{label}" if prefix else str(label), rest)
     elif isinstance(value, list):
         yield prefix, ", ".join(str(item) for item in value)
     else:
-        yield prefix, "–" if value == {} else json.dumps(value) if isinstance(value, bool) else str(value)
+        yield prefix, "{}" if value == {} else json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def loss_chart(path: Path) -> str | None:

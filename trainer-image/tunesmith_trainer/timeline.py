@@ -85,7 +85,8 @@ def _seconds(text: str) -> float:
 def duration(seconds: float) -> str:
     """Return a time span in its two largest units: `45 s`, `12 min 5 s`, `3 h 20 min`, `2 d 4 h`."""
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    rest, parts = round(seconds), []
+    rest = round(seconds)
+    parts: list[tuple[int, str]] = []
     for size, unit in units:
         count, rest = divmod(rest, size)
         if count or parts:
