@@ -142,7 +142,7 @@ class _Book:
         reason, message = verdict.reason, verdict.message[:MESSAGE_LIMIT]
         if verdict.outcome == "Succeeded" and verdict.result:
             self.entries[key] = _settled(entry, state="Succeeded", completionTime=timestamp(self.now), result=verdict.result.facts())
-        elif verdict.outcome == "Failed" or self.spent > self.retries:
+        elif verdict.outcome == "Failed" or (verdict.outcome == "Retry" and self.spent > self.retries):
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
             pause = min(BACKOFF * 2**self.spent, BACKOFF_LIMIT) if verdict.outcome == "Retry" else timedelta(0)
@@ -154,7 +154,7 @@ class _Book:
         if entry["state"] != "Waiting":
             return
         attempt = view.underway(after=entry["attempt"]) or entry["attempt"] + 1
-        if view.busy(but=attempt) or self.now < attempts.moment(entry.get("notBefore", timestamp(self.now))):
+        if view.busy(but=attempt if attempt in view.jobs else None) or self.now < attempts.moment(entry.get("notBefore", timestamp(self.now))):
             return
         started = timestamp(self.now)
         self.entries[key] = _settled(entry, state="Pending", attempt=attempt, attemptStartTime=started)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from tests.unit.operator.makers import World, as_yaml, finetunejob, variant
 from tunesmith import contract, pods
@@ -19,7 +20,7 @@ from tunesmith.stages import StageKey, job_name
 from tunesmith.values import Object
 
 GOLDEN = Path(__file__).parent / "golden"
-BLOCKS = {"method": api.Method, "adapter": api.Adapter, "training": api.Training, "parallelism": api.Parallelism}
+BLOCKS: dict[str, type[BaseModel]] = {"method": api.Method, "adapter": api.Adapter, "training": api.Training, "parallelism": api.Parallelism}
 BLOCKS |= {"checkpoints": api.Checkpoints, "variant": api.Variant}
 SPEC: Object = {
     "validation": {"fraction": "0.05"},

@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from tests.unit.operator.makers import World, answer, artifact, checkpoint, claim, finetunejob, owner, refusal, timestamp, variant
-from tunesmith.finetunejob.build import build
+from tests.unit.operator.finetunejobs import FAILED, SUCCEEDED, TWO_NODES, WORKING, Life, trained
+from tests.unit.operator.makers import answer, checkpoint, refusal, variant
+from tunesmith.conditions import timestamp
 from tunesmith.finetunejob.status import status
-from tunesmith.status_schema import FineTuneJobStatus
 from tunesmith.values import Object
-
-WORKING = {"Ready": "False", "Reconciling": "True", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
-SUCCEEDED = {"Ready": "True", "Reconciling": "False", "Stalled": "False", "Succeeded": "True", "Finished": "True", "Suspended": "False"}
-FAILED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "False", "Finished": "True", "Suspended": "False"}
-STALLED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
-SUSPENDED = {"Ready": "False", "Reconciling": "False", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "True"}
-TWO_NODES = {"nodes": 2, "ddp": {}}
-
-
-class Life(World):
-    """A World of a FineTuneJob that checks what must hold in every state."""
-
-    def __init__(self, *references: Object, **spec: Any) -> None:
-        super().__init__(status, build, finetunejob(**spec), *references)
-
-    def step(self) -> Object:
-        """Reconcile, and check that a second reconcile would write nothing."""
-        written = super().step()
-        FineTuneJobStatus.model_validate(written)
-        assert self.truths() in (WORKING, SUCCEEDED, FAILED, STALLED, SUSPENDED)
-        assert all(entry["observedGeneration"] == self.owner["metadata"]["generation"] for entry in written["conditions"])
-        again = self.observed()
-        assert build(again, status(again)) == build(again, status(again))
-        return written
-
-
-def trained(**spec: Any) -> Life:
-    """A life in which Train has just begun to run."""
-    life = Life(**spec)
-    life.step()
-    life.succeed("Prepare").run("Train").step()
-    return life
 
 
 def test_a_new_job_begins_with_prepare_and_pins_its_image() -> None:
@@ -237,113 +203,6 @@ def test_terminal_is_terminal(last: Object) -> None:
     assert life.status["observedGeneration"] == 2
 
 
-def test_suspend_ends_the_attempt_and_holds_only_when_no_pod_is_left_and_resume_is_free() -> None:
-    life = trained()
-    life.edit(suspend=True).step()
-    assert [entry["kind"] for entry in life.plan.delete] == ["Job"]
-    assert life.truths() == WORKING
-    life.step()
-    assert life.condition("Ready")["reason"] == "Suspending"
-    life.vanish().step()
-    assert life.truths() == SUSPENDED
-    life.edit(suspend=False).step()
-    assert life.created[-1] == "support-bot-train-2-5f0c1"
-    assert life.truths() == WORKING
-    assert life.status["retriesSpent"] == 0
-
-
-def test_a_job_made_suspended_makes_nothing() -> None:
-    life = Life(suspend=True)
-    life.step()
-    assert life.plan == type(life.plan)()
-    assert life.truths() == SUSPENDED
-
-
-def test_a_missing_claim_is_waited_for() -> None:
-    life = Life(claim("models"))
-    life.step()
-    assert life.condition("Reconciling")["reason"] == "VolumeNotFound"
-    assert "datasets" in life.condition("Reconciling")["message"]
-    assert not life.children
-
-
-def test_two_nodes_need_shared_volumes_where_training_mounts_them() -> None:
-    data = [{"name": "chat", "uri": "pvc://rows/train.jsonl", "format": "Messages"}]
-    life = Life(claim("models"), claim("datasets"), claim("rows", "ReadWriteOnce"), parallelism=TWO_NODES, datasets=data)
-    life.step()
-    assert life.truths() == WORKING
-    life = Life(claim("datasets"), claim("models", "ReadWriteOnce"), parallelism=TWO_NODES)
-    life.step()
-    assert life.truths() == STALLED
-    assert life.condition("Stalled")["reason"] == "VolumeNotShared"
-    assert not life.children
-
-
-def test_more_than_eight_claims_are_refused() -> None:
-    life = Life(datasets=[{"name": f"d{number}", "uri": f"pvc://d{number}/x.jsonl", "format": "Text"} for number in range(8)])
-    life.step()
-    assert life.condition("Stalled")["reason"] == "TooManyVolumes"
-
-
-def dependency(*artifacts: Object, **conditions: str) -> Object:
-    """A FineTuneJob that is named by another."""
-    job = owner("FineTuneJob", "first", {})
-    told = [{"type": kind, "status": value, "reason": "EmptyDataset"} for kind, value in conditions.items()]
-    return job | {"status": {"artifacts": list(artifacts), "conditions": told}}
-
-
-@pytest.mark.parametrize(
-    ("named", "truths", "reason"),
-    [
-        ([], WORKING, "DependencyNotReady"),
-        ([dependency()], WORKING, "DependencyNotReady"),
-        ([dependency(Finished="True", Stalled="True")], STALLED, "DependencyFailed"),
-        ([dependency(artifact("Merged"))], WORKING, "Creating"),
-    ],
-)
-def test_a_model_of_another_job_is_waited_for(named: list[Object], truths: Object, reason: str) -> None:
-    life = Life(claim("datasets"), claim("models"), *named, model={"fineTuneJobRef": {"name": "first"}, "artifact": "Merged"})
-    life.step()
-    assert life.truths() == truths
-    assert life.condition("Ready")["reason"] == reason
-
-
-def test_a_model_once_found_stays_pinned_when_its_job_is_deleted() -> None:
-    life = Life(claim("datasets"), claim("models"), dependency(artifact("Merged")), model={"fineTuneJobRef": {"name": "first"}, "artifact": "Merged"})
-    life.step()
-    life.references.popitem()
-    life.end("Prepare", refusal("Prepare", 75, "Interrupted", outcome="Interrupted")).step()
-    assert life.created[-1] == "support-bot-prepare-2-5f0c1"
-
-
-def test_the_reason_of_a_pod_that_cannot_be_placed_is_told() -> None:
-    life = trained()
-    life.pods("Train")[0]["status"] = {
-        "phase": "Pending",
-        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient nvidia.com/gpu"}],
-    }
-    life.step()
-    assert life.condition("Reconciling")["reason"] == "Unschedulable"
-    assert "Insufficient nvidia.com/gpu" in life.condition("Reconciling")["message"]
-    assert life.states()["Train"] == "Pending"
-
-
-def test_the_reason_of_an_image_that_cannot_be_pulled_is_told() -> None:
-    life = trained()
-    waiting = {"reason": "ImagePullBackOff", "message": "not found"}
-    life.pods("Train")[0]["status"] = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
-    life.step()
-    assert life.condition("Reconciling")["reason"] == "ImagePullBackOff"
-
-
-def test_a_problem_that_a_person_must_mend_is_told() -> None:
-    life = Life()
-    life.problem = {"reason": "NameConflict", "message": "Job x exists and belongs to another"}
-    life.step()
-    assert life.truths() == STALLED
-    assert life.condition("Stalled")["reason"] == "NameConflict"
-
-
 def test_progress_is_written_rarely_and_kept_when_the_report_is_gone() -> None:
     life = trained()
     life.progress = {
@@ -383,6 +242,18 @@ def test_a_status_that_was_wiped_is_found_again_from_the_jobs() -> None:
         life.step()
     assert life.created == ["support-bot-prepare-1-5f0c1", "support-bot-prepare-2-5f0c1"]
     assert life.states()["Prepare"] == "Running"
+
+
+def test_nothing_begins_beside_pods_of_an_attempt_that_is_not_on_record() -> None:
+    life = trained()
+    life.remove("Job", life.job("Train")["metadata"]["name"])
+    life.owner["status"] = {}
+    for _ in range(3):
+        life.step()
+    assert life.names("Job") == ["support-bot-prepare-1-5f0c1"]
+    assert life.condition("Reconciling")["reason"] == "Ending"
+    life.vanish().step()
+    assert life.names("Job")[-1] == "support-bot-train-1-5f0c1"
 
 
 def test_the_attempts_list_is_bounded() -> None:

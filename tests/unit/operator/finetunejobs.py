@@ -1,0 +1,43 @@
+"""Lives of a FineTuneJob for the state tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.unit.operator.makers import World, finetunejob
+from tunesmith.finetunejob.build import build
+from tunesmith.finetunejob.status import status
+from tunesmith.status_schema import FineTuneJobStatus
+from tunesmith.values import Object
+
+WORKING = {"Ready": "False", "Reconciling": "True", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
+SUCCEEDED = {"Ready": "True", "Reconciling": "False", "Stalled": "False", "Succeeded": "True", "Finished": "True", "Suspended": "False"}
+FAILED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "False", "Finished": "True", "Suspended": "False"}
+STALLED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
+SUSPENDED = {"Ready": "False", "Reconciling": "False", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "True"}
+TWO_NODES = {"nodes": 2, "ddp": {}}
+
+
+class Life(World):
+    """A World of a FineTuneJob that checks what must hold in every state."""
+
+    def __init__(self, *references: Object, **spec: Any) -> None:
+        super().__init__(status, build, finetunejob(**spec), *references)
+
+    def step(self) -> Object:
+        """Reconcile, and check that a second reconcile would write nothing."""
+        written = super().step()
+        FineTuneJobStatus.model_validate(written)
+        assert self.truths() in (WORKING, SUCCEEDED, FAILED, STALLED, SUSPENDED)
+        assert all(entry["observedGeneration"] == self.owner["metadata"]["generation"] for entry in written["conditions"])
+        again = self.observed()
+        assert build(again, status(again)) == build(again, status(again))
+        return written
+
+
+def trained(**spec: Any) -> Life:
+    """A life in which Train has just begun to run."""
+    life = Life(**spec)
+    life.step()
+    life.succeed("Prepare").run("Train").step()
+    return life
