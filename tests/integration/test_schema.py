@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dev.cluster.controlplane import ControlPlane
+from tests.integration.operators import OperatorProcess
 from tests.integration.schema_examples import CHANGED, FULL, MESSAGES, MINIMAL
 from tests.integration.schema_server import APPLY, PLURALS, Object, Server, manifest
-from tunesmith import crd
+from tests.unit.operator.statuses import WALKS
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 
@@ -37,13 +37,11 @@ def changed(kind: str, path: str, value: Any) -> Object:
 
 
 @pytest.fixture(scope="module")
-def server(control_plane: ControlPlane) -> Iterator[Server]:
-    server = Server.of(control_plane)
-    for kind in crd.KINDS:
-        server.install(kind)
-    yield server
+def server(api: Server, operator_process: OperatorProcess) -> Iterator[Server]:
+    operator_process.stop()  # what is written here is the server's and the test's alone
+    yield api
     for kind in PLURALS:
-        server.send("DELETE", server.path(kind))
+        api.send("DELETE", api.path(kind))
 
 
 @EVERY_KIND
@@ -250,6 +248,15 @@ def test_scale_reads_and_writes_replicas(server: Server) -> None:
     scale.body["spec"]["replicas"] = 5
     assert server.send("PUT", f"{path}/scale", scale.body).code == 200
     assert server.send("GET", path).body["spec"]["replicas"] == 5
+
+
+@EVERY_KIND
+def test_every_status_that_the_operator_writes_is_kept_as_it_is(server: Server, kind: str) -> None:
+    answer = server.create(kind, MINIMAL[kind])
+    for status in WALKS[kind]():
+        answer = server.write_status(answer, status)
+        assert answer.code == 200, answer.body
+        assert answer.body["status"] == status
 
 
 def test_status_written_with_the_object_itself_is_ignored(server: Server) -> None:
