@@ -142,7 +142,7 @@ def kubeconfig_of_the_operator(machine: Machine, folder: Path) -> Path:
 def operator_environment(machine: Machine, folder: Path) -> dict[str, str]:
     """The variables that the chart gives the operator, with paths and ports of this machine."""
     pod = machine.get("deployment", "tunesmith", f"--namespace={SYSTEM}")["spec"]["template"]["spec"]
-    given = {entry["name"]: entry.get("value", "operator-0") for entry in pod["containers"][0]["env"]}
+    given = {entry["name"]: "operator-0" if "valueFrom" in entry else entry.get("value", "") for entry in pod["containers"][0]["env"]}
     for name, data in machine.get("secret", "tunesmith-progress-tls", f"--namespace={SYSTEM}")["data"].items():
         (folder / name).write_bytes(base64.b64decode(data))
     ports = dict(zip(("TUNESMITH_HEALTH_PORT", "TUNESMITH_PROGRESS_PORT"), map(str, free_ports(2)), strict=True))
@@ -173,7 +173,8 @@ def test_the_operator_works_with_the_charts_rights_and_settings(installed: Machi
     with (tmp_path / "log").open("w+") as log:
         operator = subprocess.Popen([sys.executable, "-m", "tunesmith"], env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            wait_until(lambda: is_ready(environment), "the operator to be ready", 60)
+            wait_until(lambda: operator.poll() is not None or is_ready(environment), "the operator to be ready", 60)
+            assert operator.poll() is None
             installed.run("kubectl", "apply", "--filename=-", f"--namespace={TEAM}", body={"apiVersion": "v1", "kind": "List", "items": objects})
             wait_until(lambda: any(pod["metadata"]["labels"]["tunesmith.dev/name"] == name for pod in pods(installed, TEAM)), "a serving pod", 60)
             status = installed.get("modeldeployment", name, f"--namespace={TEAM}")["status"]
