@@ -34,6 +34,7 @@ class Controller:
         self._reconciler = Reconciler(kinds, self.store, cluster, settings.config(), self.queue.add, lambda: datetime.now(UTC), clock)
         self.synced: float | None = None
         """When the last complete relist ended, by the clock; None before the first."""
+        self._stopping = asyncio.Event()
 
     def feed(self, kind: str, event: str | None, obj: Object) -> None:
         """Take in a watch event and queue whom it concerns."""
@@ -46,15 +47,21 @@ class Controller:
             self.queue.add(key)
 
     async def run(self) -> None:
-        """Relist, then work until cancelled. Returns only by an exception.
+        """Relist, then work until stopped.
 
         No worker starts before the first relist is complete: half a view looks like deleted children.
         """
         await self.resync()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._resync_forever())
-            for _ in range(self._settings.workers):
-                tasks.create_task(self._work_forever())
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._resync_forever())]
+            tasks += [group.create_task(self._work_forever()) for _ in range(self._settings.workers)]
+            await self._stopping.wait()
+            for task in tasks:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Let `run` end; a write under way is cut off, which the next start makes good."""
+        self._stopping.set()
 
     async def resync(self) -> None:
         """List everything, put the store right, and look at every object once more."""

@@ -18,6 +18,7 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
     """
     handlers = kopf.OperatorRegistry()
     kopf.on.login(registry=handlers, id="login")(_login)
+    kopf.on.cleanup(registry=handlers, id="cleanup")(functools.partial(_stop, controller))
     for resource in RESOURCES.values():
         handler = functools.partial(_feed, controller, resource.kind)
         kopf.on.event(resource.group, resource.version, resource.plural, registry=handlers, id=resource.plural)(handler)
@@ -48,6 +49,11 @@ def settings() -> kopf.OperatorSettings:
 
 async def _feed(controller: Controller, kind: str, event: kopf.RawEvent, **_: Any) -> None:
     controller.feed(kind, event["type"], dict(event["object"]))
+
+
+async def _stop(controller: Controller, **_: Any) -> None:
+    # kopf would wait five seconds for our tasks, which it takes for leftovers of its own, before it ends.
+    controller.stop()
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
