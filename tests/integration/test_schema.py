@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.unit.operator.statuses import WALKS
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
 EVERY_KIND = pytest.mark.parametrize("kind", PLURALS)
 IMMUTABLE = [("FineTuneJob", name) for name in finetunejob.IMMUTABLE] + [("EvalRun", name) for name in evalrun.IMMUTABLE]
 EVERY_IMMUTABLE = pytest.mark.parametrize(("kind", "field"), IMMUTABLE)
@@ -52,6 +54,12 @@ def test_a_valid_object_is_accepted_and_does_not_look_done(server: Server, kind:
     assert answer.body["status"] == {"observedGeneration": -1}
     added = {"replicas": 1} if kind == "ModelDeployment" else {}
     assert answer.body["spec"] == added | examples[kind]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: "/".join(path.parts[-2:]))
+def test_an_example_is_accepted_as_it_is(server: Server, path: Path) -> None:
+    done = server.kubectl("create", "--dry-run=server", "--validate=strict", f"--filename={path}")
+    assert done.returncode == 0, done.stderr
 
 
 REFUSED = [

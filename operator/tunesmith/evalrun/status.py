@@ -116,6 +116,8 @@ def _tell_of_unfinished(observed: Observed, ledger: Ledger, error: TunesmithErro
 
 
 def _summary(outcome: Object) -> str:
-    gate = outcome["gate"]
-    held = sum(entry["outcome"] == "Passed" for entry in gate)
-    return f"verdict {outcome['verdict']}: {held} of {len(gate)} criteria hold" if gate else f"verdict {outcome['verdict']}: no gate"
+    verdict, gate = f"verdict {outcome['verdict']}", outcome["gate"]
+    if not gate:
+        return f"{verdict}: no gate"
+    failed = [f"{entry['metric']} {entry['outcome'].lower()}" for entry in gate if entry["outcome"] != "Passed"]
+    return "; ".join((f"{verdict}: {len(gate) - len(failed)} of {len(gate)} criteria hold", *failed))
