@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any, cast
 
 import kopf
 from aiohttp import web
@@ -43,6 +44,8 @@ async def operate(settings: Settings, cluster: Cluster, health: Health) -> None:
             registry=handlers.registry(controller),
             settings=handlers.settings(),
             standalone=True,
+            # Otherwise kopf asks for the user's name, and the image's uid has none. Its type is not public.
+            identity=cast(Any, settings.lease.identity),
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
         )
