@@ -19,7 +19,7 @@ PYTEST = ["-m", "pytest", "-q", "--durations=5"]
 
 # part -> (environment, environment variables, [arguments to that environment's python])
 PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
-    "lint": ("operator", {}, [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "importlinter.cli", "lint"]]),
+    "lint": ("operator", {}, [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]]),
     "types": ("operator", {}, [["-m", "mypy"]]),
     "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
     "integration": ("operator", {}, [[*PYTEST, "tests/integration"]]),

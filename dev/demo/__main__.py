@@ -35,7 +35,7 @@ def main() -> int:
     say = narrator(time.monotonic())
     try:
         cluster = stack.bring_up(say)
-        chain.seed(cluster, say)
+        chain.seed_all(cluster, say)
         chain.apply(cluster, say)
         objects = chain.follow_to_the_end(cluster, say)
         answer = chat.ask_service(cluster.kube, chain.NAME)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+from dev import checks
 
 from . import follow, seed
 from .kube import DemoError, Object
@@ -19,11 +21,22 @@ OBJECTS = (("FineTuneJob", NAME), ("EvalRun", EVAL_RUN), ("ModelDeployment", NAM
 def build_data(say: Say) -> Path:
     """Folder with the base model, the rows and the harness task; built once from packages and cached."""
     say("preparing SmolLM2-135M-Instruct and the chatterbot corpus (cached after the first time)")
-    venv = subprocess.run([sys.executable, str(ROOT / "dev/venv.py"), "trainer"], stdout=subprocess.PIPE, text=True, check=True)
-    built = subprocess.run([venv.stdout.strip(), "-m", "dev.demo.data"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if built.returncode:
-        raise DemoError("the demo's model and data could not be built (see above)")
-    return Path(built.stdout.strip().splitlines()[-1])
+    interpreter = checks.python("trainer")
+    model, corpus = (_printed_folder(interpreter, ROOT / "dev/demo" / script) for script in ("model.py", "data.py"))
+    folder = model.parent / "volume"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "smollm2-135m-instruct").symlink_to(model)
+    for entry in corpus.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def _printed_folder(interpreter: str, script: Path) -> Path:
+    done = subprocess.run([interpreter, str(script)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise DemoError(f"{script.name} failed (see above)")
+    return Path(done.stdout.strip().splitlines()[-1])
 
 
 def seed_volumes(cluster: Stack, folder: Path, say: Say) -> None:
@@ -35,6 +48,11 @@ def seed_volumes(cluster: Stack, folder: Path, say: Say) -> None:
     seed.start_loader(kube, cluster.images.trainer)
     copied = seed.upload(kube, folder, "datasets")
     say("model and data are on the volume" + ("" if copied else " already"))
+
+
+def seed_all(cluster: Stack, say: Say) -> None:
+    """Have the demo's model and data on its volume."""
+    seed_volumes(cluster, build_data(say), say)
 
 
 def apply(cluster: Stack, say: Say) -> None:

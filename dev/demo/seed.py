@@ -68,7 +68,9 @@ def upload(kube: Kube, folder: Path, claim: str) -> bool:
     inside = kube.command("exec", "--stdin", LOADER, "--")
     if subprocess.run([*inside, "test", "-e", mark], capture_output=True, stdin=subprocess.DEVNULL).returncode == 0:
         return False
-    packed = subprocess.Popen(["tar", "--create", "--dereference", f"--directory={folder}", "."], stdout=subprocess.PIPE)
+    # By its entries, not as ".": the volume's root is not ours to change.
+    entries = sorted(path.name for path in folder.iterdir())
+    packed = subprocess.Popen(["tar", "--create", "--dereference", f"--directory={folder}", *entries], stdout=subprocess.PIPE)
     target = [*inside, "tar", "--extract", "--no-same-owner", "--no-same-permissions", "--touch", f"--directory=/mnt/pvc/{claim}"]
     unpacked = subprocess.run(target, stdin=packed.stdout, capture_output=True, text=True)
     if packed.wait() or unpacked.returncode:

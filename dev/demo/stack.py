@@ -54,7 +54,7 @@ def install_chart(helm: str, kubeconfig: Path, built: Images) -> None:
     values = {"image": built.operator, "images.trainer": built.trainer, "images.serving": built.serving}
     settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
     command = [helm, "upgrade", "--install", "tunesmith", str(ROOT / "helm/tunesmith"), f"--kubeconfig={kubeconfig}", f"--namespace={SYSTEM}", "--create-namespace"]
-    done = subprocess.run([*command, *settings, "--wait", "--timeout=180s"], capture_output=True, text=True)
+    done = subprocess.run([*command, *settings, "--wait", "--timeout=90s"], capture_output=True, text=True)
     if done.returncode:
         raise DemoError(f"helm could not install the operator: {done.stderr.strip()}")
 

@@ -22,7 +22,7 @@ def say(line: str) -> None:
 def stack() -> demo_stack.Stack:
     """The development cluster with the operator on it and the demo's model and data on its volume; `make down` or the down tests end it."""
     cluster = demo_stack.bring_up(say)
-    demo_chain.seed_volumes(cluster, demo_chain.build_data(say), say)
+    demo_chain.seed_all(cluster, say)
     return cluster
 
 
