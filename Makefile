@@ -16,11 +16,11 @@ down: ## remove the development cluster: processes, mounts, interfaces, namespac
 
 .PHONY: test
 test: ## lint, types, unit, integration, and the chain end to end
-	$(PYTHON) -m dev.checks lint types unit integration trainer serving e2e down
+	$(PYTHON) -m dev.checks build lint types unit integration trainer serving e2e down
 
 .PHONY: test-fast
 test-fast: ## the part that needs no kubelet
-	$(PYTHON) -m dev.checks lint types unit integration trainer serving
+	$(PYTHON) -m dev.checks build lint types unit integration trainer serving
 
 .PHONY: lint types unit integration trainer serving e2e
 lint types unit integration trainer serving e2e: ## one part of the tests
