@@ -23,10 +23,14 @@ def check_root() -> None:
 
 def check_space(building: bool) -> None:
     """Builds fill Go's cache too, which by default is on the same disk."""
+    require_space(SPACE_TO_BUILD if building else SPACE_TO_RUN)
+
+
+def require_space(needed: int) -> None:
+    """`needed` bytes are free where the caches lie."""
     folder = paths.cache_root()
     while not folder.exists():
         folder = folder.parent
-    needed = SPACE_TO_BUILD if building else SPACE_TO_RUN
     free = shutil.disk_usage(folder).free
     if free < needed:
         have, want = free / GIB, needed / GIB

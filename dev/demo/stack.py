@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dev.cluster import environments, images, paths, tools
+from dev.cluster import environments, images, paths, preflight, tools
 from dev.cluster.cluster import Cluster
 from dev.cluster.errors import ClusterError
 
@@ -18,6 +18,8 @@ from .kube import DemoError, Kube
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "tunesmith-demo"
 SYSTEM = "tunesmith-system"
+SPACE_FOR_ALL = 35 << 30
+"""Bytes on a machine with nothing cached: Go's cache, binaries, the environments for images and for tests, volumes."""
 Say = Callable[[str], None]
 
 
@@ -62,6 +64,10 @@ def install_chart(helm: str, kubeconfig: Path, built: Images) -> None:
 def start_cluster(say: Say) -> tuple[Path, Images]:
     """Have the development cluster running with our images on its nodes."""
     cluster = Cluster()
+    preflight.check_root()
+    if not paths.environments_root().exists():
+        preflight.require_space(SPACE_FOR_ALL)
+    cluster.build(say)
     binds = {name: environments.environment(name, report=say) for name in ("operator", "trainer", "serving")}
     bound = paths.state_root() / "binds.json"
     wanted = json.dumps({name: str(folder) for name, folder in binds.items()})
