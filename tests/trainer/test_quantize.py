@@ -20,7 +20,7 @@ def test_a_variant_is_quantized_on_disk_and_complete(in_zoo, name, least, most):
     answer = in_zoo.variants[name]
     folder = in_zoo.root / "models" / "run" / "variants" / name
     assert answer.effect.quantized_modules == LINEARS
-    assert least <= float(answer.effect.bits_per_weight) <= most
+    assert least <= answer.effect.bits_per_weight <= most
     assert store.is_intact(folder)
     assert answer.artifacts[0].digest == store.read_manifest(folder).digest
     assert {"tokenizer.json", "config.json", "generation_config.json", "model.safetensors"} <= set(store.read_manifest(folder).files)

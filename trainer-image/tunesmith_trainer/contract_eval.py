@@ -55,7 +55,7 @@ class Effect(Contract):
     """What quantization did, read back from the files on disk."""
 
     quantized_modules: Natural
-    bits_per_weight: DecimalString
+    bits_per_weight: float
     """Over the weights of the quantized modules, scales and zero points included."""
 
 

@@ -66,7 +66,7 @@ def measure(folder: Path) -> Effect:
         modules += 1
         weights += tensor.bits // packed_bits if part == "weight_packed" else tensor.elements
         bits += sum(tensors[f"{module}.{other}"].bits for other in PARTS if f"{module}.{other}" in tensors)
-    return Effect(quantized_modules=modules, bits_per_weight=f"{bits / weights:.2f}" if weights else "0")
+    return Effect(quantized_modules=modules, bits_per_weight=round(bits / weights, 2) if weights else 0.0)
 
 
 def _packed_bits(folder: Path) -> int:
