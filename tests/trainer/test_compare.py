@@ -4,12 +4,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+
+from tests.trainer.bench import GOLDEN
 from tunesmith_trainer import compare, report
 from tunesmith_trainer.contract_eval import Metric
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.result import cut
-
-from tests.trainer.bench import GOLDEN
 
 EVIL = "<script>alert('owned')</script>"
 VALUES = {

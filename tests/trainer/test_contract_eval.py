@@ -1,11 +1,11 @@
 import json
 
 import pytest
+
+from tests.trainer.bench import GOLDEN
 from tunesmith_trainer import contract_eval
 from tunesmith_trainer.result import TERMINATION_LIMIT, cut
 from tunesmith_trainer.stage import load
-
-from tests.trainer.bench import GOLDEN
 
 RESULTS = {
     "Quantize": contract_eval.QuantizeResult,
