@@ -1,0 +1,71 @@
+import json
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.trainer import bench
+from tests.trainer.models import base_store, in_zoo, zoo  # noqa: F401  fixtures of the evaluation stages
+
+
+def pytest_collection_modifyitems(items):
+    # The project turns warnings into errors; torch, transformers and trl warn a great deal, and not about us.
+    for item in items:
+        if "/tests/trainer/" in str(item.path):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    return bench.make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def store(tmp_path, tiny_model):
+    return bench.Bench(tmp_path, tiny_model)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+class Story:
+    """One run told once for all tests: prepared; trained on two nodes until one is drained; trained on to the end."""
+
+    def __init__(self, folder, tiny_model):
+        self.store = bench.Bench(folder, tiny_model)
+        blocks = {"training": bench.training(maxSteps=300)}
+        self.prepared = self.store.run(bench.prepare_input(**blocks))[1]
+        self.folder = self.store.path(self.prepared["runURI"])
+        self.train = [bench.train_input(self.prepared, free_port(), nodes=2, attempt=number, **blocks) for number in (1, 2)]
+        pods = [self.store.start(self.train[0], index) for index in (0, 1)]
+        metrics = self.folder / "metrics.jsonl"
+        wait_for(lambda: metrics.exists() or any(pod.process.poll() is not None for pod in pods), "the first step")
+        pods[1].process.send_signal(signal.SIGTERM)
+        self.drained = [pod.wait() for pod in pods]
+        self.saved_steps = sorted(path.parent.name for path in self.folder.glob("checkpoints/attempt-1/*/manifest.json"))
+        pods = [self.store.start(self.train[1], index) for index in (0, 1)]
+        self.ended = [pod.wait() for pod in pods]
+        self.metrics = [json.loads(line) for line in metrics.read_text().splitlines()]
+        self.finalize = bench.finalize_input(self.train[1], self.ended[0][1]) if self.ended[0][0] == 0 else None
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory, tiny_model):
+    return Story(tmp_path_factory.mktemp("story"), tiny_model)
+
+
+@pytest.fixture(scope="session")
+def finalized(story):
+    assert story.finalize, story.ended
+    return story.store.run(story.finalize)

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def logits(model):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.arange(3, 40).unsqueeze(0)).logits
+
+
+def test_adapter_and_merged_are_complete_artefacts_named_by_digest(story, finalized):
+    from tunesmith_trainer import store
+
+    code, result = finalized
+    assert code == 0, result
+    assert [(item["name"], item["format"]) for item in result["artifacts"]] == [("Adapter", "PEFT"), ("Merged", "Safetensors")]
+    for item in result["artifacts"]:
+        folder = story.store.path(item["uri"])
+        assert store.is_intact(folder)
+        assert store.read_manifest(folder).digest == item["digest"]
+        assert item["baseDigest"] == story.prepared["model"]["digest"]
+        assert item["digest"] in (folder / "README.md").read_text()
+
+
+def test_the_artefacts_speak_the_base_models_template(story, finalized):
+    base = story.store.path(story.prepared["model"]["uri"])
+    for item in finalized[1]["artifacts"]:
+        for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+            assert (story.store.path(item["uri"]) / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_merged_answers_as_the_base_with_the_adapter_does_and_not_as_the_base(story, finalized):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter, merged = (story.store.path(item["uri"]) for item in finalized[1]["artifacts"])
+    base = story.store.path(story.prepared["model"]["uri"])
+
+    def load(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    before = logits(load(base))
+    with_adapter = logits(PeftModel.from_pretrained(load(base), str(adapter)))
+    after = logits(load(merged))
+    # bf16 keeps 8 bits of each merged weight.
+    assert (after - with_adapter).abs().max() < 0.05 * (with_adapter - before).abs().max()
+
+
+def test_the_lineage_says_what_came_of_what(story, finalized):
+    lineage = json.loads((story.folder / "run.json").read_text())["lineage"]
+    assert lineage["checkpoint"]["step"] == 300
+    assert [item["digest"] for item in lineage["artifacts"]] == [item["digest"] for item in finalized[1]["artifacts"]]
+
+
+def test_a_finished_finalize_answers_at_once(story, finalized):
+    merged = story.store.path(finalized[1]["artifacts"][1]["uri"]) / "model.safetensors"
+    before = merged.stat().st_mtime_ns
+    assert story.store.run(story.finalize) == finalized
+    assert merged.stat().st_mtime_ns == before
+
+
+def test_an_adapter_that_training_left_at_zero_is_refused(story, finalized, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from tunesmith_trainer import store
+
+    source = story.store.path(story.finalize["checkpoint"]["uri"])
+    idle = source.parent / "step-301"
+    idle.mkdir()
+    (idle / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    tensors = load_file(source / "adapter_model.safetensors")
+    save_file({name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}, idle / "adapter_model.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_PVC_ROOT", str(story.store.root))
+        store.write_manifest(idle)
+        value = story.finalize | {"checkpoint": {"uri": store.uri_of(idle), "step": 301}}
+    (story.folder / "results" / "finalize.json").unlink()
+    code, result = story.store.run(value)
+    assert (code, result["reason"]) == (65, "NoEffect")

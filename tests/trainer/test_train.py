@@ -1,0 +1,168 @@
+import itertools
+import json
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from tunesmith_trainer import train
+from tunesmith_trainer.errors import StageError
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_a_drained_pod_makes_both_save_at_one_step_and_end_as_interrupted(story):
+    assert [code for code, _ in story.drained] == [75, 75], story.drained
+    assert {result["outcome"] for _, result in story.drained} == {"Interrupted"}
+    (step,) = {result["globalStep"] for _, result in story.drained}
+    assert 0 < step < 300
+    assert story.drained[0][1]["checkpoint"]["step"] == step
+    assert story.saved_steps[-1] == f"step-{step}" or f"step-{step}" in story.saved_steps
+
+
+def test_the_next_attempt_goes_on_from_the_saved_step(story):
+    codes = [code for code, _ in story.ended]
+    assert codes == [0, 0], story.ended
+    result = story.ended[0][1]
+    assert result["resumedFromStep"] == story.drained[0][1]["globalStep"]
+    assert (result["globalStep"], result["worldSize"]) == (300, 2)
+    assert result["checkpoint"]["uri"].endswith("/checkpoints/attempt-2/step-300")
+
+
+def test_each_step_is_in_the_loss_curve_once_and_the_loss_falls(story):
+    losses = {line["step"]: line["loss"] for line in story.metrics if "loss" in line}
+    assert [line["step"] for line in story.metrics if "loss" in line] == list(range(1, 301))
+    assert sum(losses[step] for step in range(291, 301)) < 0.5 * sum(losses[step] for step in range(1, 11))
+    assert story.ended[0][1]["evalLoss"] > 0
+
+
+def test_the_first_pod_alone_writes_the_result(story):
+    follower = story.ended[1][1]
+    assert follower["outcome"] == "Succeeded"
+    assert "checkpoint" not in follower
+    written = json.loads((story.folder / "results" / "train.json").read_text())
+    assert written == story.ended[0][1]
+
+
+def test_only_the_newest_checkpoints_are_kept(story):
+    complete = [path.parent.name for path in story.folder.glob("checkpoints/*/*/manifest.json")]
+    assert sorted(complete) == ["step-280", "step-300"]
+
+
+def test_a_finished_training_answers_at_once(story):
+    code, result = story.store.run(story.train[1])
+    assert (code, result) == (0, story.ended[0][1])
+
+
+def test_a_first_pod_that_never_appears_is_told(monkeypatch):
+    with pytest.raises(StageError, match=r"nobody\.invalid did not resolve") as caught:
+        train.wait_for_name("nobody.invalid", seconds=0.1)
+    assert (caught.value.reason, caught.value.exit_code) == ("PeerUnavailable", 69)
+
+
+@pytest.mark.parametrize("endpoint", ["host", "host:", ":29500", "host:port"])
+def test_an_endpoint_needs_a_host_and_a_port(endpoint):
+    with pytest.raises(StageError, match="not host:port"):
+        train.split_endpoint(endpoint)
+
+
+def test_a_failure_of_a_worker_goes_before_its_peers_echo(tmp_path):
+    def outcome(reason):
+        return json.dumps({"failure": {"reason": reason, "message": reason, "details": {}}})
+
+    (tmp_path / "outcome-0000.json").write_text(outcome("PeerUnavailable"))
+    (tmp_path / "outcome-0001.json").write_text(outcome("InternalError"))
+    with pytest.raises(StageError, match="InternalError"):
+        train.Launcher(SimpleNamespace(), tmp_path).answer()
+
+
+def test_a_checkpoint_that_is_damaged_is_passed_over(tmp_path):
+    from tunesmith_trainer import checkpoint, store
+
+    for attempt, step in ((1, 10), (2, 20), (2, 30)):
+        folder = checkpoint.attempt_folder(tmp_path, attempt) / f"step-{step}"
+        folder.mkdir(parents=True)
+        (folder / "optimizer.pt").write_text(str(step))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_PVC_ROOT", str(tmp_path))
+        store.write_manifest(tmp_path / "checkpoints/attempt-1/step-10")
+        store.write_manifest(tmp_path / "checkpoints/attempt-2/step-20")
+    (tmp_path / "checkpoints/attempt-2/step-20/optimizer.pt").write_text("21")
+    assert checkpoint.newest(tmp_path).name == "step-10"
+
+
+@pytest.fixture
+def operator(tmp_path, monkeypatch):
+    """A server that speaks the operator's side of KEP-2779's protocol, over TLS."""
+    import subprocess
+
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", key, "-out", certificate]
+    subprocess.run([*command, *subject], check=True, capture_output=True)
+    (tmp_path / "token").write_text("secret\n")
+    received = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append((self.headers["Authorization"], json.loads(body)))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("localhost", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"https://localhost:{server.server_port}/progress")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_CA_CERT", str(certificate))
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(tmp_path / "token"))
+    yield received
+    server.shutdown()
+    server.server_close()
+
+
+def play(monkeypatch, steps, seconds_a_step, interrupted_at=None):
+    """Tell a ProgressReport of a training, on a clock of its own."""
+    from tunesmith_trainer import progress
+
+    clock = itertools.count(0, seconds_a_step)
+    now = next(clock)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    report = progress.ProgressReport()
+    state = SimpleNamespace(global_step=0, max_steps=steps, epoch=0.0, is_world_process_zero=True)
+    report.on_train_begin(None, state, None)
+    for step in range(1, (interrupted_at or steps) + 1):
+        now = next(clock)
+        state.global_step = step
+        report.on_log(None, state, None, logs={"loss": 2.0 / step})
+        report.on_step_end(None, state, None)
+    report.on_train_end(None, state, None)
+
+
+def test_progress_arrives_at_the_operator_not_too_often(operator, monkeypatch):
+    play(monkeypatch, steps=100, seconds_a_step=1)
+    assert {authorization for authorization, _ in operator} == {"Bearer secret"}
+    assert len(operator) == 22
+    middle = operator[10][1]["trainerStatus"]
+    assert (middle["progressPercentage"], middle["estimatedRemainingSeconds"]) == (50, 50)
+    assert {"name": "loss", "value": "0.04"} in middle["metrics"]
+    assert operator[-1][1]["trainerStatus"]["progressPercentage"] == 100
+
+
+def test_an_interrupted_training_does_not_report_that_it_is_done(operator, monkeypatch):
+    play(monkeypatch, steps=100, seconds_a_step=1, interrupted_at=30)
+    assert operator[-1][1]["trainerStatus"]["progressPercentage"] == 30
+
+
+def test_an_operator_out_of_reach_is_logged_and_no_more(monkeypatch, capsys):
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "https://localhost:9/progress")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", "/nowhere")
+    play(monkeypatch, steps=2, seconds_a_step=1)
+    assert "progress was not reported" in capsys.readouterr().out
