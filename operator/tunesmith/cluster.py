@@ -138,11 +138,11 @@ class Cluster:
         answer = await self.request("PUT", path, {**owner, "status": status}, (("fieldManager", FIELD_MANAGER),))
         return tidy(answer, resource)
 
-    async def list(self, kind: str, namespace: str | None) -> tuple[list[Object], int]:
-        """All objects of `kind` that we watch, and the version of the list."""
+    async def list(self, kind: str, namespace: str | None, selector: str | None = None) -> tuple[list[Object], int]:
+        """All objects of `kind` that we watch, or those that `selector` takes, and the version of the list."""
         resource = RESOURCES[kind]
         items: list[Object] = []
-        query = [("limit", str(PAGE)), *([("labelSelector", resource.selector)] if resource.selector else [])]
+        query = [("limit", str(PAGE)), ("labelSelector", selector or resource.selector)]
         more = ""
         while True:
             answer = await self.request("GET", resource.path(namespace), query=(*query, ("continue", more)) if more else query)

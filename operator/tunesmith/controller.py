@@ -69,7 +69,7 @@ class Controller:
             for kind in RESOURCES:
                 for namespace in self._settings.namespaces or (None,):
                     items, version = await self._cluster.list(kind, namespace)
-                    self.wake(self.store.sweep(kind, items, version, frozenset({namespace} if namespace else ())))
+                    self.store.sweep(kind, items, version, namespace)
         for kind, resource in RESOURCES.items():
             if resource.ours:
                 self.wake(frozenset(self.store.keys(kind)))

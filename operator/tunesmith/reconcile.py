@@ -12,7 +12,7 @@ from tunesmith.drift import drifted, stamp
 from tunesmith.errors import InvalidSpec, TunesmithError
 from tunesmith.kinds import Kind
 from tunesmith.store import Store, key_of
-from tunesmith.values import Config, Key, Object, Observed, Plan
+from tunesmith.values import LABEL_UID, Config, Key, Object, Observed, Plan
 
 CONFLICT_PATIENCE = 30.0
 """Seconds that a name may be taken before it is called a conflict: garbage collection of an object's namesake takes a while."""
@@ -53,6 +53,9 @@ class Reconciler:
             return None
         observed = self._observe(key, owner)
         status, plan = decide(self._kinds[key.kind], observed)
+        if status.get("attempts", []) != observed.recorded.get("attempts", []) and await self._look_at_pods(owner):
+            observed = self._observe(key, owner)
+            status, plan = decide(self._kinds[key.kind], observed)
         if status != observed.recorded:
             self._learn(await self._cluster.write_status(owner, status))
             metrics.count_outcomes(key, observed.recorded, status)
@@ -71,6 +74,16 @@ class Reconciler:
             progress=self._store.progress(uid),
             problem=self._problems.get(key),
         )
+
+    async def _look_at_pods(self, owner: Object) -> bool:
+        """List the pods of `owner`; return whether that told something new.
+
+        Each kind has a watch of its own, and they do not keep step: a Job may be seen to end before its pods are seen at all. So
+        before an attempt is called over, its pods are looked at. It is the one read that a reconcile makes.
+        """
+        namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
+        pods, version = await self._cluster.list("Pod", namespace, f"{LABEL_UID}={uid}")
+        return bool(self._store.sweep("Pod", pods, version, namespace, uid))
 
     async def _carry_out(self, key: Key, plan: Plan) -> None:
         """Do what the plan says; remember a refusal for the next status."""

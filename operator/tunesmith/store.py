@@ -7,7 +7,7 @@ answer arrive does not matter. Every change tells whom it concerns: the keys to 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.resources import RESOURCES
@@ -121,19 +121,17 @@ class Store:
         del self._objects[key]
         return concerned
 
-    def sweep(self, kind: str, listed: Iterable[Object], version: int, namespaces: frozenset[str] = frozenset()) -> frozenset[Key]:
-        """Take in a complete list of `kind` made at `version`: put what it has, remove what it lacks and is not newer.
+    def sweep(self, kind: str, listed: Sequence[Object], version: int, namespace: str | None = None, uid: str | None = None) -> frozenset[Key]:
+        """Take in a list of `kind` made at `version`: put what it has, remove what it lacks and is not newer.
 
         kopf loses deletions when it lists anew after a break, so without this the store would keep ghosts.
-        `namespaces`: the list is of these only; empty: of all.
+        The list is complete within `namespace` (None: all of them), for what belongs to the object with that `uid` (None: everything).
         """
-        items = list(listed)
-        concerned = frozenset[Key]().union(*(self.put(item) for item in items))
-        present = {item["metadata"]["uid"] for item in items}
-        for key in self.keys(kind):
-            obj = self._objects[key]
-            in_scope = not namespaces or key.namespace in namespaces
-            if in_scope and obj["metadata"]["uid"] not in present and version_of(obj) <= version:
+        concerned = frozenset[Key]().union(*(self.put(item) for item in listed))
+        present = {item["metadata"]["uid"] for item in listed}
+        known = self.keys(kind) if uid is None else [key for key in self._children.get(uid, ()) if key.kind == kind]
+        for obj in [self._objects[key] for key in known if namespace in (None, key.namespace)]:
+            if obj["metadata"]["uid"] not in present and version_of(obj) <= version:
                 concerned |= self.remove(obj)
         return concerned
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +36,22 @@ def api(control_plane: ControlPlane) -> Server:
 
 
 @pytest.fixture
-def namespace(api: Server) -> str:
+def new_namespace(api: Server) -> Callable[[], str]:
+    """Makes namespaces."""
+
+    def make() -> str:
+        name = f"test-{next(_numbers)}"
+        answer = api.send("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        assert answer.code == 201, answer.body
+        return name
+
+    return make
+
+
+@pytest.fixture
+def namespace(new_namespace: Callable[[], str]) -> str:
     """A namespace of the test's own."""
-    name = f"test-{next(_numbers)}"
-    answer = api.send("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    assert answer.code == 201, answer.body
-    return name
+    return new_namespace()
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,8 @@ class Namespace:
 
     api: Server
     name: str
+    interval: float = 0.05
+    """Seconds between two looks when waiting."""
 
     def path(self, kind: str, name: str | None = None, subresource: str | None = None) -> str:
         """The path of an object here."""
@@ -183,7 +185,7 @@ class Namespace:
     def wait(self, condition: Callable[[], Any], what: str, seen: Callable[[], Any] = lambda: "") -> None:
         """Wait until `condition` holds; `seen` is what there was instead."""
         try:
-            wait_until(lambda: bool(condition()), what, TIMEOUT)
+            wait_until(lambda: bool(condition()), what, TIMEOUT, self.interval)
         except Exception as error:
             raise AssertionError(f"{error}\n{json.dumps(seen(), indent=1)}") from error
 

@@ -57,7 +57,8 @@ def status(observed: Observed) -> Object:
     problem = observed.problem
     told = conditions.stalled(problem["reason"], problem["message"]) if problem else conditions.working("Busy", "on it")
     merged = conditions.merge(observed.recorded.get("conditions", ()), told, observed.owner["metadata"]["generation"], observed.now)
-    return {"phase": "Done" if observed.of_kind("Job") else "Begun", "conditions": merged, "observedGeneration": 1}
+    judged = {"attempts": ["told" if observed.of_kind("Pod") else "lost"]} if observed.spec.get("judge") else {}
+    return {"phase": "Done" if observed.of_kind("Job") else "Begun", "conditions": merged, "observedGeneration": 1} | judged
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:

@@ -25,6 +25,8 @@ class Double:
         self.version = 100
         self.writes: list[Write] = []
         self.refuse: dict[str, Exception] = {}
+        self.pods: list[Object] = []
+        self.lists: list[str] = []
 
     async def write_status(self, owner: Object, status: Object) -> Object:
         self._write("status", owner)
@@ -41,6 +43,10 @@ class Double:
     async def delete(self, obj: Object) -> Object | None:
         self._write("delete", obj)
         return None
+
+    async def list(self, kind: str, namespace: str, selector: str) -> tuple[list[Object], int]:
+        self.lists.append(f"{kind} {selector}")
+        return self.pods, self.version
 
     def _write(self, verb: str, obj: Object) -> None:
         if verb in self.refuse:
@@ -181,6 +187,18 @@ async def test_a_taken_name_is_a_conflict_only_after_a_while() -> None:
         told = find(bench.status(tune), "Stalled")
         phases.append(told and told["status"])
     assert phases == ["False", "False", "False", "True"]
+
+
+async def test_before_an_attempt_is_called_over_its_pods_are_looked_at_and_only_then() -> None:
+    """The watch of pods may be behind that of Jobs: the pod that told the result has not been seen yet."""
+    tune = owner(judge=True)
+    bench = Bench(tune, child("Job", "job", tune))
+    bench.cluster.pods = [child("Pod", "pod", tune)]
+    await bench.run(tune)
+    assert bench.cluster.lists == ["Pod tunesmith.dev/uid=uid-tune"]
+    assert bench.status(tune)["attempts"] == ["told"]
+    await bench.run(tune)
+    assert len(bench.cluster.lists) == 1
 
 
 async def test_the_plan_says_when_to_look_again() -> None:

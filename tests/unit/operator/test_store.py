@@ -110,10 +110,21 @@ def test_a_sweep_removes_ghosts_and_spares_what_is_newer_than_the_list(store: St
     assert [store.get(key(obj)) for obj in (ghost, kept, young)] == [None, later, young]
 
 
-def test_a_sweep_of_some_namespaces_leaves_the_others_alone(store: Store) -> None:
+def test_a_sweep_of_one_namespace_leaves_the_others_alone(store: Store) -> None:
     store.put(TUNE)
-    assert store.sweep("FineTuneJob", [], 10, frozenset({"elsewhere"})) == frozenset()
-    assert store.sweep("FineTuneJob", [], 10, frozenset({"team"})) == {key(TUNE)}
+    assert store.sweep("FineTuneJob", [], 10, "elsewhere") == frozenset()
+    assert store.sweep("FineTuneJob", [], 10, "team") == {key(TUNE)}
+
+
+def test_a_sweep_of_one_objects_pods_leaves_those_of_others_alone(store: Store) -> None:
+    other = owner("other")
+    pods = [child("Pod", "ours", TUNE), child("Pod", "theirs", other), child("Job", "ours", TUNE)]
+    for obj in (TUNE, other, *pods):
+        store.put(obj)
+    seen = child("Pod", "unseen", TUNE, 9)
+    assert store.sweep("Pod", [seen], 10, "team", "uid-tune") == {key(TUNE)}
+    assert store.children("uid-tune") == (pods[2], seen)
+    assert store.children("uid-other") == (pods[1],)
 
 
 def test_a_progress_report_is_kept_until_its_object_goes(store: Store) -> None:
