@@ -15,7 +15,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from tunesmith import __version__
+from tunesmith import __version__, metrics
 from tunesmith.resources import RESOURCES, tidy
 from tunesmith.store import owner_uid, version_of
 from tunesmith.values import FIELD_MANAGER, Object
@@ -180,6 +180,7 @@ class Cluster:
         )
         response = await self.client.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
         data = await response.read()
+        metrics.REQUESTS.labels(str(response.status), method).inc()
         if not 200 <= response.status <= 299:
             raise _error(response.status, data)
         answer: Object = json.loads(data)

@@ -1,0 +1,103 @@
+"""What the API server's answers are taken for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+
+import pytest
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from dev.cluster.controlplane import ControlPlane
+from tests.integration.operators import FINE_TUNE_JOB, Namespace
+from tunesmith.cluster import Cluster, Conflict, Refused
+from tunesmith.drift import drifted, stamp
+from tunesmith.pods import child_metadata
+from tunesmith.resources import RESOURCES, tidy
+from tunesmith.values import Object
+
+
+@pytest.fixture
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+    configuration = Configuration()
+    await config.load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
+    async with ApiClient(configuration) as client:
+        yield Cluster(client)
+
+
+@pytest.fixture
+def tune(space: Namespace) -> Object:
+    """A FineTuneJob with no children of its own: should the session's operator run, it has nothing to make for it."""
+    return space.create("FineTuneJob", "tune", {**FINE_TUNE_JOB, "suspend": True})
+
+
+def config_map(owner: Object, name: str = "child", **data: str) -> Object:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": child_metadata(owner, name, {}), "data": data}
+
+
+async def test_creating_twice_gives_the_same_object(cluster: Cluster, tune: Object) -> None:
+    first = await cluster.create(config_map(tune, a="1"))
+    second = await cluster.create(config_map(tune, a="2"))
+    assert (second["metadata"]["uid"], second["data"]) == (first["metadata"]["uid"], {"a": "1"})
+
+
+async def test_anothers_object_is_a_name_conflict_for_create_and_apply(cluster: Cluster, space: Namespace, tune: Object) -> None:
+    other = space.create("FineTuneJob", "other", {**FINE_TUNE_JOB, "suspend": True})
+    await cluster.create(config_map(other))
+    for write in (cluster.create(config_map(tune)), cluster.apply(config_map(tune), None)):
+        with pytest.raises(Refused) as refused:
+            await write
+        assert refused.value.reason == "NameConflict"
+
+
+async def test_an_apply_makes_changes_and_takes_away_and_leaves_no_drift(cluster: Cluster, tune: Object) -> None:
+    live = await cluster.apply(stamp(config_map(tune, a="1", b="2")), None)
+    less = stamp(config_map(tune, a="1"))
+    assert drifted(less, live)
+    live = await cluster.apply(less, live)
+    assert live["data"] == {"a": "1"}
+    assert not drifted(less, live)
+
+
+async def test_an_apply_over_what_is_gone_does_not_bring_it_back(cluster: Cluster, space: Namespace, tune: Object) -> None:
+    live = await cluster.apply(config_map(tune), None)
+    space.delete("ConfigMap", "child")
+    with pytest.raises(Conflict):
+        await cluster.apply(config_map(tune, a="1"), live)
+    assert space.get("ConfigMap", "child") is None
+
+
+async def test_a_deletion_means_this_very_object(cluster: Cluster, space: Namespace, tune: Object) -> None:
+    old = await cluster.create(config_map(tune))
+    space.delete("ConfigMap", "child")
+    new = await cluster.create(config_map(tune))
+    assert await cluster.delete(old) is None
+    assert (space.get("ConfigMap", "child") or {})["metadata"]["uid"] == new["metadata"]["uid"]
+    assert await cluster.delete(new) is None
+    assert await cluster.delete(new) is None
+    assert space.get("ConfigMap", "child") is None
+
+
+async def test_a_status_computed_from_an_old_version_is_a_conflict(cluster: Cluster, space: Namespace, tune: Object) -> None:
+    old = copy.deepcopy(tune)
+    space.patch("FineTuneJob", "tune", {"metadata": {"labels": {"team": "red"}}})
+    with pytest.raises(Conflict):
+        await cluster.write_status(old, {"observedGeneration": 1})
+
+
+async def test_what_the_server_finds_invalid_is_for_a_person_to_mend(cluster: Cluster, tune: Object) -> None:
+    with pytest.raises(Refused) as refused:
+        await cluster.create(config_map(tune, "Not A Name"))
+    assert refused.value.reason == "Invalid"
+
+
+async def test_a_list_comes_in_pages_and_only_what_is_ours(cluster: Cluster, space: Namespace, tune: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.cluster.PAGE", 2)
+    for number in range(5):
+        await cluster.create(config_map(tune, f"child-{number}"))
+    items, version = await cluster.list("ConfigMap", space.name)
+    assert [item["metadata"]["name"] for item in items] == [f"child-{number}" for number in range(5)]
+    assert version >= max(int(item["metadata"]["resourceVersion"]) for item in items)
+    assert items[0] == tidy(space.get("ConfigMap", "child-0") or {}, RESOURCES["ConfigMap"])
