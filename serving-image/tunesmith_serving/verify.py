@@ -157,6 +157,10 @@ def verify(model: ModelReference) -> Verified:
     start = time.monotonic()
     try:
         digest, size = _read_digest(folder, model.uri)
+    except PermissionError as error:
+        # safetensors writes its files for their owner alone (mode 0600), so this is what a copied model meets first.
+        message = f"{model.uri} has a file that user {os.getuid()} may not read; run chmod -R a+rX on it: {error}"
+        raise ServeError("StoreUnavailable", message) from error
     except OSError as error:
         raise ServeError("StoreUnavailable", f"cannot read {model.uri}: {error}") from error
     if model.digest not in (None, digest):

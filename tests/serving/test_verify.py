@@ -123,6 +123,18 @@ def test_a_store_that_cannot_be_read_is_told_from_a_changed_model(model, monkeyp
     assert refusal()[0] == "StoreUnavailable"
 
 
+def test_a_file_that_may_not_be_read_is_told_with_its_remedy(model, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("tunesmith_serving.verify._hash_file", refuse)
+
+    reason, message = refusal()
+
+    assert reason == "StoreUnavailable"
+    assert "chmod -R a+rX" in message and "config.json" in message
+
+
 def test_weights_other_than_safetensors_are_refused(model):
     refuse_unsafe_weights(model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
