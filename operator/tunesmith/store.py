@@ -6,12 +6,15 @@ answer arrive does not matter. Every change tells whom it concerns: the keys to 
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.resources import RESOURCES
 from tunesmith.values import LABEL_UID, Key, Object
+
+logger = logging.getLogger(__name__)
 
 References = Callable[[Mapping[str, Any]], frozenset[tuple[str, str]]]
 TOMBSTONES = 10_000
@@ -105,7 +108,7 @@ class Store:
         self._objects[key] = obj
         if RESOURCES[key.kind].ours:
             self._owners[uid] = key
-            self._name(key, frozenset(Key(kind, key.namespace, name) for kind, name in self._references[key.kind](obj["spec"])))
+            self._name(key, self._named_by(key, obj))
         else:
             self._children[owner_uid(obj) or ""].add(key)
         return concerned | self._concerned(key, obj)
@@ -154,6 +157,15 @@ class Store:
             if not self._children[parent]:
                 del self._children[parent]
         return concerned
+
+    def _named_by(self, key: Key, obj: Object) -> frozenset[Key]:
+        """The keys that the spec names. A spec that an older schema let in must not keep all others from being seen: it names nothing."""
+        try:
+            named = self._references[key.kind](obj["spec"])
+        except Exception:
+            logger.exception("the references of %s cannot be read", key)
+            return NOBODY
+        return frozenset(Key(kind, key.namespace, name) for kind, name in named)
 
     def _name(self, key: Key, named: frozenset[Key]) -> None:
         """Record that `key` names `named` and nothing else."""

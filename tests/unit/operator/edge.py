@@ -57,17 +57,19 @@ def status(observed: Observed) -> Object:
     problem = observed.problem
     told = conditions.stalled(problem["reason"], problem["message"]) if problem else conditions.working("Busy", "on it")
     merged = conditions.merge(observed.recorded.get("conditions", ()), told, observed.owner["metadata"]["generation"], observed.now)
-    judged = {"attempts": ["told" if observed.of_kind("Pod") else "lost"]} if observed.spec.get("judge") else {}
+    told_by = "Succeeded" if observed.of_kind("Pod") else "Failed"
+    attempt = {"stage": "Train", "outcome": told_by, "reason": told_by}
+    judged = {"attempts": [attempt]} if observed.spec.get("judge") else {}
     return {"phase": "Done" if observed.of_kind("Job") else "Begun", "conditions": merged, "observedGeneration": 1} | judged
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
-    """A ConfigMap and a Job; `drop` deletes the Job."""
+    """A ConfigMap and a Job; `drop` deletes all children of a kind instead."""
     if observed.spec.get("fail") == "build":
         raise NotReadyYet("Awaiting", "something is missing")
     config = desired(child("ConfigMap", "config", observed.owner, data={"phase": "any"}))
     job = desired(child("Job", "job", observed.owner, spec={}))
-    drop = tuple(observed.of_kind("Job")) if observed.spec.get("drop") else ()
+    drop = tuple(observed.of_kind(observed.spec.get("drop", "")))
     return Plan(apply=(config,), create=() if drop else (job,), delete=drop, wake_after=observed.spec.get("wake"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,9 +64,9 @@ class Bench:
         self.seconds = 0.0
         for obj in objects:
             self.store.put(obj)
-        now: Callable[[], datetime] = lambda: datetime(2026, 1, 1, tzinfo=UTC)  # noqa: E731
+        self.today = datetime(2026, 1, 1, tzinfo=UTC)
         cluster: Any = self.cluster
-        self.reconciler = Reconciler(KINDS, self.store, cluster, CONFIG, self.woken.append, now, lambda: self.seconds)
+        self.reconciler = Reconciler(KINDS, self.store, cluster, CONFIG, self.woken.append, lambda: self.today, lambda: self.seconds)
 
     async def run(self, obj: Object) -> list[Write]:
         """Reconcile once; return what was written."""
@@ -127,11 +126,21 @@ async def test_an_edited_object_is_applied_again() -> None:
 
 
 async def test_a_deletion_is_asked_for_once() -> None:
-    tune = owner(drop=True)
+    tune = owner(drop="Job")
     dying = child("Job", "job", tune)
     dying["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert ("delete", "job") in await Bench(tune, child("Job", "job", tune)).run(tune)
     assert ("delete", "job") not in await Bench(tune, dying).run(tune)
+
+
+@pytest.mark.parametrize(("second", "deleted"), [(59, False), (1, True)])
+async def test_a_pod_is_deleted_by_force_only_when_it_is_past_its_time(second: int, deleted: bool) -> None:
+    tune = owner(drop="Pod")
+    pod = child("Pod", "pod", tune)
+    pod["metadata"]["deletionTimestamp"] = f"2026-01-01T00:00:{second:02}Z"
+    bench = Bench(tune, pod)
+    bench.today = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
+    assert (("delete", "pod") in await bench.run(tune)) is deleted
 
 
 async def test_nothing_is_done_when_the_status_could_not_be_written() -> None:
@@ -196,7 +205,7 @@ async def test_before_an_attempt_is_called_over_its_pods_are_looked_at_and_only_
     bench.cluster.pods = [child("Pod", "pod", tune)]
     await bench.run(tune)
     assert bench.cluster.lists == ["Pod tunesmith.dev/uid=uid-tune"]
-    assert bench.status(tune)["attempts"] == ["told"]
+    assert [entry["outcome"] for entry in bench.status(tune)["attempts"]] == ["Succeeded"]
     await bench.run(tune)
     assert len(bench.cluster.lists) == 1
 

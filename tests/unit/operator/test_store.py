@@ -136,6 +136,14 @@ def test_a_progress_report_is_kept_until_its_object_goes(store: Store) -> None:
     assert store.progress("uid-tune") is None
 
 
+def test_a_spec_that_cannot_be_read_names_nothing_and_harms_nobody() -> None:
+    def broken(spec: object) -> frozenset[tuple[str, str]]:
+        raise KeyError("model")
+
+    store = Store({"FineTuneJob": broken})
+    assert store.put(TUNE) == {key(TUNE)}
+
+
 def test_whatever_the_order_of_events_the_end_is_the_same() -> None:
     """All orders of six events of one name, two lives and a child."""
     second = owner(uid="second", version=20)
