@@ -58,6 +58,12 @@ def test_the_calibration_rows_are_the_same_each_time_and_no_more_than_there_are(
     assert len(quantize.calibration_rows(path, 1000)) == 24
 
 
+def test_calibration_rows_are_joined_to_full_sequences_and_none_is_lost_or_cut():
+    rows = [[number] * length for number, length in enumerate((3, 4, 2, 10, 1, 9))]
+    assert list(quantize.packed(rows, 10)) == [rows[0] + rows[1] + rows[2], rows[3], rows[4] + rows[5]]
+    assert list(quantize.packed([], 10)) == []
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

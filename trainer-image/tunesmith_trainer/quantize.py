@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,14 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     tokenizer = load_tokenizer(source)
     rows = calibration_rows(store.path_of(stage.run_uri) / "data" / "train.jsonl", settings.num_calibration_samples)
     encoded = [chat.encode(tokenizer, row, None).ids[: stage.training.max_length] for row in rows]
+    sequences = list(packed(encoded, stage.training.max_length))
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, trust_remote_code=False)
     oneshot(
         model=model,
         recipe=recipe(settings),
-        dataset=_dataset(encoded),
+        dataset=_dataset(sequences),
         max_seq_length=stage.training.max_length,
-        num_calibration_samples=len(encoded),
+        num_calibration_samples=len(sequences),
         shuffle_calibration_samples=False,
     )
     model.save_pretrained(target, save_compressed=True)
@@ -119,10 +121,26 @@ def calibration_rows(path: Path, count: int) -> list[dict[str, Any]]:
     return random.Random(CALIBRATION_SEED).sample(rows, min(count, len(rows)))
 
 
-def _dataset(encoded: list[list[int]]) -> Any:
+def packed(rows: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Yield rows of tokens joined to sequences of at most `length`, none of them cut.
+
+    Calibration sums over tokens, and what it costs is a forward pass of each layer for each sequence: joined, chat rows take
+    a fraction of the time. Padding them into batches instead would calibrate on tokens that no request has.
+    """
+    sequence: list[int] = []
+    for ids in rows:
+        if sequence and len(sequence) + len(ids) > length:
+            yield sequence
+            sequence = []
+        sequence = sequence + ids
+    if sequence:
+        yield sequence
+
+
+def _dataset(sequences: list[list[int]]) -> Any:
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": encoded, "attention_mask": [[1] * len(ids) for ids in encoded]})
+    return Dataset.from_dict({"input_ids": sequences, "attention_mask": [[1] * len(ids) for ids in sequences]})
 
 
 def recipe(settings: Quantization) -> list[Any]:
