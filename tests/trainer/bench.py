@@ -70,8 +70,13 @@ def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def present(value):
+    """A value without its members that are None."""
+    return {key: member for key, member in value.items() if member is not None}
+
+
 def run_block(**changes):
-    """A FineTuneJob's `run` for the tiny model, with top-level blocks replaced by `changes`."""
+    """A FineTuneJob's `run` for the tiny model, with top-level blocks replaced by `changes`, or left out for None."""
     block = {
         "images": {"trainer": "trainer:1"},
         "model": {"uri": "pvc://models/base"},
@@ -88,7 +93,7 @@ def run_block(**changes):
         "output": {"uri": "pvc://models/out", "artifacts": ["Adapter", "Merged"]},
         "variants": [],
     }  # fmt: skip
-    return block | changes
+    return present(block | changes)
 
 
 def training(**changes):
@@ -107,19 +112,20 @@ def prepare_input(**changes):
 def train_input(prepared, port, nodes=1, attempt=1, **changes):
     """Train's stage file for a run that was prepared with the same blocks."""
     block = run_block(**changes)
-    return {
+    return present({
         "schemaVersion": 1, "stage": "Train", "attempt": attempt, "device": "CPU", "object": OBJECT,
         "runURI": prepared["runURI"], "model": {key: prepared["model"][key] for key in ("uri", "digest")},
-        "method": block["method"], "adapter": block["adapter"], "training": block["training"],
+        "method": block["method"], "adapter": block.get("adapter"), "training": block["training"],
         "checkpoints": {"everySteps": 40, "keep": 2, "gracePeriodSeconds": 60},
         "parallelism": {"nodes": nodes, "processesPerNode": 1, "ddp": {}},
         "rendezvous": {"endpoint": f"127.0.0.1:{port}", "nodes": nodes, "processesPerNode": 1},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def finalize_input(train, trained):
     """Finalize's stage file for a run that was trained."""
-    common = {key: train[key] for key in ("schemaVersion", "attempt", "device", "object", "runURI", "model", "adapter")}
+    keys = ("schemaVersion", "attempt", "device", "object", "runURI", "model", "adapter")
+    common = present({key: train.get(key) for key in keys})
     return common | {"stage": "Finalize", "checkpoint": trained["checkpoint"], "artifacts": ["Adapter", "Merged"]}
 
 

@@ -26,10 +26,15 @@ def store(tmp_path, tiny_model):
     return bench.Bench(tmp_path, tiny_model)
 
 
-def free_port():
+def find_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    return find_port()
 
 
 def wait_for(condition, what, seconds=240):
@@ -47,7 +52,7 @@ class Story:
         blocks = {"training": bench.training(maxSteps=300)}
         self.prepared = self.store.run(bench.prepare_input(**blocks))[1]
         self.folder = self.store.path(self.prepared["runURI"])
-        self.train = [bench.train_input(self.prepared, free_port(), nodes=2, attempt=number, **blocks) for number in (1, 2)]
+        self.train = [bench.train_input(self.prepared, find_port(), nodes=2, attempt=number, **blocks) for number in (1, 2)]
         pods = [self.store.start(self.train[0], index) for index in (0, 1)]
         metrics = self.folder / "metrics.jsonl"
         wait_for(lambda: metrics.exists() or any(pod.process.poll() is not None for pod in pods), "the first step")

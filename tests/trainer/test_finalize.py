@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from tests.trainer.bench import finalize_input, prepare_input, train_input
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -82,3 +84,23 @@ def test_an_adapter_that_training_left_at_zero_is_refused(story, finalized, tmp_
     (story.folder / "results" / "finalize.json").unlink()
     code, result = story.store.run(value)
     assert (code, result["reason"]) == (65, "NoEffect")
+
+
+def test_full_fine_tuning_makes_a_merged_model_that_differs_from_its_base(store, free_port):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prepared = store.run(prepare_input(adapter=None))[1]
+    train = train_input(prepared, free_port, adapter=None)
+    code, trained = store.start(train).wait()
+    assert code == 0, trained
+    value = finalize_input(train, trained)
+    assert store.run(value)[1]["reason"] == "InvalidSettings"
+    code, result = store.run(value | {"artifacts": ["Merged"]})
+    assert code == 0, result
+    (merged,) = result["artifacts"]
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+        for folder in (store.root / "models" / "base", store.path(merged["uri"]))
+    )
+    assert all(not torch.equal(tensor, after[name]) for name, tensor in before.items() if tensor.dim() > 1)

@@ -147,8 +147,14 @@ def lora_config(adapter: Adapter | None) -> LoraConfig | None:
     )
 
 
+def restore_to_numbered_cpu(storage: Any, location: str) -> Any:
+    """Restore a tensor to `cpu:<n>`, accelerate's name for a process's CPU, which torch.load does not know."""
+    return storage if location.startswith("cpu:") else None
+
+
 def build(stage: TrainInput, callbacks: list[TrainerCallback]) -> Trainer:
     """Return the trainer of a stage, ready to train."""
+    torch.serialization.register_package(100, lambda _: None, restore_to_numbered_cpu)
     # transformers names checkpoints `checkpoint-<step>`; the run's layout says `step-<step>`.
     vars(transformers.trainer)["PREFIX_CHECKPOINT_DIR"] = checkpoint.PREFIX
     run_folder = store.path_of(stage.run_uri)

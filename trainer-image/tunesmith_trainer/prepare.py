@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import chat, dataset, model, result, settings, store
@@ -118,16 +120,26 @@ def bring_model(uri: str, output_uri: str) -> tuple[str, str]:
     cached_uri = store.join(output_uri, "cache", store.short(digest))
     cached = store.path_of(cached_uri)
     if not store.is_intact(cached):
+        copy_model(source, cached, uri, digest)
+    return cached_uri, digest
+
+
+def copy_model(source: Path, cached: Path, uri: str, digest: str) -> None:
+    """Copy a model into the cache; another Prepare may be doing the same, so the copy grows beside its place."""
+    incoming = cached.with_name(f".{cached.name}.{uuid.uuid4().hex[:8]}")
+    try:
         for path in store.listed_files(source):
-            target = cached / path.relative_to(source)
+            target = incoming / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         # The copy is hashed, not the source again: this finds a bad copy as well as a source that changed meanwhile.
-        if store.scan(cached).digest != digest:
-            shutil.rmtree(cached)
+        if store.write_manifest(incoming).digest != digest:
             raise StageError("DigestMismatch", f"{uri} changed while it was copied; try again when nobody writes to it")
-        store.write_manifest(cached)
-    return cached_uri, digest
+        if not store.is_intact(cached):
+            shutil.rmtree(cached, ignore_errors=True)
+            incoming.rename(cached)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
 
 
 def digest_run(wanted: Run, model_digest: str, data: Data) -> str:

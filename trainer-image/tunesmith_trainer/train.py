@@ -83,6 +83,7 @@ class Launcher:
         self.stage = stage
         self.scratch = scratch
         self.terminated = False
+        self.deadline = float("inf")
         self.agent: subprocess.Popen[bytes] | None = None
         self.node = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
 
@@ -100,24 +101,25 @@ class Launcher:
 
     def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
         self.terminated = True
+        self.deadline = time.monotonic() + self.stage.checkpoints.grace_period_seconds - LAUNCHER_SECONDS / 2
         if self.agent is None:
             raise StageError("Interrupted", "stopped by SIGTERM before training began")
         self.agent.terminate()
 
     def _wait(self) -> None:
-        """Wait for torchrun. Once all workers have answered it is stopped.
+        """Wait for torchrun, but no longer than needed once all workers have answered or the grace period is over.
 
-        Left alone it would wait minutes for the other nodes' torchruns, and one that was told to stop never answers.
+        Left alone it would wait minutes for the other nodes' torchruns, of which one that was told to stop never answers;
+        and it does so in native code, where no signal but SIGKILL reaches it.
         """
         assert self.agent is not None
         while self.agent.poll() is None:
             time.sleep(POLL_SECONDS)
             if len(self.outcomes()) == self.stage.rendezvous.processes_per_node:
-                try:
-                    self.agent.wait(timeout=LAUNCHER_SECONDS)
-                except subprocess.TimeoutExpired:
-                    self.agent.terminate()
-                    self.agent.wait()
+                self.deadline = min(self.deadline, time.monotonic() + LAUNCHER_SECONDS / 2)
+            if time.monotonic() > self.deadline:
+                self.agent.kill()
+                self.agent.wait()
 
     def command(self, host: str, port: int) -> list[str]:
         """Return torchrun's command line for this node."""
@@ -147,6 +149,7 @@ class Launcher:
             "OMP_NUM_THREADS": str(max(1, cpu_count() // self.stage.rendezvous.processes_per_node)),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         }
         return ours | dict(os.environ) | {"TUNESMITH_SCRATCH": str(self.scratch)}
 
