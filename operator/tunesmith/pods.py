@@ -164,7 +164,9 @@ def _environment(workload: Workload, config: Config) -> list[Object]:
             "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{STAGE_FOLDER}/{CA_FILE}",
             "KUBEFLOW_TRAINER_SERVER_TOKEN": f"{TOKEN_FOLDER}/token",
         }
-    return [{"name": name, "value": value} for name, value in values.items()]
+    # As many threads as CPUs were asked for, rounded up: left alone, each pod would start one for every CPU of its node.
+    threads = {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1"}}}
+    return [*({"name": name, "value": value} for name, value in values.items()), threads]
 
 
 def _reports(workload: Workload, config: Config) -> bool:

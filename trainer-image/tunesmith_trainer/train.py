@@ -44,7 +44,13 @@ def run(stage: TrainInput) -> Answer:
 
 
 def cpu_count() -> int:
-    """Return how many CPUs this container may use: its cgroup's quota where it has one, else its affinity's count."""
+    """Return how many CPUs this container is meant to use.
+
+    That is OMP_NUM_THREADS where the pod sets it (from its CPU request: several pods of a node that each took all its CPUs
+    would keep one another waiting), else the cgroup's quota, else the affinity's count.
+    """
+    if told := os.environ.get("OMP_NUM_THREADS"):
+        return max(1, int(told))
     allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -143,15 +149,14 @@ class Launcher:
 
     def environment(self) -> dict[str, str]:
         """Return the workers' environment: where they read and answer, and how many threads each may use."""
-        ours = {
+        defaults = {
             "TUNESMITH_STAGE_FILE": str(stages.stage_file().resolve()),
-            "TUNESMITH_SCRATCH": str(self.scratch),
-            "OMP_NUM_THREADS": str(max(1, cpu_count() // self.stage.rendezvous.processes_per_node)),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         }
-        return ours | dict(os.environ) | {"TUNESMITH_SCRATCH": str(self.scratch)}
+        threads = max(1, cpu_count() // self.stage.rendezvous.processes_per_node)
+        return defaults | dict(os.environ) | {"TUNESMITH_SCRATCH": str(self.scratch), "OMP_NUM_THREADS": str(threads)}
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Return what this node's workers have answered so far, by local rank."""
