@@ -83,6 +83,14 @@ def make_node_cgroup(node: Node) -> None:
                 # Version 1 leaves these empty, and nothing may join an empty cpuset.
                 for name in ("cpuset.cpus", "cpuset.mems"):
                     (folder / name).write_text((hierarchy / name).read_text())
+        _raise_share(hierarchy / CGROUP)
+
+
+def _raise_share(folder: Path) -> None:
+    """Let all pods together weigh as much as a few processes of the host: by default they weigh as much as one."""
+    for name, value in (("cpu.shares", 4 * 1024), ("cpu.weight", 4 * 100)):
+        if (folder / name).exists():
+            (folder / name).write_text(str(value))
 
 
 def _delegate(folder: Path) -> None:
