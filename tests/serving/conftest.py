@@ -125,6 +125,18 @@ class Running:
     def exit_code(self, timeout=10):
         return self.process.wait(timeout)
 
+    def engine_pids(self):
+        """The processes that the launcher started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+    def close(self):
+        """End the launcher and the engine, which is a process group of its own and would outlive it."""
+        for pid in self.engine_pids():
+            os.killpg(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
     def result(self):
         return json.loads(self.termination.read_text())
 
@@ -142,8 +154,7 @@ def launch(tmp_path, model):
 
     yield start
     for running in started:
-        running.process.kill()
-        running.process.wait()
+        running.close()
 
 
 def plain_stage(**changes):

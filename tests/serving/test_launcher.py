@@ -76,10 +76,7 @@ def test_an_engine_that_cannot_start_is_told_by_its_own_exception(launch):
 def test_an_engine_that_is_killed_while_serving_is_a_failure(launch):
     running = launch()
     running.wait_ready()
-    children = f"/proc/{running.process.pid}/task/{running.process.pid}/children"
-    with open(children) as file:
-        engine = int(file.read().split()[0])
-
+    [engine] = running.engine_pids()
     os.kill(engine, signal.SIGKILL)
 
     assert running.exit_code() == 70
