@@ -50,7 +50,7 @@ def describe(thing: Object) -> str:
     status = thing.get("status", {})
     label = f"{thing['kind']}/{thing['metadata']['name']}"
     stage = status.get("stage", "")
-    for kind in ("Stalled", "Reconciling", "Ready"):
+    for kind in ("Stalled", "Suspended", "Reconciling", "Ready"):
         entry = condition(thing, kind)
         if entry.get("status") == "True":
             text = entry["message"] or entry["reason"]

@@ -57,8 +57,9 @@ def fingerprint(folder: Path) -> str:
 
 
 def start_loader(kube: Kube, image: str) -> None:
-    """Have the loader pod running."""
-    kube.apply(loader_pod(image))
+    """Have the loader pod running. One that is there is left alone: another image would restart it under our feet."""
+    if not kube.run("get", "pod", LOADER, "--ignore-not-found", "--output=name"):
+        kube.apply(loader_pod(image))
     wait_for(lambda: kube.get("pod", LOADER).get("status", {}).get("phase") == "Running", "the loader pod running", 180)
 
 

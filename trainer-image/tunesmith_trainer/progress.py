@@ -59,7 +59,7 @@ class ProgressReport(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Remember the newest figures."""
-        self._metrics |= {key: str(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        self._metrics |= {key: f"{value:.6g}" for key, value in (logs or {}).items() if isinstance(value, int | float)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Post, unless the last post was a moment ago."""

@@ -86,12 +86,21 @@ def _checkpoint(observed: Observed, ledger: Ledger) -> Any:
 def _progress(observed: Observed, ledger: Ledger) -> Any:
     """The report worth a write: reports come every few seconds, and each status write wakes every watcher of the object."""
     before, report = observed.recorded.get("progress"), observed.progress
+    told = ledger.answers.get(StageKey("Train"))
+    if told and told.outcome == "Succeeded" and (report or before):
+        # The last report comes too soon after the one before it to be written by itself.
+        return _shown(report or before or {}, observed) | {"progressPercentage": 100, "estimatedRemainingSeconds": 0}
     if not report or ledger.stage != "Train" or not ledger.active:
         return before
     if before:
         moved = abs(report.get("progressPercentage", 0) - before.get("progressPercentage", 0))
         if moved < PROGRESS_STEP or observed.now - attempts.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
             return before
+    return _shown(report, observed)
+
+
+def _shown(report: Mapping[str, Any], observed: Observed) -> dict[str, Any]:
+    """A report as status shows it: bounded, with the time of the write."""
     metrics = [metric for metric in report.get("metrics", ()) if len(metric["name"]) <= METRIC_NAME_LIMIT][:METRICS_KEPT]
     kept = {name: report[name] for name in ("progressPercentage", "estimatedRemainingSeconds") if report.get(name) is not None}
     return kept | _optional("metrics", metrics) | {"lastUpdatedTime": timestamp(observed.now)}

@@ -219,8 +219,10 @@ def test_progress_is_written_rarely_and_kept_when_the_report_is_gone() -> None:
     life.later(1).step()
     assert life.status["progress"]["progressPercentage"] == 9
     life.progress = None
-    life.succeed("Train").step()
+    life.later(1).step()
     assert life.status["progress"]["progressPercentage"] == 9
+    life.succeed("Train").step()
+    assert (life.status["progress"]["progressPercentage"], life.status["progress"]["estimatedRemainingSeconds"]) == (100, 0)
 
 
 def test_what_superseded_attempts_read_is_removed_but_their_jobs_stay_for_their_logs() -> None:
