@@ -61,8 +61,9 @@ def _resolve(observed: Observed) -> tuple[dict[str, Any], TunesmithError | None]
     resolved: dict[str, Any] = {"images": {"trainer": observed.config.images.trainer}} | dict(observed.recorded.get("resolved", {}))
     resolved["worldSize"] = defaults.world_size(observed.spec)
     try:
-        check_volumes(observed)
-        return {"model": {"uri": model_uri(observed)}} | resolved, None
+        model = model_uri(observed)
+        check_volumes(observed, model)
+        return {"model": {"uri": model}} | resolved, None
     except TunesmithError as error:
         return resolved, error
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from tunesmith.pods import claims
 from tunesmith.spec import Block, ModelSource, Overrides, Reference, Resources, Scheduling, rules, union
 
 KIND = "ModelDeployment"
@@ -54,6 +55,4 @@ def references(spec: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     named = {("EvalRun", ref["name"]) for ref in (spec.get("gate") or {}).get("evalRunRefs", ())}
     if "fineTuneJobRef" in model:
         named.add(("FineTuneJob", model["fineTuneJobRef"]["name"]))
-    if "uri" in model:
-        named.add(("PersistentVolumeClaim", model["uri"].removeprefix("pvc://").split("/")[0]))
-    return frozenset(named)
+    return frozenset(named | {("PersistentVolumeClaim", claim) for claim in claims(model)})

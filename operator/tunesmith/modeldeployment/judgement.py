@@ -7,17 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.conditions import Condition, find, is_true
-from tunesmith.errors import InvalidSpec, NotReadyYet, TunesmithError
+from tunesmith.errors import InvalidSpec, TunesmithError
+from tunesmith.sources import model_of, require_claims, status_of
 from tunesmith.values import Key, Object, Observed
 
 Outcome = Literal["Open", "Waiting", "Closed"]
-
-
-class DependencyFailed(TunesmithError):
-    """What is named has failed; it may be made anew, so its events still wake us."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("DependencyFailed", message)
 
 
 @dataclass(frozen=True)
@@ -82,41 +76,20 @@ def resolve(observed: Observed, in_use: bool) -> Model:
 
 
 def _resolve_now(observed: Observed, source: str) -> Model:
-    model = observed.spec["model"]
-    if "uri" in model:
-        return Model(source, model["uri"], _evaluated_digest(observed, model["uri"]))
-    return _artifact(observed, source, model["fineTuneJobRef"]["name"], model["artifact"])
+    given = observed.spec["model"]
+    if given.get("artifact") == "Adapter":
+        raise InvalidSpec("InvalidModel", "an Adapter cannot be served by itself: name the Merged artifact or a variant")
+    require_claims(observed, given)
+    model = model_of(observed, given)
+    return Model(source, model["uri"], model.get("digest") or _evaluated_digest(observed, model["uri"]))
 
 
 def _evaluated_digest(observed: Observed, uri: str) -> str | None:
-    claim = uri.removeprefix("pvc://").split("/")[0]
-    if _refer(observed, "PersistentVolumeClaim", claim) is None:
-        raise NotReadyYet("DependencyNotReady", f"PersistentVolumeClaim {claim} does not exist; the model lies on it")
     for name in gate_names(observed.spec):
-        evaluated = _status(_refer(observed, "EvalRun", name)).get("evaluated") or {}
+        evaluated = status_of(_refer(observed, "EvalRun", name) or {}).get("evaluated") or {}
         if evaluated.get("uri") == uri and evaluated.get("digest"):
             return str(evaluated["digest"])
     return None
-
-
-def _artifact(observed: Observed, source: str, name: str, artifact: str) -> Model:
-    if artifact == "Adapter":
-        raise InvalidSpec("InvalidModel", "an Adapter cannot be served by itself: name the Merged artifact or a variant")
-    job = _refer(observed, "FineTuneJob", name)
-    if job is None:
-        raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} does not exist")
-    found = next((entry for entry in _status(job).get("artifacts", ()) if entry["name"] == artifact), None)
-    if found:
-        return Model(source, found["uri"], found["digest"])
-    if is_true(_status(job), "Stalled"):
-        raise DependencyFailed(f"FineTuneJob {name} failed: {(find(_status(job), 'Stalled') or {}).get('message', '')}")
-    if is_true(_status(job), "Succeeded"):
-        raise DependencyFailed(f"FineTuneJob {name} is done and has no artifact {artifact}: add it to the job's `output.artifacts` or `variants`")
-    raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} has not finished artifact {artifact}")
-
-
-def _status(reference: Object | None) -> Mapping[str, Any]:
-    return (reference or {}).get("status") or {}
 
 
 def judge(observed: Observed, model: Model | None, passed: tuple[str, ...]) -> Judgement:
@@ -144,7 +117,7 @@ def _waiting(message: str) -> Judgement:
 def _ask(name: str, run: Object | None, model: Model | None) -> Judgement:
     if run is None:
         return _waiting(f"EvalRun {name} does not exist")
-    status = _status(run)
+    status = status_of(run)
     if "verdict" not in status:
         if is_true(status, "Stalled"):
             cause = (find(status, "Stalled") or {}).get("message", "")
@@ -165,7 +138,7 @@ def _ask(name: str, run: Object | None, model: Model | None) -> Judgement:
 def _failures(run: Object) -> str:
     """The criteria that did not hold, with their numbers."""
     criteria = run["spec"].get("gate", [])
-    outcomes = [{**criterion, **outcome} for criterion, outcome in zip(criteria, _status(run).get("gate", ()), strict=False)]
+    outcomes = [{**criterion, **outcome} for criterion, outcome in zip(criteria, status_of(run).get("gate", ()), strict=False)]
     lines = [_failure(outcome) for outcome in outcomes if outcome["outcome"] != "Passed"]
     return "; ".join(lines) or "verdict Failed"
 

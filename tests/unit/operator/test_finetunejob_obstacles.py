@@ -51,6 +51,15 @@ def test_two_nodes_need_shared_volumes_where_training_mounts_them() -> None:
     assert not life.children
 
 
+def test_a_model_of_another_job_must_lie_on_a_shared_volume_too() -> None:
+    made = {**artifact("Merged"), "uri": "pvc://elsewhere/merged"}
+    source = {"fineTuneJobRef": {"name": "first"}, "artifact": "Merged"}
+    life = Life(claim("datasets"), claim("models"), claim("elsewhere", "ReadWriteOnce"), dependency(made), model=source, parallelism=TWO_NODES)
+    life.step()
+    assert life.condition("Stalled")["reason"] == "VolumeNotShared"
+    assert "elsewhere" in life.condition("Stalled")["message"]
+
+
 def test_more_than_eight_claims_are_refused() -> None:
     life = Life(datasets=[{"name": f"d{number}", "uri": f"pvc://d{number}/x.jsonl", "format": "Text"} for number in range(8)])
     life.step()
@@ -60,7 +69,7 @@ def test_more_than_eight_claims_are_refused() -> None:
 def dependency(*artifacts: Object, **conditions: str) -> Object:
     """A FineTuneJob that is named by another."""
     job = owner("FineTuneJob", "first", {})
-    told = [{"type": kind, "status": value, "reason": "EmptyDataset"} for kind, value in conditions.items()]
+    told = [{"type": kind, "status": value, "reason": "EmptyDataset", "message": "no row is left"} for kind, value in conditions.items()]
     return job | {"status": {"artifacts": list(artifacts), "conditions": told}}
 
 
