@@ -23,7 +23,15 @@ HOST = "host"
 PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     # First and on its own: what a test would otherwise build for minutes within its time limit and with its output captured.
     "build": (HOST, {}, [["-m", "dev.cluster", "build"], ["-m", "dev.cluster", "tool", "helm"]]),
-    "lint": ("operator", {}, [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]]),
+    "lint": (
+        "operator",
+        {},
+        [
+            ["-m", "ruff", "check", "."],
+            ["-m", "ruff", "format", "--check", "."],
+            ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        ],
+    ),
     "types": ("operator", {}, [["-m", "mypy"]]),
     "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
     "integration": ("operator", {}, [[*PYTEST, "tests/integration"]]),

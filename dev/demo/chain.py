@@ -70,5 +70,3 @@ def follow_to_the_end(cluster: Stack, say: Say, seconds: float = 3600) -> dict[t
 def fetch_report(cluster: Stack, run: Object, target: Path = ROOT / "build/demo") -> Path:
     """Copy the EvalRun's HTML report out of the cluster; returns where it lies."""
     return seed.download(cluster.kube, run["status"]["reportURI"], target)
-
-

@@ -55,7 +55,16 @@ def install_chart(helm: str, kubeconfig: Path, built: Images) -> None:
     """helm upgrade --install, waiting until the operator is available."""
     values = {"image": built.operator, "images.trainer": built.trainer, "images.serving": built.serving}
     settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
-    command = [helm, "upgrade", "--install", "tunesmith", str(ROOT / "helm/tunesmith"), f"--kubeconfig={kubeconfig}", f"--namespace={SYSTEM}", "--create-namespace"]
+    command = [
+        helm,
+        "upgrade",
+        "--install",
+        "tunesmith",
+        str(ROOT / "helm/tunesmith"),
+        f"--kubeconfig={kubeconfig}",
+        f"--namespace={SYSTEM}",
+        "--create-namespace",
+    ]
     done = subprocess.run([*command, *settings, "--wait", "--timeout=90s"], capture_output=True, text=True)
     if done.returncode:
         raise DemoError(f"helm could not install the operator: {done.stderr.strip()}")

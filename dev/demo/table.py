@@ -13,7 +13,9 @@ def cell(value: str | None) -> str:
 def columns(rows: list[list[str]]) -> str:
     """Rows as aligned text; the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))]) for row in rows)
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))]) for row in rows
+    )
 
 
 def results(run: Object) -> str:
@@ -21,7 +23,9 @@ def results(run: Object) -> str:
     rows = [["metric", "base", "tuned", "quantized", "± stderr"]]
     for entry in run["status"].get("results", []):
         baselines = entry.get("baselines", {})
-        rows.append([entry["metric"], cell(baselines.get("base")), cell(baselines.get("unquantized")), cell(entry.get("tested")), cell(entry.get("stderr"))])
+        rows.append(
+            [entry["metric"], cell(baselines.get("base")), cell(baselines.get("unquantized")), cell(entry.get("tested")), cell(entry.get("stderr"))]
+        )
     return columns(rows)
 
 

@@ -39,7 +39,13 @@ def perplexity(folder: str, rows: Path) -> float:
 def accuracy(folder: str, tasks: str, task: str, limit: str) -> float:
     """acc as the lm_eval command reports it."""
     with tempfile.TemporaryDirectory() as out:
-        arguments = [f"--model_args=pretrained={folder},dtype=bfloat16", f"--tasks={task}", f"--include_path={tasks}", f"--limit={limit}", f"--output_path={out}"]
+        arguments = [
+            f"--model_args=pretrained={folder},dtype=bfloat16",
+            f"--tasks={task}",
+            f"--include_path={tasks}",
+            f"--limit={limit}",
+            f"--output_path={out}",
+        ]
         subprocess.run([sys.executable, "-m", "lm_eval", "run", "--model=hf", "--device=cpu", *arguments], cwd=tasks, check=True, stdout=sys.stderr)
         answer = json.loads(next(Path(out).rglob("results_*.json")).read_text())
     figure: float = answer["results"][task]["acc,none"]

@@ -43,7 +43,10 @@ set -eu
 mkdir -p /mnt/pvc/datasets/bad/pickle /mnt/pvc/datasets/bad/remote-code
 cd /mnt/pvc/datasets/bad
 printf '%s\\n' '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}' '{"messages": "no list"}' > row.jsonl
-for part in config.json tokenizer.json tokenizer_config.json; do cp ../smollm2-135m-instruct/$part pickle/; cp ../smollm2-135m-instruct/$part remote-code/; done
+for part in config.json tokenizer.json tokenizer_config.json; do
+  cp ../smollm2-135m-instruct/$part pickle/
+  cp ../smollm2-135m-instruct/$part remote-code/
+done
 echo x > pickle/pytorch_model.bin
 cp ../smollm2-135m-instruct/*.safetensors remote-code/
 sed -i 's/^{/{"auto_map": {"AutoModelForCausalLM": "evil.Model"},/' remote-code/config.json

@@ -41,7 +41,15 @@ def test_the_figures_equal_those_of_the_libraries_run_by_hand(
     run = chain["EvalRun", EVAL_RUN]
     uris = {"tested": run["status"]["evaluated"]["uri"], "base": chain["FineTuneJob", "support-bot"]["status"]["resolved"]["model"]["uri"]}
     folder = seed.download(kube, uris[model], tmp_path)
-    command = [checks.python("trainer"), str(Path(__file__).with_name("by_hand.py")), str(folder), str(data / "heldout.jsonl"), str(data / "tasks"), TASK, LIMIT]
+    command = [
+        checks.python("trainer"),
+        str(Path(__file__).with_name("by_hand.py")),
+        str(folder),
+        str(data / "heldout.jsonl"),
+        str(data / "tasks"),
+        TASK,
+        LIMIT,
+    ]
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     by_hand = json.loads(subprocess.run(command, env=offline, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
     perplexity, accuracy = reported(run, model)

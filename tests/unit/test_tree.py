@@ -8,10 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 import tunesmith
 
 ROOT = Path(__file__).resolve().parents[2]
-LISTED = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+LISTED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout
 FILES = [ROOT / line for line in LISTED.splitlines() if (ROOT / line).is_file()]
 PYTHON = [path for path in FILES if path.suffix == ".py"]
 
