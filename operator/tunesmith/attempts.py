@@ -101,9 +101,9 @@ def describe(job: Object | None, pods: Sequence[Object]) -> Note:
         return Note("Ending", _ending(live))
     if job["spec"].get("suspend"):
         return Note("Queued", "its Job is held by a queue")
-    obstacle = next((note for pod in live if (note := _obstacle(pod))), None)
-    if obstacle:
-        return obstacle
+    blocked = next((note for pod in live if (note := obstacle(pod))), None)
+    if blocked:
+        return blocked
     running = [pod for pod in live if _status(pod).get("phase") == "Running"]
     if running and len(running) == len(live):
         return Note("Running", "running", running=True)
@@ -114,7 +114,8 @@ def _ending(live: Sequence[Object]) -> str:
     return f"{len(live)} pods are saving their work and ending"
 
 
-def _obstacle(pod: Object) -> Note | None:
+def obstacle(pod: Object) -> Note | None:
+    """What keeps a pod from running, if anything does: no node for it, no image."""
     name = pod["metadata"]["name"]
     for condition in _conditions(pod):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":

@@ -12,13 +12,6 @@ from tunesmith.spec import Block, dump
 
 BAD_SETTINGS, BAD_DATA, INTERRUPTED = 64, 65, 75
 """Exit codes of sysexits.h that the operator tells apart."""
-FINAL_REASONS = frozenset(
-    (
-        *("SourceNotFound", "InvalidOverrides", "GroupSizeMismatch", "SequenceTooLong", "UnsupportedTemplate", "InvalidSettings"),
-        *("InvalidDataset", "EmptyDataset", "UnsafeWeights", "RemoteCodeRefused", "DigestMismatch", "NoEffect"),
-    )
-)
-"""Reasons of bad settings or data: trying again cannot help."""
 
 DecimalString = Annotated[str, StringConstraints(max_length=64)]
 
@@ -49,7 +42,7 @@ class Result(Block):
     @property
     def final(self) -> bool:
         """Failed in a way that another attempt cannot mend."""
-        return self.outcome == "Failed" and (self.exit_code in (BAD_SETTINGS, BAD_DATA) or self.reason in FINAL_REASONS)
+        return self.outcome == "Failed" and self.exit_code in (BAD_SETTINGS, BAD_DATA)
 
     @property
     def interrupted(self) -> bool:

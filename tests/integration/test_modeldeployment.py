@@ -13,7 +13,16 @@ from tunesmith.values import Object
 
 SPEC: Object = {"model": {"uri": "pvc://models/base"}}
 OTHER_ENGINE: Object = {"spec": {"engine": {"vllm": {"maxModelLen": 64}}}}
-MISMATCH = {"schemaVersion": 1, "stage": "Serve", "outcome": "Failed", "exitCode": 65, "reason": "DigestMismatch", "message": "weights have changed"}
+MISMATCH = {
+    "schemaVersion": 1,
+    "stage": "Serve",
+    "outcome": "Failed",
+    "startTime": "2026-01-01T00:00:00Z",
+    "completionTime": "2026-01-01T00:00:01Z",
+    "exitCode": 65,
+    "reason": "DigestMismatch",
+    "message": "weights have changed",
+}
 
 
 def revision(space: Namespace, state: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from tunesmith.attempts import obstacle
 from tunesmith.modeldeployment.revision import Revision, child_name, of_revision
+from tunesmith.results import parse_result
 from tunesmith.values import Object, Observed
 
-HOPELESS_EXIT_CODES = (64, 65)
-"""Bad settings, bad data (docs/contract.md): starting again cannot help."""
 RESTARTS_TO_FAIL = 2
 """After so many restarts the engine counts as failed; it is told as such until it is ready, not in turns with `Starting`."""
 
@@ -70,22 +69,14 @@ def _container_failure(container: Mapping[str, Any]) -> Failure | None:
     if terminated is None:
         return None
     text = str(terminated.get("message") or "").strip()
-    result = _result(text)
-    if terminated["exitCode"] in HOPELESS_EXIT_CODES and result:
-        return Failure(result["reason"], str(result.get("message", "")))
+    result = parse_result("Serve", text)
+    if result and result.final:
+        return Failure(result.reason or "Failed", result.message or "")
     if container.get("restartCount", 0) < RESTARTS_TO_FAIL:
         return None
-    cause = str(result.get("message", "")) if result else text[-512:]
+    # An engine that died without its launcher leaves other text or none.
+    cause = (result.message if result else text[-512:]) or ""
     return Failure("EngineFailed", f"{cause or terminated.get('reason', 'Error')} (exit code {terminated['exitCode']})")
-
-
-def _result(text: str) -> dict[str, Any] | None:
-    """The launcher's result in a termination message; an engine that died by itself leaves other text or none."""
-    try:
-        result = json.loads(text)
-    except ValueError:
-        return None
-    return result if isinstance(result, dict) and isinstance(result.get("reason"), str) else None
 
 
 def obstacle_of(observed: Observed, revision: Revision) -> str:
@@ -94,17 +85,12 @@ def obstacle_of(observed: Observed, revision: Revision) -> str:
     for condition in ((deployment or {}).get("status") or {}).get("conditions", ()):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             return str(condition.get("message", ""))
-    obstacles = (_obstacle(pod) for pod in pods_of(observed, revision))
-    return next((obstacle for obstacle in obstacles if obstacle), "")
+    told = (_obstacle(pod) for pod in pods_of(observed, revision))
+    return next((text for text in told if text), "")
 
 
 def _obstacle(pod: Object) -> str:
-    status = pod.get("status") or {}
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
-    for container in status.get("containerStatuses", ()):
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
-            return f"{waiting.get('reason', '')}: {waiting.get('message', '')}"
-    return "" if status.get("phase") != "Running" else "the engine is loading the model"
+    note = obstacle(pod)
+    if note:
+        return f"{note.reason}: {note.message}"
+    return "the engine is loading the model" if (pod.get("status") or {}).get("phase") == "Running" else ""

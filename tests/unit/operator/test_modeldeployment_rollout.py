@@ -14,6 +14,8 @@ MISMATCH = {
     "stage": "Serve",
     "attempt": 0,
     "outcome": "Failed",
+    "startTime": "2026-01-01T00:00:00Z",
+    "completionTime": "2026-01-01T00:00:01Z",
     "exitCode": 65,
     "reason": "DigestMismatch",
     "message": "model.safetensors has changed",

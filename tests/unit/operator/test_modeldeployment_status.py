@@ -235,7 +235,7 @@ def test_an_unscheduled_pod_tells_what_it_waits_for() -> None:
         "conditions": [condition("PodScheduled", "False", "Unschedulable", "0/3 nodes have nvidia.com/gpu")],
     }
     world.step()
-    assert world.message("Ready").endswith("Unschedulable: 0/3 nodes have nvidia.com/gpu")
+    assert world.message("Ready").endswith(f"Unschedulable: pod pod-{name}: 0/3 nodes have nvidia.com/gpu")
 
 
 def test_a_serving_revision_that_loses_a_pod_stays_ready_and_says_so() -> None:
