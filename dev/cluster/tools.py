@@ -58,7 +58,6 @@ def _containerd(name: str) -> GoBinary:
     return GoBinary(name, "containerd", f"{CONTAINERD}/cmd/{name}", CONTAINERD, stamp, tags=tags)
 
 
-CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 GO_BINARIES = {
     binary.name: binary
     for binary in (

@@ -49,7 +49,6 @@ class Images(Block):
     """Images pinned when the object was first acted on; an upgrade of the operator does not change them."""
 
     trainer: Text | None = Field(None, description="Image of the training, quantization and evaluation stages.")
-    serving: Text | None = Field(None, description="Image of the serving stage.")
 
 
 class PinnedModel(Block):
@@ -81,13 +80,13 @@ class Resolved(Block):
     """What names in the spec turned out to mean, and settings fixed for the run."""
 
     images: Images | None = Field(None, description="Pinned images.")
-    run_digest: Digest | None = Field(None, alias="runDigest", description="sha256 of all that determines the result.")
     run_uri: Location | None = Field(None, alias="runURI", description="Folder of this run.")
 
 
 class FineTuneJobResolved(Resolved):
     """Told by Prepare."""
 
+    run_digest: Digest | None = Field(None, description="sha256 of all that determines the result.")
     model: ResolvedModel | None = Field(None, description="The base model.")
     datasets: Annotated[list[ResolvedDataset], Field(max_length=17)] | None = Field(None, description="The datasets.")
     train_rows: BigCount | None = Field(None, description="Rows trained on.")
@@ -145,8 +144,6 @@ class Progress(Block):
 
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Share of the steps done.")
     estimated_remaining_seconds: BigCount | None = Field(None, description="Until the training ends.")
-    current_step: BigCount | None = Field(None, description="Optimizer steps done.")
-    total_steps: BigCount | None = Field(None, description="Optimizer steps in all.")
     metrics: Annotated[list[Metric], Field(max_length=32)] | None = Field(None, description="Newest metrics.")
     last_updated_time: Time | None = Field(None, description="When the report came.")
 
@@ -200,7 +197,6 @@ class FineTuneJobStatus(JobStatus):
     progress: Progress | None = Field(None, description="Newest report of the training.")
     last_checkpoint: Checkpoint | None = Field(None, description="Newest complete checkpoint.")
     artifacts: Annotated[list[Artifact], Field(max_length=10)] | None = Field(None, description="Finished artefacts.")
-    gpu_seconds: BigCount | None = Field(None, description="GPU time of all attempts.")
 
 
 class LineageStage(Block):

@@ -28,7 +28,6 @@ from tunesmith.spec import (
 KIND = "EvalRun"
 PLURAL = "evalruns"
 TESTED = "tested"
-KNOWN_BASELINES = ("base", "unquantized")
 
 
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", min_length=1, max_length=40)]
