@@ -49,16 +49,15 @@ class Kube:
     @contextmanager
     def port_forward(self, target: str, port: int) -> Iterator[str]:
         """Base URL on localhost that reaches `port` of `target` (such as svc/name) while the context lasts."""
-        process = subprocess.Popen(self.command("port-forward", target, f":{port}"), stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()  # "Forwarding from 127.0.0.1:40123 -> 80"
-            if "->" not in line:
-                raise DemoError(f"kubectl port-forward {target} did not start")
-            yield "http://" + line.split("from ")[1].split(" ->")[0]
-        finally:
-            process.terminate()
-            process.wait()
+        with subprocess.Popen(self.command("port-forward", target, f":{port}"), stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()  # "Forwarding from 127.0.0.1:40123 -> 80"
+                if "->" not in line:
+                    raise DemoError(f"kubectl port-forward {target} did not start")
+                yield "http://" + line.split("from ")[1].split(" ->")[0]
+            finally:
+                process.terminate()
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float, every: float = 1.0) -> None:

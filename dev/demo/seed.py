@@ -71,10 +71,10 @@ def upload(kube: Kube, folder: Path, claim: str) -> bool:
         return False
     # By its entries, not as ".": the volume's root is not ours to change.
     entries = sorted(path.name for path in folder.iterdir())
-    packed = subprocess.Popen(["tar", "--create", "--dereference", f"--directory={folder}", *entries], stdout=subprocess.PIPE)
     target = [*inside, "tar", "--extract", "--no-same-owner", "--no-same-permissions", "--touch", f"--directory=/mnt/pvc/{claim}"]
-    unpacked = subprocess.run(target, stdin=packed.stdout, capture_output=True, text=True)
-    if packed.wait() or unpacked.returncode:
+    with subprocess.Popen(["tar", "--create", "--dereference", f"--directory={folder}", *entries], stdout=subprocess.PIPE) as packed:
+        unpacked = subprocess.run(target, stdin=packed.stdout, capture_output=True, text=True)
+    if packed.returncode or unpacked.returncode:
         raise DemoError(f"the copy to the volume {claim} failed: {unpacked.stderr.strip()}")
     subprocess.run([*inside, "touch", mark], check=True, stdin=subprocess.DEVNULL)
     return True
@@ -85,8 +85,8 @@ def download(kube: Kube, uri: str, target: Path) -> Path:
     claim, _, path = uri.removeprefix("pvc://").partition("/")
     target.mkdir(parents=True, exist_ok=True)
     parent, _, name = f"/mnt/pvc/{claim}/{path}".rpartition("/")
-    packed = subprocess.Popen(kube.command("exec", LOADER, "--", "tar", "--create", f"--directory={parent}", name), stdout=subprocess.PIPE)
-    subprocess.run(["tar", "--extract", f"--directory={target}"], stdin=packed.stdout, check=True)
-    if packed.wait():
+    with subprocess.Popen(kube.command("exec", LOADER, "--", "tar", "--create", f"--directory={parent}", name), stdout=subprocess.PIPE) as packed:
+        subprocess.run(["tar", "--extract", f"--directory={target}"], stdin=packed.stdout, check=True)
+    if packed.returncode:
         raise DemoError(f"{uri} could not be read")
     return target / name
