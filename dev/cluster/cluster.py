@@ -20,6 +20,15 @@ from .topology import nodes as first_nodes
 
 NODE_BINARIES = ("kubelet", "kube-proxy", "fakegpu", "containerd", "containerd-shim-runc-v2", "ctr")
 KEPT_BY_DOWN = ("logs", "audit.log")
+KEPT_AS_CACHE = {
+    "bin": "binaries",
+    "images": "images and base",
+    "envs": "the images' Python environments",
+    "venvs": "Python environments of the tests",
+    "data": "the demo's model and data",
+    "tools": "uv",
+}
+"""Folders of the cache that no cluster writes (dev/venv.py and dev/demo have theirs there too)."""
 
 
 class Progress:
@@ -190,13 +199,10 @@ class Cluster:
             _remove(self.state)
         elif (self.state / "logs").exists():
             report(f"kept the logs: {self.state / 'logs'} and audit.log beside them (--purge)")
-        for what, folder in (
-            ("binaries", paths.binaries_root()),
-            ("images and base", paths.images_root()),
-            ("Python environments", paths.environments_root()),
-        ):
-            if folder.exists():
-                report(f"kept as cache: {what} in {folder}")
+        for folder, what in KEPT_AS_CACHE.items():
+            if (paths.cache_root() / folder).exists():
+                report(f"kept as cache: {what} in {paths.cache_root() / folder}")
+        report("kept as well: what Go and uv cache for themselves (go clean -cache -modcache, uv cache clean)")
 
     def _clean(self) -> None:
         for node in self.nodes():
