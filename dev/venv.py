@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"trainer": "trainer-image", "serving": "serving-image", "operator": "operator"}
 PYTHON = "3.11"
+UV = "uv==0.13.9"
 # Goes into the environment's name: raise it when the way of building changes.
 RECIPE = b"2"
 
@@ -45,10 +46,10 @@ def find_uv(cache: Path) -> str:
     found = shutil.which("uv")
     if found:
         return found
-    private = cache / "uv"
+    private = cache / UV.replace("==", "-")
     if not (private / "bin" / "uv").exists():
         subprocess.run([sys.executable, "-m", "venv", str(private)], check=True, stdout=sys.stderr)
-        subprocess.run([str(private / "bin" / "pip"), "install", "-q", "uv"], check=True, stdout=sys.stderr)
+        subprocess.run([str(private / "bin" / "pip"), "install", "-q", UV], check=True, stdout=sys.stderr)
     return str(private / "bin" / "uv")
 
 

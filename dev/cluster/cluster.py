@@ -24,9 +24,8 @@ KEPT_AS_CACHE = {
     "bin": "binaries",
     "images": "images and base",
     "envs": "the images' Python environments",
-    "venvs": "Python environments of the tests",
+    "venvs": "Python environments of the tests, and uv",
     "data": "the demo's model and data",
-    "tools": "uv",
 }
 """Folders of the cache that no cluster writes (dev/venv.py and dev/demo have theirs there too)."""
 

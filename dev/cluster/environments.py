@@ -7,18 +7,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import venv
 from . import paths
 from .errors import ClusterError
 from .rootfs import base_key, base_rootfs
 from .tools import Report, exclusive
 
-UV = "uv==0.13.9"
 # Where the interpreter is in the images; the environments are made with the base's own.
 PYTHON = "/usr/bin/python3"
 # The format of an environment: change it to have all of them made again.
@@ -52,7 +51,7 @@ LOCKS = {
 
 def environment_key(contents: Sequence[bytes], base: str) -> str:
     """A short hash over the lock files and the base they are for."""
-    digest = hashlib.sha256(f"{FORMAT} {UV} {base}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {venv.UV} {base}".encode())
     for content in contents:
         digest.update(b"\0" + content)
     return digest.hexdigest()[:16]
@@ -89,7 +88,7 @@ def environment(name: str, *, repository: Path = paths.REPOSITORY, report: Repor
 def _build(name: str, files: Sequence[Path], hook: Path, target: Path, report: Report) -> None:
     started = time.monotonic()
     report(f"making the {name} environment")
-    uv = _uv()
+    uv = venv.find_uv(venv.cache_folder())
     interpreter = base_rootfs(report) / PYTHON.lstrip("/")
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -115,18 +114,6 @@ def point_at_image_python(environment: Path) -> None:
     config = environment / "pyvenv.cfg"
     home = re.sub(r"(?m)^home = .*$", f"home = {Path(PYTHON).parent}", config.read_text())
     config.write_text(home)
-
-
-def _uv() -> str:
-    """uv from PATH, else a pinned one in a virtual environment of the cache."""
-    found = shutil.which("uv")
-    if found:
-        return found
-    folder = paths.cache_root() / "tools" / UV.replace("==", "-")
-    if not (folder / "bin" / "uv").exists():
-        _run([sys.executable, "-m", "venv", str(folder)])
-        _run([str(folder / "bin" / "pip"), "install", "--quiet", UV])
-    return str(folder / "bin" / "uv")
 
 
 def _run(command: Sequence[str]) -> None:

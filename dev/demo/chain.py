@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from dev import checks
+from dev import checks, venv
 
 from . import follow, seed
 from .kube import DemoError, Object
@@ -33,7 +34,9 @@ def build_data(say: Say) -> Path:
 
 
 def _printed_folder(interpreter: str, script: Path) -> Path:
-    done = subprocess.run([interpreter, str(script)], stdout=subprocess.PIPE, text=True)
+    # They install packages, and uv need not be on PATH.
+    env = os.environ | {"UV": venv.find_uv(venv.cache_folder())}
+    done = subprocess.run([interpreter, str(script)], env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise DemoError(f"{script.name} failed (see above)")
     return Path(done.stdout.strip().splitlines()[-1])

@@ -28,7 +28,7 @@ def install() -> Path:
     target = data_folder() / f"packages-{fingerprint()}"
     if not target.is_dir():
         building = target.with_name(f"{target.name}.{os.getpid()}")
-        command = ["uv", "pip", "install", "-q", "--target", str(building), "--no-deps", "--require-hashes"]
+        command = [os.environ.get("UV", "uv"), "pip", "install", "-q", "--target", str(building), "--no-deps", "--require-hashes"]
         subprocess.run([*command, "-r", str(REQUIREMENTS)], check=True)
         keep_first(building, target)
     return target
