@@ -79,7 +79,7 @@ class Reconciler:
         """List the pods of `owner`; return whether that told something new.
 
         Each kind has a watch of its own, and they do not keep step: a Job may be seen to end before its pods are seen at all. So
-        before an attempt is called over, its pods are looked at. It is the one read that a reconcile makes.
+        before an attempt is called over, its pods are looked at.
         """
         namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
         pods, version = await self._cluster.list("Pod", namespace, f"{LABEL_UID}={uid}")
