@@ -75,6 +75,10 @@ def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
     disruption = disruption or disruption_of(pods)
     if disruption:
         return Verdict("Free", "Disrupted", disruption)
+    # Ahead of the answer: the processes that stay behind when the kernel kills one only know that it is gone.
+    out_of_memory = _out_of_memory(pods)
+    if out_of_memory:
+        return Verdict("Retry", "OutOfMemory", out_of_memory)
     if answer:
         return Verdict("Retry", answer.reason or "Failed", answer.message or "", answer)
     return _without_result(pods)
@@ -137,12 +141,15 @@ def _results(stage: str, pods: Sequence[Object]) -> dict[int, Result]:
     return found
 
 
+def _out_of_memory(pods: Sequence[Object]) -> str:
+    """Advice if a pod was killed for memory; empty if none was."""
+    killed = next((pod for pod in sorted(pods, key=_index) if (_terminated(pod) or {}).get("reason") == "OOMKilled"), None)
+    if killed is None:
+        return ""
+    return f"pod {killed['metadata']['name']} used more memory than its limit: raise `memory`, or lower the batch size or length"
+
+
 def _without_result(pods: Sequence[Object]) -> Verdict:
-    for pod in sorted(pods, key=_index):
-        ended = _terminated(pod)
-        if ended and ended.get("reason") == "OOMKilled":
-            advice = "used more memory than its limit: raise `memory`, or lower the batch size or length"
-            return Verdict("Retry", "OutOfMemory", f"pod {pod['metadata']['name']} {advice}")
     ended = next((ended for pod in sorted(pods, key=_index) if (ended := _terminated(pod)) and ended.get("exitCode")), None)
     if ended:
         return Verdict("Retry", "NoResult", f"its pod ended with exit code {ended['exitCode']} ({ended.get('reason', 'Error')}) and told no result")

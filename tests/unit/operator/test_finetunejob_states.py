@@ -87,6 +87,12 @@ def test_an_end_without_a_result_is_retried(why: str, reason: str) -> None:
     assert life.status["retriesSpent"] == 1
 
 
+def test_memory_is_named_as_the_cause_when_the_surviving_process_only_saw_its_peer_vanish() -> None:
+    life = trained()
+    life.end("Train", refusal("Train", 69, "PeerUnavailable"), exit_code=69, why="OOMKilled").step()
+    assert life.status["attempts"][-1]["reason"] == "OutOfMemory"
+
+
 def test_a_complete_job_whose_result_was_lost_is_started_again() -> None:
     life = trained()
     life.end("Train", answer("Train")).pods("Train")[0]["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = "cut o"
