@@ -29,7 +29,11 @@ CASES: dict[str, tuple[Object, str, list[str]]] = {
     "data-missing": ({"datasets": [{"name": "chat", "uri": "pvc://datasets/none.jsonl", "format": "Messages"}]}, "SourceNotFound", ["none.jsonl"]),
     "row-shape": ({"datasets": [{"name": "chat", "uri": "pvc://datasets/bad/row.jsonl", "format": "Messages"}]}, "InvalidDataset", ["chat", "row 2"]),
     "all-dropped": ({"preparation": {"dropPatterns": ["."]}}, "EmptyDataset", ["chat", "dropPattern"]),
-    "override-unknown": ({"training": {"maxLength": 256, "overrides": {"lerning_rate": "1"}}}, "InvalidOverrides", ["lerning_rate", "training.learningRate"]),
+    "override-unknown": (
+        {"training": {"maxLength": 256, "overrides": {"lerning_rate": "1"}}},
+        "InvalidOverrides",
+        ["lerning_rate", "training.learningRate"],
+    ),
     "override-ours": ({"training": {"maxLength": 256, "overrides": {"output_dir": '"/tmp"'}}}, "InvalidOverrides", ["output_dir"]),
     "group-size": ({"variants": QUANTIZED}, "GroupSizeMismatch", ["128", "576"]),
     "too-long": ({"training": {"maxLength": 1048576}}, "SequenceTooLong", ["1048576"]),
