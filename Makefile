@@ -4,7 +4,7 @@ PYTHON ?= python3
 
 .PHONY: help
 help: ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-54s %s\n", $$1, $$2}'
 
 .PHONY: demo
 demo: ## one apply, one served model, on a real two-node Kubernetes (or on $KUBECONFIG)
