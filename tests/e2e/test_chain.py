@@ -81,7 +81,9 @@ def test_a_model_whose_files_changed_after_training_is_not_served(kube: Kube, ch
     artifact = next(entry for entry in chain["FineTuneJob", NAME]["status"]["artifacts"] if entry["name"] == "w8a8")
     config = "/mnt/pvc/" + artifact["uri"].removeprefix("pvc://") + "/config.json"
     spec = {"model": {"fineTuneJobRef": {"name": NAME}, "artifact": "w8a8"}, "resources": {"cpu": "100m", "memory": "2Gi"}}
-    kube.run("exec", seed.LOADER, "--", "cp", config, config + ".kept")
+    # Elsewhere: a file more in the folder would be reason enough to refuse it.
+    kept = "/mnt/pvc/models/kept.json"
+    kube.run("exec", seed.LOADER, "--", "cp", config, kept)
     try:
         kube.run("exec", seed.LOADER, "--", "sh", "-c", 'echo >> "$0"', config)
         kube.apply({"apiVersion": "tunesmith.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "tampered"}, "spec": spec})
@@ -92,4 +94,4 @@ def test_a_model_whose_files_changed_after_training_is_not_served(kube: Kube, ch
         assert not follow.is_true(thing, "Ready")
     finally:
         kube.run("delete", "modeldeployment", "tampered", "--ignore-not-found")
-        kube.run("exec", seed.LOADER, "--", "mv", config + ".kept", config)
+        kube.run("exec", seed.LOADER, "--", "mv", kept, config)
