@@ -128,10 +128,10 @@ def _standing(observed: Observed, ledger: Ledger, obstacle: TunesmithError | Non
         return "Suspended", (*suspended("suspended by spec.suspend"), *_bounded("Unknown", "False", "Suspended", suspended=True))
     if observed.problem:
         reason, message = observed.problem["reason"], observed.problem["message"]
-        return ledger.stage, (*stalled(reason, message[:MESSAGE_LIMIT]), *_bounded("Unknown", "False", reason))
+        return "Stalled", (*stalled(reason, message[:MESSAGE_LIMIT]), *_bounded("Unknown", "False", reason))
     if obstacle and not ledger.active:
-        state = working if isinstance(obstacle, NotReadyYet) else stalled
-        return "Waiting", (*state(obstacle.reason, obstacle.message), *_bounded("Unknown", "False", obstacle.reason))
+        word, state = ("Waiting", working) if isinstance(obstacle, NotReadyYet) else ("Stalled", stalled)
+        return word, (*state(obstacle.reason, obstacle.message), *_bounded("Unknown", "False", obstacle.reason))
     return ledger.stage, (*working(ledger.note.reason, ledger.note.message), *_bounded("Unknown", "False", ledger.stage))
 
 

@@ -46,7 +46,7 @@ def test_two_nodes_need_shared_volumes_where_training_mounts_them() -> None:
     assert life.truths() == WORKING
     life = Life(claim("datasets"), claim("models", "ReadWriteOnce"), parallelism=TWO_NODES)
     life.step()
-    assert life.truths() == STALLED
+    assert (life.truths(), life.status["stage"]) == (STALLED, "Stalled")
     assert life.condition("Stalled")["reason"] == "VolumeNotShared"
     assert not life.children
 
