@@ -76,6 +76,8 @@ def start_cluster(say: Say) -> tuple[Path, Images]:
     preflight.check_root()
     if not paths.environments_root().exists():
         preflight.require_space(SPACE_FOR_ALL)
+    if not cluster.is_running():
+        preflight.check_network()
     cluster.build(say)
     binds = {name: environments.environment(name, report=say) for name in ("operator", "trainer", "serving")}
     bound = paths.state_root() / "binds.json"

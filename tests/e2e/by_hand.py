@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,20 +20,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def perplexity(folder: str, rows: Path) -> float:
-    """exp of the mean loss over the tokens after each "<|im_start|>assistant\\n", the closing "<|im_end|>" included."""
+    """exp of the mean loss over the tokens of every assistant turn, its closing "<|im_end|>" included."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     total, count = 0.0, 0
     for line in rows.read_text().splitlines():
-        messages = json.loads(line)["messages"]
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        answer = whole[len(prompt) :].rstrip("\n")
-        head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+        text = tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
+        spans = [turn.span(1) for turn in re.finditer(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", text, re.DOTALL)]
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        trained = [any(start <= first and last <= end for start, end in spans) for first, last in encoded["offset_mapping"]]
+        tokens = torch.tensor(encoded["input_ids"])
         with torch.no_grad():
-            logits = model(torch.tensor([head + tail])).logits[0, len(head) - 1 : -1].float()
-        total += torch.nn.functional.cross_entropy(logits, torch.tensor(tail), reduction="sum").item()
-        count += len(tail)
+            logits = model(tokens[None]).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")[torch.tensor(trained[1:])]
+        total, count = total + losses.sum().item(), count + len(losses)
     return math.exp(total / count)
 
 

@@ -116,3 +116,16 @@ def test_a_full_volume_is_the_stores_failure_and_a_missing_key_is_a_bug():
     assert (full.reason, full.exit_code) == ("StoreUnavailable", 69)
     bug = stage.classify(KeyError("x"))
     assert (bug.reason, bug.exit_code, bug.message) == ("InternalError", 70, "KeyError: 'x'")
+
+
+def test_sigterm_is_no_error_of_the_model_to_those_who_expect_one():
+    def load_a_broken_model():
+        try:
+            stage._interrupt(signal.SIGTERM, None)
+        except Exception as error:
+            raise AssertionError("taken for a library's error") from error
+
+    with pytest.raises(stage.Interruption) as caught:
+        load_a_broken_model()
+    failure = stage.classify(caught.value)
+    assert (failure.reason, failure.exit_code) == ("Interrupted", 75)

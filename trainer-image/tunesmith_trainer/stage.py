@@ -80,8 +80,12 @@ def is_leader() -> bool:
     return os.environ.get("JOB_COMPLETION_INDEX", "0") == "0"
 
 
+class Interruption(BaseException):
+    """SIGTERM. No Exception, so that nobody who expects one of a library's errors takes it for that."""
+
+
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise StageError("Interrupted", f"stopped by {signal.Signals(number).name}; the next attempt starts this stage again")
+    raise Interruption(f"stopped by {signal.Signals(number).name}; the next attempt starts this stage again")
 
 
 def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
@@ -99,10 +103,12 @@ def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
     return whole
 
 
-def classify(error: Exception) -> StageError:
-    """Return an exception as the failure it means: of the store, or a bug."""
+def classify(error: BaseException) -> StageError:
+    """Return an exception as the failure it means: an interruption, of the store, or a bug."""
     if isinstance(error, StageError):
         return error
+    if isinstance(error, Interruption):
+        return StageError("Interrupted", str(error))
     traceback.print_exc()
     if isinstance(error, OSError) and error.errno in STORE_ERRNOS:
         return StageError("StoreUnavailable", f"the store cannot be used: {error}; check the volume's space and rights")
@@ -131,7 +137,7 @@ def main() -> int:
         value = read_file()
         answer = execute(value, start_time)
         code = 0
-    except Exception as error:  # whatever happened, the operator is owed a result
+    except (Exception, Interruption) as error:  # whatever happened, the operator is owed a result
         failure = classify(error)
         attempt = value.get("attempt")
         whole = attempt if isinstance(attempt, int) and attempt > 0 else 1

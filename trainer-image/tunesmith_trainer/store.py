@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,6 @@ from tunesmith_trainer.errors import StageError
 
 SCHEME = "pvc://"
 MANIFEST = "manifest.json"
-CHUNK = 1 << 20
 # Cards and reports may be rewritten without making a model another one.
 UNLISTED_NAMES = {MANIFEST, "README.md"}
 UNLISTED_SUFFIXES = {".html"}
@@ -97,8 +97,8 @@ def short(digest: str) -> str:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a small file so that a reader sees the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The pid keeps two pods of one run apart should they ever write the same file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Two pods may write the same file at once, such as a figure in the evaluation cache, and both are process 1.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

@@ -1,0 +1,56 @@
+"""A gate that does not hold: nothing is served, and the objects say why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dev.demo import follow
+from dev.demo.chain import NAME
+from dev.demo.kube import Kube, Object
+
+MODEL = {"fineTuneJobRef": {"name": NAME}, "artifact": "w8a8"}
+SUITE = {"name": "heldOut", "perplexity": {"dataset": {"uri": "pvc://datasets/heldout.jsonl", "format": "Messages"}}}
+# A baseline of its own name: the same model as the base, where the user put it.
+GIVEN = {"name": "given", "model": {"uri": "pvc://datasets/smollm2-135m-instruct"}}
+GATE = [
+    {"metric": "heldOut/perplexity", "baseline": "given", "maxRatio": "0.95"},
+    {"metric": "heldOut/no_such_metric", "min": "0"},
+]
+
+
+def api(kind: str, name: str, spec: Object) -> Object:
+    """An object of ours."""
+    return {"apiVersion": "tunesmith.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.fixture(scope="module")
+def run(kube: Kube, chain: Any) -> Object:
+    """An EvalRun whose gate asks for a metric that no suite produces, at its end."""
+    spec = {"model": MODEL, "baselines": [GIVEN], "suites": [SUITE], "gate": GATE, "resources": {"cpu": "600m", "memory": "4Gi"}}
+    kube.apply(api("EvalRun", "unmeasured", spec))
+    return follow.follow(kube, [("EvalRun", "unmeasured")], print, 600)["EvalRun", "unmeasured"]
+
+
+def test_a_metric_that_no_suite_produces_is_never_a_pass(run: Object) -> None:
+    assert run["status"]["verdict"] == "Failed"
+    assert [entry["outcome"] for entry in run["status"]["gate"]] == ["Passed", "Missing"]
+
+
+def test_a_named_baseline_is_measured_and_what_was_measured_before_is_not_measured_again(kube: Kube, run: Object, chain: Any) -> None:
+    before = next(entry for entry in chain["EvalRun", f"{NAME}-eval"]["status"]["results"] if entry["metric"] == "heldOut/perplexity")
+    now = next(entry for entry in run["status"]["results"] if entry["metric"] == "heldOut/perplexity")
+    assert now["tested"] == before["tested"]
+    assert now["baselines"]["given"] == before["baselines"]["base"]
+    assert len(kube.run("exec", "loader", "--", "ls", "/mnt/pvc/models/team-a/eval-cache").split()) == 6
+
+
+def test_a_model_whose_gate_failed_is_not_served(kube: Kube, run: Object) -> None:
+    kube.apply(api("ModelDeployment", "unjudged", {"model": MODEL, "gate": {"evalRunRefs": [{"name": "unmeasured"}]}}))
+    kube.run("wait", "modeldeployment/unjudged", "--for=condition=Stalled", "--timeout=60s")
+    thing = kube.get("modeldeployment", "unjudged")
+    assert follow.condition(thing, "Stalled")["reason"] == "GateFailed"
+    assert follow.condition(thing, "GatePassed")["status"] == "False"
+    assert "heldOut/no_such_metric" in follow.condition(thing, "Stalled")["message"]
+    assert not kube.get("deployments", "--selector=tunesmith.dev/name=unjudged")["items"]
