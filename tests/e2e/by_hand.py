@@ -38,7 +38,7 @@ def perplexity(folder: str, rows: Path) -> float:
 
 
 def accuracy(folder: str, tasks: str, task: str, limit: str) -> float:
-    """acc as the lm_eval command reports it."""
+    """acc as the lm_eval command reports it, with the batch size that EvalRun uses: in bf16 a batch's padding moves the last bits."""
     with tempfile.TemporaryDirectory() as out:
         arguments = [
             f"--model_args=pretrained={folder},dtype=bfloat16",
@@ -47,7 +47,12 @@ def accuracy(folder: str, tasks: str, task: str, limit: str) -> float:
             f"--limit={limit}",
             f"--output_path={out}",
         ]
-        subprocess.run([sys.executable, "-m", "lm_eval", "run", "--model=hf", "--device=cpu", *arguments], cwd=tasks, check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-m", "lm_eval", "run", "--model=hf", "--device=cpu", "--batch_size=8", *arguments],
+            cwd=tasks,
+            check=True,
+            stdout=sys.stderr,
+        )
         answer = json.loads(next(Path(out).rglob("results_*.json")).read_text())
     figure: float = answer["results"][task]["acc,none"]
     return figure
