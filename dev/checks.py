@@ -25,7 +25,7 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "build": (HOST, {}, [["-m", "dev.cluster", "build"], ["-m", "dev.cluster", "tool", "helm"]]),
     "lint": (
         "operator",
-        {},
+        {"PYTHONPATH": "operator"},
         [
             ["-m", "ruff", "check", "."],
             ["-m", "ruff", "format", "--check", "."],
