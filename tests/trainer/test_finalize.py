@@ -72,8 +72,9 @@ def test_an_adapter_that_training_left_at_zero_is_refused(story, finalized, tmp_
     from tunesmith_trainer import store
 
     source = story.store.path(story.finalize["checkpoint"]["uri"])
-    idle = source.parent / "step-301"
-    idle.mkdir()
+    # Not among the run's own checkpoints: other tests look at those.
+    idle = story.folder / "idle" / "step-301"
+    idle.mkdir(parents=True)
     (idle / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
     tensors = load_file(source / "adapter_model.safetensors")
     save_file({name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}, idle / "adapter_model.safetensors")
