@@ -62,19 +62,20 @@ def environment(stage: ServeInput, base: Mapping[str, str], home: Path, cpus: in
         "LOGNAME": "tunesmith",
         "PYTHONUNBUFFERED": "1",
     }
-    cpu_defaults = _cpu_environment(stage, cpus) if stage.device == "CPU" else {}
-    return {**cpu_defaults, **base, **fixed}
+    if stage.device != "CPU":
+        return {**base, **fixed}
+    # The operator tells the processors asked for; a pod started by hand leaves one to the API server and the scheduler.
+    told = int(base.get("OMP_NUM_THREADS", cpus - 1))
+    threads = {"OMP_NUM_THREADS": str(max(1, told // stage.engine.vllm.tensor_parallel_size))}
+    return {**_cpu_defaults(stage), **base, **threads, **fixed}
 
 
-def _cpu_environment(stage: ServeInput, cpus: int) -> dict[str, str]:
-    """Return what a user's `env` may still change on a CPU.
+def _cpu_defaults(stage: ServeInput) -> dict[str, str]:
+    """Return what the pod's own environment may still change on a CPU.
 
-    vLLM binds its threads to the node's first processors and counts all that it sees: two pods on a node would share
-    one processor, and a pod with a limit would be throttled. So threads are counted from the pod's limit, one
-    processor left to the API server and the scheduler, and placed by the kernel.
+    vLLM binds its threads to the node's first processors: two pods on a node would share them. So the kernel places them.
     """
-    threads = max(1, (cpus - 1) // stage.engine.vllm.tensor_parallel_size)
-    placement = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    placement = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if "kv_cache_memory_bytes" in stage.engine.vllm.overrides:
         # The variable would win over the argument.
         return placement

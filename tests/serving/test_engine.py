@@ -110,6 +110,10 @@ def test_a_cpu_pod_leaves_one_processor_to_the_api_server(cpus, size, threads):
     assert (env["OMP_NUM_THREADS"], env["VLLM_CPU_OMP_THREADS_BIND"], env["VLLM_CPU_KVCACHE_SPACE"]) == (threads, "nobind", "1")
 
 
+def test_the_processors_that_the_pod_asked_for_are_shared_among_the_ranks():
+    assert environment(stage(tensor_parallel_size=2), {"OMP_NUM_THREADS": "8"}, cpus=64)["OMP_NUM_THREADS"] == "4"
+
+
 def test_a_users_environment_wins_over_the_defaults_for_cpus():
     env = environment(stage(), {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-3"})
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from dev.cluster import packages, preflight
+from dev.cluster import packages, preflight, tools
 from dev.cluster.errors import ClusterError
 
 
@@ -61,3 +61,11 @@ def test_an_interface_of_the_same_name(monkeypatch):
     monkeypatch.setattr(preflight, "BRIDGE", "lo")
     with pytest.raises(ClusterError, match="lo exists already"):
         preflight.check_network()
+
+
+def test_a_missing_go_is_told_before_anything_is_built(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    tools.go_version.cache_clear()
+    with pytest.raises(ClusterError, match=r"^Go is not installed"):
+        preflight.check_build(pytest.fail)
+    tools.go_version.cache_clear()
