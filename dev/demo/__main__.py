@@ -40,10 +40,7 @@ def main() -> int:
         objects = chain.follow_to_the_end(cluster, say)
         answer = chat.ask_service(cluster.kube, chain.NAME)
         close(cluster, objects["EvalRun", chain.EVAL_RUN], answer, say)
-    except DemoError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except subprocess.CalledProcessError as error:
+    except (DemoError, subprocess.CalledProcessError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     return 0
