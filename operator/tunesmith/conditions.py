@@ -65,6 +65,15 @@ def suspended(message: str) -> tuple[Condition, ...]:
     )
 
 
+def bounded(succeeded: str, finished: bool, reason: str, message: str = "", held: bool = False) -> tuple[Condition, ...]:
+    """What the kinds that end tell beside Ready, Reconciling and Stalled. `held`: nothing of it is left, by `spec.suspend`."""
+    return (
+        Condition("Succeeded", succeeded, reason, message),
+        Condition("Finished", str(finished), reason, message),
+        Condition("Suspended", str(held), "Suspended" if held else "NotSuspended"),
+    )
+
+
 def merge(recorded: Iterable[Mapping[str, Any]], now: Iterable[Condition], generation: int, moment: datetime) -> list[dict[str, Any]]:
     """`now` as metav1.Conditions. `lastTransitionTime` is kept from `recorded` where the status is the same; types not in `now` are dropped."""
     before = {entry["type"]: entry for entry in recorded}

@@ -59,6 +59,14 @@ class Ledger:
         """An attempt is under way."""
         return any(entry["state"] in ("Pending", "Running") for entry in self.entries)
 
+    @property
+    def times(self) -> dict[str, str]:
+        """`{startTime, completionTime}` of the object: when its first attempt began and, once all is over, when the last stage ended."""
+        started = min((entry["startTime"] for entry in self.entries if "startTime" in entry), default=None)
+        ended = max((entry["completionTime"] for entry in self.entries if "completionTime" in entry), default=None)
+        over = self.failure is not None or self.succeeded
+        return ({"startTime": started} if started else {}) | ({"completionTime": ended} if over and ended else {})
+
 
 @dataclass(frozen=True)
 class _View:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.conditions import Condition, done, merge, stalled, suspended, working
+from tunesmith.conditions import Condition, bounded, done, merge, stalled, suspended, working
 from tunesmith.errors import NotReadyYet, TunesmithError
 from tunesmith.evalrun.api import TESTED
 from tunesmith.evalrun.pins import COMPARE, EVALUATE, pin, waves
@@ -31,7 +31,7 @@ def status(observed: Observed) -> Object:
         "stage": word,
         "conditions": merge(observed.recorded.get("conditions", ()), conditions, generation, observed.now),
         **facts,
-        **_times(ledger),
+        **ledger.times,
         **_with_digests(pins, facts),
         **outcome,
     }
@@ -72,33 +72,16 @@ def _outcome(spec: Mapping[str, Any], facts: Object) -> Object:
     }
 
 
-def _times(ledger: Ledger) -> Object:
-    """When the first attempt began and, once all is over, when the last stage ended."""
-    started = min((entry["startTime"] for entry in ledger.entries if "startTime" in entry), default=None)
-    ended = max((entry["completionTime"] for entry in ledger.entries if "completionTime" in entry), default=None)
-    over = ledger.failure is not None or ledger.succeeded
-    return ({"startTime": started} if started else {}) | ({"completionTime": ended} if over else {})
-
-
 def _tell(observed: Observed, ledger: Ledger, error: TunesmithError | None, outcome: Object) -> Told:
     """What a person reads first. What is over stays over, whatever is changed or missing later."""
     if ledger.failure:
         reason, message = ledger.failure["reason"], f"{key_of(ledger.failure)}: {ledger.failure['message']}"
-        return "Failed", (*stalled(reason, message), *_ends("False", reason, message), _HELD_NOT)
+        return "Failed", (*stalled(reason, message), *bounded("False", True, reason, message))
     if outcome:
         message = _summary(outcome)
-        return "Finished", (*done("Evaluated", message), *_ends("True", "Evaluated", message), _HELD_NOT)
+        return "Finished", (*done("Evaluated", message), *bounded("True", True, "Evaluated", message))
     word, conditions = _tell_of_unfinished(observed, ledger, error)
-    held = Condition("Suspended", "True", "Suspended", "`suspend` is set") if word == "Suspended" else _HELD_NOT
-    running = (Condition("Succeeded", "Unknown", word), Condition("Finished", "False", word))
-    return word, (*conditions, *running, held)
-
-
-_HELD_NOT = Condition("Suspended", "False", "NotSuspended")
-
-
-def _ends(succeeded: str, reason: str, message: str) -> tuple[Condition, ...]:
-    return Condition("Succeeded", succeeded, reason, message), Condition("Finished", "True", reason, message)
+    return word, (*conditions, *bounded("Unknown", False, word, held=word == "Suspended"))
 
 
 def _tell_of_unfinished(observed: Observed, ledger: Ledger, error: TunesmithError | None) -> Told:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from tunesmith import attempts
-from tunesmith.conditions import MESSAGE_LIMIT, Condition, done, is_true, merge, stalled, suspended, timestamp, working
+from tunesmith.conditions import MESSAGE_LIMIT, Condition, bounded, done, is_true, merge, stalled, suspended, timestamp, working
 from tunesmith.errors import NotReadyYet, TunesmithError
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sources import check_volumes, model_uri
@@ -35,7 +35,7 @@ def status(observed: Observed) -> dict[str, Any]:
     stage, conditions = _standing(observed, ledger, obstacle, facts)
     return (
         facts
-        | _times(observed, ledger)
+        | ledger.times
         | {
             "observedGeneration": observed.owner["metadata"]["generation"],
             "stage": stage,
@@ -107,41 +107,26 @@ def _shown(report: Mapping[str, Any], observed: Observed) -> dict[str, Any]:
     return kept | _optional("metrics", metrics) | {"lastUpdatedTime": timestamp(observed.now)}
 
 
-def _times(observed: Observed, ledger: Ledger) -> dict[str, Any]:
-    started = min((entry["startTime"] for entry in ledger.entries if "startTime" in entry), default=None)
-    over = ledger.failure is not None or ledger.succeeded
-    return _optional("startTime", started) | _optional("completionTime", timestamp(observed.now) if over else None)
-
-
 def _standing(observed: Observed, ledger: Ledger, obstacle: TunesmithError | None, facts: Mapping[str, Any]) -> tuple[str, tuple[Condition, ...]]:
     """The display word and the conditions. The first that holds is told: the end, then a person's wish, then obstacles, then work."""
     if ledger.failure:
         reason, message = ledger.failure["reason"], f"{ledger.failure['name']} failed: {ledger.failure['message']}"
-        return "Failed", (*stalled(reason, message), *_bounded("False", "True", reason, message))
+        return "Failed", (*stalled(reason, message), *bounded("False", True, reason, message))
     if ledger.succeeded:
         made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
         message = f"made {made} at {facts['resolved']['runURI']}"
-        return "Succeeded", (*done("Succeeded", message), *_bounded("True", "True", "Succeeded", message))
+        return "Succeeded", (*done("Succeeded", message), *bounded("True", True, "Succeeded", message))
     if observed.spec.get("suspend"):
         if ledger.busy:
-            return "Suspending", (*working("Suspending", ledger.note.message), *_bounded("Unknown", "False", "Suspending"))
-        return "Suspended", (*suspended("suspended by spec.suspend"), *_bounded("Unknown", "False", "Suspended", suspended=True))
+            return "Suspending", (*working("Suspending", ledger.note.message), *bounded("Unknown", False, "Suspending"))
+        return "Suspended", (*suspended("suspended by spec.suspend"), *bounded("Unknown", False, "Suspended", held=True))
     if observed.problem:
         reason, message = observed.problem["reason"], observed.problem["message"]
-        return "Stalled", (*stalled(reason, message[:MESSAGE_LIMIT]), *_bounded("Unknown", "False", reason))
+        return "Stalled", (*stalled(reason, message[:MESSAGE_LIMIT]), *bounded("Unknown", False, reason))
     if obstacle and not ledger.active:
         word, state = ("Waiting", working) if isinstance(obstacle, NotReadyYet) else ("Stalled", stalled)
-        return word, (*state(obstacle.reason, obstacle.message), *_bounded("Unknown", "False", obstacle.reason))
-    return ledger.stage, (*working(ledger.note.reason, ledger.note.message), *_bounded("Unknown", "False", ledger.stage))
-
-
-def _bounded(succeeded: str, finished: str, reason: str, message: str = "", suspended: bool = False) -> tuple[Condition, ...]:
-    """The conditions beside Ready, Reconciling and Stalled."""
-    return (
-        Condition("Succeeded", succeeded, reason, message),
-        Condition("Finished", finished, reason, message),
-        Condition("Suspended", str(suspended), "Suspended" if suspended else "NotSuspended"),
-    )
+        return word, (*state(obstacle.reason, obstacle.message), *bounded("Unknown", False, obstacle.reason))
+    return ledger.stage, (*working(ledger.note.reason, ledger.note.message), *bounded("Unknown", False, ledger.stage))
 
 
 def _optional(name: str, value: Any) -> dict[str, Any]:
