@@ -31,6 +31,10 @@ class Result(Block):
     exit_code: int | None = None
     reason: str | None = None
     message: str | None = None
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")] | None = None
+    """Shared by failures of one exception type, raised along one path of the code."""
+    step: int | None = None
+    """The last optimizer step that was completed before a failure in training."""
 
     @model_validator(mode="after")
     def _believable(self) -> Self:

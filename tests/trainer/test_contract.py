@@ -25,6 +25,11 @@ def test_a_golden_result_is_read_without_loss(name):
     assert RESULTS[name].model_validate(value).dump() == value
 
 
+def test_a_golden_failure_is_read_without_loss():
+    value = json.loads((GOLDEN / "train-failed.result.json").read_text())
+    assert contract.Failure.model_validate(value).dump() == value
+
+
 def test_an_unknown_field_is_refused():
     value = json.loads((GOLDEN / "train.stage.json").read_text())
     value["training"]["learning_rate_"] = "1"

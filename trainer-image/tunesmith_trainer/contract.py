@@ -15,6 +15,7 @@ SCHEMA_VERSION = 1
 
 Device = Literal["CPU", "GPU"]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 DecimalString = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$")]
 DataFormat = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
 ArtifactName = Literal["Adapter", "Merged"]
@@ -308,6 +309,8 @@ class Failure(Result):
     exit_code: int
     reason: str
     message: str = Field(max_length=1024)
+    fingerprint: Fingerprint | None = None
+    step: Natural | None = None
     global_step: Natural | None = None
     checkpoint: Checkpoint | None = None
 

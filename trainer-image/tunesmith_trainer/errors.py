@@ -19,10 +19,19 @@ EXIT_CODES = {
     "DigestMismatch": 65,
     "NoEffect": 65,
     "StoreUnavailable": 69,
+    "StorageFull": 69,
     "PeerUnavailable": 69,
+    "Hung": 69,
+    "OutOfMemory": 70,
+    "ProcessLost": 70,
     "InternalError": 70,
     "Interrupted": 75,
+    "Superseded": 75,
 }
+
+
+class Interruption(BaseException):
+    """SIGTERM. No Exception, so that nobody who expects one of a library's errors takes it for that."""
 
 
 class StageError(Exception):

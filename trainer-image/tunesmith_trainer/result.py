@@ -42,7 +42,7 @@ def fail(stage: str, attempt: int, error: StageError, start_time: str) -> dict[s
     common = Failure(
         stage=stage,
         attempt=attempt,
-        outcome="Interrupted" if error.reason == "Interrupted" else "Failed",
+        outcome="Interrupted" if error.exit_code == 75 else "Failed",
         start_time=start_time,
         completion_time=timestamp(),
         exit_code=error.exit_code,

@@ -6,11 +6,9 @@ Stage modules import torch and its friends inside functions: an input that is wr
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
-import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -19,21 +17,10 @@ from pydantic import ValidationError
 
 from tunesmith_trainer import result, store
 from tunesmith_trainer.contract import Answer, StageInput
-from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.errors import Interruption, StageError
+from tunesmith_trainer.failure import classify
 
 STAGES = ("Prepare", "Train", "Finalize", "Quantize", "Evaluate", "Compare")
-# Errors of a volume that is full, gone, stale or not ours to write: they pass or need an administrator, not a fix here.
-STORE_ERRNOS = {
-    errno.EIO,
-    errno.ENOSPC,
-    errno.EROFS,
-    errno.ESTALE,
-    errno.EDQUOT,
-    errno.ENOTCONN,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ETIMEDOUT,
-}
 
 
 class StageModule(Protocol):
@@ -80,10 +67,6 @@ def is_leader() -> bool:
     return os.environ.get("JOB_COMPLETION_INDEX", "0") == "0"
 
 
-class Interruption(BaseException):
-    """SIGTERM. No Exception, so that nobody who expects one of a library's errors takes it for that."""
-
-
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Interruption(f"stopped by {signal.Signals(number).name}; the next attempt starts this stage again")
 
@@ -101,19 +84,6 @@ def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
         # Prepare is not told where the run lies: it finds out and answers with it.
         store.write_json(result.result_path(whole.get("runURI") or str(stage.run_uri), stage.result_name), whole)
     return whole
-
-
-def classify(error: BaseException) -> StageError:
-    """Return an exception as the failure it means: an interruption, of the store, or a bug."""
-    if isinstance(error, StageError):
-        return error
-    if isinstance(error, Interruption):
-        return StageError("Interrupted", str(error))
-    traceback.print_exc()
-    if isinstance(error, OSError) and error.errno in STORE_ERRNOS:
-        return StageError("StoreUnavailable", f"the store cannot be used: {error}; check the volume's space and rights")
-    last = traceback.format_exception_only(error)[-1].strip()
-    return StageError("InternalError", last)
 
 
 def record_failure(value: dict[str, Any], failure: dict[str, Any]) -> None:

@@ -12,10 +12,7 @@ from typing import Any
 from tunesmith_trainer import stage as stages
 from tunesmith_trainer import store
 from tunesmith_trainer.contract import TrainInput
-from tunesmith_trainer.errors import StageError
-
-# What gloo and NCCL say when the process at the other end is gone.
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "remote process exited", "Broken pipe")
+from tunesmith_trainer.failure import classify
 
 
 class StopFlag:
@@ -27,14 +24,6 @@ class StopFlag:
     def set(self, _number: int, _frame: FrameType | None) -> None:
         """Remember the signal."""
         self.is_set = True
-
-
-def classify(error: Exception) -> StageError:
-    """Return an exception as the failure it means, telling a lost peer from a bug."""
-    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
-        last = str(error).strip().splitlines()[0]
-        return StageError("PeerUnavailable", f"another training process is gone; see the other pods' results: {last}")
-    return stages.classify(error)
 
 
 def answer(stop: StopFlag) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""Failures: what an exception means to the operator, and the fingerprint by which it knows one that happens again."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import traceback
+from pathlib import PurePath
+
+from tunesmith_trainer.errors import Interruption, StageError
+
+FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+# Errors of a volume that is full, gone, stale or not ours to write: they pass or need an administrator, not a fix here.
+STORE_ERRNOS = FULL_ERRNOS | {
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+}
+# What gloo and NCCL say when the process at the other end is gone, and when it says nothing for too long.
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "remote process exited", "Broken pipe")
+STUCK_PEER = ("Timed out waiting", "Watchdog caught collective operation timeout")
+# torch.OutOfMemoryError is looked for by name: this module is used where importing torch would cost seconds.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory")
+LESS_MEMORY = (
+    "lower perDeviceTrainBatchSize and raise gradientAccumulationSteps by as much, set gradientCheckpointing, shorten maxLength, or raise `memory`"
+)
+
+
+def classify(error: BaseException) -> StageError:
+    """Return an exception as the failure it means, with its fingerprint where it is not an interruption."""
+    if isinstance(error, Interruption):
+        return StageError("Interrupted", str(error))
+    failure = error if isinstance(error, StageError) else _meaning(error)
+    if failure is not error:
+        traceback.print_exception(error)
+    if failure.exit_code != 75:
+        failure.details.setdefault("fingerprint", fingerprint(error))
+    return failure
+
+
+def _meaning(error: BaseException) -> StageError:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in OUT_OF_MEMORY):
+        return StageError("OutOfMemory", f"out of memory: {first}; {LESS_MEMORY}")
+    if isinstance(error, OSError) and error.errno in STORE_ERRNOS:
+        return store_failure(error)
+    if isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
+        return StageError("PeerUnavailable", f"another training process is gone; see the other pods' results: {first}")
+    if isinstance(error, RuntimeError) and any(sign in text for sign in STUCK_PEER):
+        return StageError("Hung", f"the training processes waited for one another for too long: {first}")
+    return StageError("InternalError", traceback.format_exception_only(error)[-1].strip())
+
+
+def store_failure(error: OSError) -> StageError:
+    """Return what an error of the store means: StorageFull or StoreUnavailable."""
+    if error.errno in FULL_ERRNOS:
+        return StageError("StorageFull", f"the volume is full: {error}; make room or enlarge it, training goes on from its last checkpoint")
+    return StageError("StoreUnavailable", f"the store cannot be used: {error}; check that the volume is mounted, and its rights")
+
+
+def fingerprint(error: BaseException) -> str:
+    """Return 12 hexadecimal digits that two errors share if they are of one type and were raised along one path.
+
+    The message does not count: it holds addresses, sizes and paths that differ from one attempt to the next.
+    """
+    frames = [f"{'/'.join(PurePath(frame.filename).parts[-2:])}:{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    return hashlib.sha256("\n".join([kind, *frames]).encode()).hexdigest()[:12]
