@@ -195,8 +195,8 @@ def test_an_override_that_cannot_be_is_refused(store, key, value, complaint):
 
 
 def test_an_override_is_passed_on(store):
-    from tunesmith_trainer.contract import Method, Training
     from tunesmith_trainer.settings import training_arguments
+    from tunesmith_trainer.spec import Method, Training
 
     wanted = Training.model_validate(training(overrides={"adam_beta1": "0.8", "packing_strategy": '"bfd_split"'}))
     method = Method.model_validate({"sft": {"packing": True}})

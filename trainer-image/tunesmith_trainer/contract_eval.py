@@ -6,21 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tunesmith_trainer.contract import (
-    Answer,
-    Artifact,
-    Contract,
-    DataSource,
-    DecimalString,
-    Digest,
-    ModelReference,
-    Natural,
-    Positive,
-    Result,
-    StageInput,
-    Variant,
-    json_name,
-)
+from tunesmith_trainer.contract import Answer, Artifact, Digest, ModelReference, Result, StageInput
+from tunesmith_trainer.spec import Contract, DataSource, DecimalString, Natural, Positive, Variant, json_name
 
 Precision = Literal["BF16", "FP32"]
 Measured = Annotated[str, Field(pattern=r"^(-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity)$")]

@@ -13,8 +13,8 @@ from typing import Any
 
 from tunesmith_trainer import store
 from tunesmith_trainer.chat import encode
-from tunesmith_trainer.contract import DataFormat, Preparation
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.spec import DataFormat, Preparation
 
 Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")

@@ -18,11 +18,12 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from tunesmith_trainer import chat, checkpoint, dataset, store
-from tunesmith_trainer.contract import Adapter, Checkpoint, TrainAnswer, TrainInput
+from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
 from tunesmith_trainer.settings import training_arguments
+from tunesmith_trainer.spec import Adapter
 
 # The label that takes a token out of the loss.
 UNTRAINED = -100

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer.contract import Adapter, Training, Variant
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.spec import Adapter, Training, Variant
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # The W4A16 preset's group size (compressed-tensors), which holds where a variant names none.

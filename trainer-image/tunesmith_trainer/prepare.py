@@ -10,16 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import chat, dataset, model, result, settings, store
-from tunesmith_trainer.contract import (
-    DataSource,
-    PrepareAnswer,
-    PrepareInput,
-    ResolvedDataset,
-    ResolvedModel,
-    Run,
-    StageInput,
-)
+from tunesmith_trainer.contract import PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.spec import DataSource
 
 INPUT: type[StageInput] = PrepareInput
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")

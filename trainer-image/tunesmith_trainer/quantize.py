@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import chat, dataset, store
-from tunesmith_trainer.contract import Artifact, Quantization
+from tunesmith_trainer.contract import Artifact
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.effect import measure
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import DEFAULT_GROUP_SIZE, check_group_sizes, inspect, load_tokenizer
+from tunesmith_trainer.spec import Quantization
 
 INPUT = QuantizeInput
 # Which rows calibrate must not change from one attempt to the next.

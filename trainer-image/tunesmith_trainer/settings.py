@@ -9,8 +9,9 @@ import tempfile
 import typing
 from typing import Any
 
-from tunesmith_trainer.contract import Adapter, Device, Method, Training
+from tunesmith_trainer.contract import Device
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.spec import Adapter, Method, Training
 
 # Keys that the spec has a field for: two places for one setting would leave the reader guessing which one won.
 SPEC_FIELDS = {

@@ -1,0 +1,164 @@
+"""The blocks of an object's spec that stages are given, with its names and shapes, defaults filled in; and what all models are made of.
+
+Names are snake_case in Python and camelCase in JSON; an unknown key is refused, so that a misspelt setting never trains silently
+with a default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+DecimalString = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$")]
+DataFormat = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
+ArtifactName = Literal["Adapter", "Merged"]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+def json_name(name: str) -> str:
+    """Return the JSON key of a Python field: `run_uri` is `runURI`, `max_steps` is `maxSteps`, `uri` stays."""
+    camel = to_camel(name)
+    return camel.removesuffix("Uri") + "URI" if camel.endswith("Uri") else camel
+
+
+class Contract(BaseModel):
+    """Base of everything that crosses the boundary: camelCase in JSON, unknown keys refused, values not changed later."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=json_name, populate_by_name=True, frozen=True)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the model as it is written in JSON: camelCase, without the fields that are absent."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class OneOf(Contract):
+    """A choice between shapes: exactly one member may be present."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> OneOf:
+        present = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(present) != 1:
+            choices = ", ".join(json_name(name) for name in type(self).model_fields)
+            raise ValueError(f"exactly one of {choices} must be given, got {len(present)}")
+        return self
+
+
+class DataSource(Contract):
+    """A file or a folder of JSON Lines files, and the shape of its rows."""
+
+    uri: str
+    format: DataFormat
+
+
+class Dataset(DataSource):
+    """A training dataset, with the name that error messages use."""
+
+    name: str
+
+
+class Validation(OneOf):
+    """Where validation rows come from: a fraction of the training rows, or a dataset of its own."""
+
+    fraction: DecimalString | None = None
+    dataset: DataSource | None = None
+
+
+class Preparation(Contract):
+    """Which rows to drop before training."""
+
+    min_tokens: Natural = 0
+    drop_patterns: list[str] = Field(default_factory=list)
+
+
+class Sft(Contract):
+    """Supervised fine-tuning."""
+
+    packing: bool = False
+    assistant_only_loss: bool = False
+
+
+class Method(OneOf):
+    """How the model learns."""
+
+    sft: Sft | None = None
+
+
+class Lora(Contract):
+    """A LoRA adapter, with PEFT's names."""
+
+    r: Positive
+    lora_alpha: Positive
+    lora_dropout: DecimalString = "0"
+    target_modules: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1)
+
+
+class Adapter(OneOf):
+    """The weights that are trained beside the frozen model; no adapter means full fine-tuning."""
+
+    lora: Lora | None = None
+
+
+class Training(Contract):
+    """Settings of the training loop, with the names of transformers' TrainingArguments."""
+
+    num_train_epochs: Positive = 1
+    max_steps: Positive | None = None
+    learning_rate: DecimalString = "2e-4"
+    per_device_train_batch_size: Positive = 1
+    gradient_accumulation_steps: Positive = 1
+    max_length: Positive = 1024
+    warmup_steps: Natural = 0
+    lr_scheduler_type: str = "linear"
+    weight_decay: DecimalString = "0"
+    max_grad_norm: DecimalString = "1"
+    logging_steps: Positive = 10
+    precision: Literal["BF16", "FP32"] = "BF16"
+    seed: Natural = 42
+    gradient_checkpointing: bool = False
+    overrides: dict[str, str] = Field(default_factory=dict)
+
+
+class Ddp(Contract):
+    """Every process holds the whole model and gradients are averaged."""
+
+
+class Parallelism(Contract):
+    """How many pods train, how many processes in each, and how they share the work."""
+
+    nodes: Positive = 1
+    processes_per_node: Positive = 1
+    ddp: Ddp | None = None
+
+
+class Output(Contract):
+    """Where artefacts go and which are asked for."""
+
+    uri: str
+    artifacts: list[ArtifactName]
+
+
+class Quantization(Contract):
+    """How a variant's weights are quantized."""
+
+    scheme: Literal["W8A8", "W4A16"]
+    algorithm: Literal["SmoothQuantGPTQ", "GPTQ"]
+    num_calibration_samples: Positive = 128
+    group_size: Positive | None = None
+
+
+class Variant(Contract):
+    """One quantized copy of the merged model."""
+
+    name: str
+    quantization: Quantization
+
+
+class Checkpoints(Contract):
+    """How often training saves and how much it keeps."""
+
+    every_steps: Positive = 100
+    keep: Positive = 2
+    grace_period_seconds: Positive = 120
