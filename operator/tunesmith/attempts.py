@@ -1,31 +1,38 @@
-"""Reads one attempt of a stage from its Job and its pods: is it over, how did it end, and if it does not run, why not."""
+"""Reads one attempt of a stage from its Job and its pods: is it over, what is it doing, and if it does not run, why not.
+
+`verdicts.py` says how one ended that is over.
+
+A training pod whose node stops is replaced within 90 s of the stop, with the control plane's defaults:
+
+    40-60 s  the kubelet's last lease was renewed up to 10 s before the stop; kube-controller-manager waits `--node-monitor-grace-period` (50 s)
+             from when it saw that, looks every 5 s, then marks the node's pods not ready and taints it
+    +10 s    the pods' tolerationSeconds (pods.UNREACHABLE_SECONDS), then they are deleted
+    +5 s     SILENT since the pods were marked, then they are deleted by force, and the next attempt is made at once
+    +5 s     it is scheduled and its containers start (the image is there)
+
+Meanwhile the pods on other nodes must have given up: the trainer finds a peer that is gone or silent within 60 s.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
-from tunesmith.results import Result, parse_result
 from tunesmith.values import Object
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 OVERDUE = timedelta(seconds=30)
 """A pod that outlives its deletion by this much is on a node that no longer answers."""
-DISRUPTIVE = frozenset(("Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"))
-"""Values of a pod's `status.reason` that tell of the node, not of the program."""
+DISRUPTIVE = frozenset(("NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"))
+"""Values of a pod's `status.reason` that tell of the node, not of the program. Evicted is not among them: a pod that had to make room
+also has DisruptionTarget, and one that took more than its own limits has not."""
+SILENT = timedelta(seconds=15)
+"""A kubelet that lives puts right within 10 s what others wrote into its pods' status."""
+UNPLACED = timedelta(seconds=120)
+"""An attempt whose pods cannot all be placed for so long is given up if it can do with fewer nodes."""
 _STARTING = frozenset(("ContainerCreating", "PodInitializing"))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an attempt ended. Retry: the program failed and may be tried again; Free: so, but it was not the program's fault."""
-
-    outcome: Literal["Succeeded", "Failed", "Retry", "Free"]
-    reason: str
-    message: str = ""
-    result: Result | None = None
 
 
 @dataclass(frozen=True)
@@ -49,39 +56,40 @@ def is_finished(job: Object) -> bool:
 
 def overdue_at(pod: Object) -> datetime | None:
     """When a live pod that is being deleted has to be given up; None if it is not being deleted. (deletionTimestamp includes the grace period.)"""
-    deletion = pod["metadata"].get("deletionTimestamp")
-    return moment(deletion) + OVERDUE if deletion and is_live(pod) else None
+    metadata = pod["metadata"]
+    if "deletionTimestamp" not in metadata or not is_live(pod):
+        return None
+    deletion, silent = moment(metadata["deletionTimestamp"]), silent_since(pod)
+    if silent is None:
+        return deletion + OVERDUE
+    # Nobody is there to use the grace period.
+    asked = deletion - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
+    return max(asked, silent + SILENT)
 
 
-def moment(text: str) -> datetime:
-    """A metav1.Time as datetime."""
-    return datetime.fromisoformat(text)
+def silent_since(pod: Object) -> datetime | None:
+    """Since when the pod's node has not answered, as far as the pod shows it.
 
-
-def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
-    """How an attempt ended that has no live pod. `disruption`: what was seen of one while its pods lived (they may be gone by now).
-
-    Success is read from the result of pod 0 alone. A result that blames settings or data outweighs a disruption; a disruption
-    outweighs other failures, since the pods that stay behind when one is taken away fail in ways of their own.
+    A kubelet derives Ready from ContainersReady. Ready alone is False where the node controller has marked the pods of a node that
+    it calls not ready; a kubelet that lives soon takes that back.
     """
-    results = _results(stage, pods)
-    answer = results.get(0) or next((result for result in results.values() if result.outcome != "Succeeded"), None)
-    if answer and answer.outcome == "Succeeded":
-        return Verdict("Succeeded", "Succeeded", result=answer)
-    if answer and answer.final:
-        return Verdict("Failed", answer.reason or "Failed", answer.message or "", answer)
-    if answer and answer.interrupted:
-        return Verdict("Free", answer.reason or "Interrupted", answer.message or "", answer)
-    disruption = disruption or disruption_of(pods)
-    if disruption:
-        return Verdict("Free", "Disrupted", disruption)
-    # Ahead of the answer: the processes that stay behind when the kernel kills one only know that it is gone.
-    out_of_memory = _out_of_memory(pods)
-    if out_of_memory:
-        return Verdict("Retry", "OutOfMemory", out_of_memory)
-    if answer:
-        return Verdict("Retry", answer.reason or "Failed", answer.message or "", answer)
-    return _without_result(pods)
+    conditions = {condition["type"]: condition for condition in _conditions(pod)}
+    ready, containers = (conditions.get(name, {}) for name in ("Ready", "ContainersReady"))
+    marked = (ready.get("status"), containers.get("status")) == ("False", "True") and not pod.get("spec", {}).get("readinessGates")
+    return moment(ready["lastTransitionTime"]) if marked else None
+
+
+def unplaced_at(pod: Object) -> datetime | None:
+    """When a pod without a node has waited long enough for one; None if it has one, or nobody has looked for one yet."""
+    condition = _scheduled(pod)
+    waits = is_live(pod) and condition.get("status") == "False" and condition.get("reason") == "Unschedulable"
+    return moment(condition["lastTransitionTime"]) + UNPLACED if waits else None
+
+
+def placed(pods: Sequence[Object], now: datetime) -> int | None:
+    """How many pods of an attempt have a node, once the others have waited long enough for one; None before."""
+    waiting = [at for pod in pods if (at := unplaced_at(pod))]
+    return sum(_scheduled(pod).get("status") == "True" for pod in pods) if waiting and min(waiting) <= now else None
 
 
 def disruption_of(pods: Iterable[Object]) -> str:
@@ -93,7 +101,14 @@ def disruption_of(pods: Iterable[Object]) -> str:
                 return f"{condition.get('reason', 'DisruptionTarget')}: pod {name}: {condition.get('message', '')}"
         if status.get("reason") in DISRUPTIVE:
             return f"{status['reason']}: pod {name}: {status.get('message', '')}"
+        if "deletionTimestamp" in pod["metadata"] and is_live(pod) and silent_since(pod):
+            return f"NodeLost: pod {name}: its node does not answer"
     return ""
+
+
+def moment(text: str) -> datetime:
+    """A metav1.Time as datetime."""
+    return datetime.fromisoformat(text)
 
 
 def describe(job: Object | None, pods: Sequence[Object]) -> Note:
@@ -121,9 +136,9 @@ def _ending(live: Sequence[Object]) -> str:
 def obstacle(pod: Object) -> Note | None:
     """What keeps a pod from running, if anything does: no node for it, no image."""
     name = pod["metadata"]["name"]
-    for condition in _conditions(pod):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Note(condition.get("reason", "Unschedulable"), f"pod {name}: {condition.get('message', '')}")
+    condition = _scheduled(pod)
+    if condition.get("status") == "False":
+        return Note(condition.get("reason", "Unschedulable"), f"pod {name}: {condition.get('message', '')}")
     for container in _status(pod).get("containerStatuses", ()):
         waiting = container.get("state", {}).get("waiting")
         if waiting and waiting.get("reason") not in _STARTING:
@@ -131,38 +146,19 @@ def obstacle(pod: Object) -> Note | None:
     return None
 
 
-def _results(stage: str, pods: Sequence[Object]) -> dict[int, Result]:
-    """Results by pod index. A queue may have held the Job and let it go again: of an index' pods the newest counts."""
-    found: dict[int, Result] = {}
-    for pod in sorted(pods, key=lambda pod: (_index(pod), pod["metadata"].get("creationTimestamp", ""))):
-        result = parse_result(stage, (_terminated(pod) or {}).get("message", ""))
-        if result:
-            found[_index(pod)] = result
-    return found
-
-
-def _out_of_memory(pods: Sequence[Object]) -> str:
-    """Advice if a pod was killed for memory; empty if none was."""
-    killed = next((pod for pod in sorted(pods, key=_index) if (_terminated(pod) or {}).get("reason") == "OOMKilled"), None)
-    if killed is None:
-        return ""
-    return f"pod {killed['metadata']['name']} used more memory than its limit: raise `memory`, or lower the batch size or length"
-
-
-def _without_result(pods: Sequence[Object]) -> Verdict:
-    ended = next((ended for pod in sorted(pods, key=_index) if (ended := _terminated(pod)) and ended.get("exitCode")), None)
-    if ended:
-        return Verdict("Retry", "NoResult", f"its pod ended with exit code {ended['exitCode']} ({ended.get('reason', 'Error')}) and told no result")
-    return Verdict("Retry", "NoResult", "its pods are gone and told no result")
-
-
-def _index(pod: Object) -> int:
+def index_of(pod: Object) -> int:
+    """The pod's completion index: its node rank."""
     return int(pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION, 0))
 
 
-def _terminated(pod: Object) -> dict[str, Any] | None:
+def terminated(pod: Object) -> dict[str, Any] | None:
+    """How the pod's container ended, if it has."""
     states = [container.get("state", {}).get("terminated") for container in _status(pod).get("containerStatuses", ())]
     return next((state for state in states if state), None)
+
+
+def _scheduled(pod: Object) -> dict[str, Any]:
+    return next((condition for condition in _conditions(pod) if condition["type"] == "PodScheduled"), {})
 
 
 def _status(item: Object) -> dict[str, Any]:

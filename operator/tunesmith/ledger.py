@@ -5,23 +5,32 @@ All decisions about stages are made here, so that they are on record before `sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from tunesmith import attempts
-from tunesmith.attempts import Note, Verdict
+from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, timestamp
 from tunesmith.results import Result
 from tunesmith.stages import Entry, StageKey, attempt_of, key_of
 from tunesmith.values import LABEL_STAGE, Object, Observed
+from tunesmith.verdicts import Verdict, judge
 
 ATTEMPTS_KEPT = 20
 RETRIES = 3
 DISRUPTION_LIMIT = 512
 BACKOFF, BACKOFF_LIMIT = timedelta(seconds=5), timedelta(seconds=300)
-_PASSING = ("jobUID", "attemptStartTime", "disruption", "notBefore")
+LASTING = timedelta(minutes=10)
+"""After an attempt that lived for so long the pauses begin anew."""
+PATIENCE = 50
+"""So many failures of what is around the program, one after another and none of them LASTING, are enough: about four hours of pauses."""
+SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
+"""What may differ from one attempt to the next."""
+Sizing = Callable[[StageKey, Entry], Entry | None]
+"""The SIZE of the next attempt of a stage, none for stages that have no such; None: there is no other within the entry's limits."""
+_PASSING = ("jobUID", "attemptStartTime", "disruption", "ending", "notBefore", "nodesLimit")
 _OVER = ("Succeeded", "Failed", "Stopped")
 
 
@@ -85,12 +94,12 @@ class _View:
         return min((number for number, job in self.jobs.items() if number > after and not attempts.is_finished(job)), default=None)
 
 
-def fold(observed: Observed, waves: Sequence[Sequence[StageKey]], hold: bool) -> Ledger:
+def fold(observed: Observed, waves: Sequence[Sequence[StageKey]], hold: bool, sizing: Sizing = lambda key, entry: {}) -> Ledger:
     """Follow the stages under way and begin those that are due.
 
     The stages of a wave run side by side, waves one after another. `hold`: begin nothing (suspended, or something named is missing).
     """
-    book = _Book(observed)
+    book = _Book(observed, sizing)
     for key in (key for wave in waves for key in wave):
         book.follow(key, hold)
     if any(entry["state"] == "Failed" for entry in book.entries.values()):
@@ -105,8 +114,9 @@ def fold(observed: Observed, waves: Sequence[Sequence[StageKey]], hold: bool) ->
 class _Book:
     """The entries while `fold` goes over them. Retries are one budget of all stages, so the stages cannot be folded apart."""
 
-    def __init__(self, observed: Observed) -> None:
+    def __init__(self, observed: Observed, sizing: Sizing) -> None:
         recorded = observed.recorded
+        self.sizing = sizing
         self.now: datetime = observed.now
         self.retries = int(observed.spec.get("retries", RETRIES))
         self.spent = int(recorded.get("retriesSpent", 0))
@@ -136,25 +146,70 @@ class _Book:
         if any(attempts.is_live(pod) for pod in pods) or (job is not None and not attempts.is_finished(job)):
             note = self.notes[key] = attempts.describe(job, pods)
             entry["state"] = "Running" if note.running else "Pending"
+            entry |= self._fewer_nodes(key, job, pods)
         else:
             deleted = job is None or "deletionTimestamp" in job["metadata"]
-            verdict = attempts.judge(key.name, pods, entry.get("disruption", ""))
-            self._end(key, _DELETED if deleted and verdict.outcome == "Retry" else verdict)
+            self._end(key, _excused(judge(key.name, pods, entry.get("disruption", "")), entry, deleted))
+
+    def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:
+        """The attempt is to end, if not all of its pods find a node and it can do with those that did."""
+        entry, placed = self.entries[key], attempts.placed(pods, self.now)
+        if placed is None or job is None or job["spec"].get("suspend") or "ending" in entry:
+            return {}
+        size = self.sizing(key, {**entry, "nodesLimit": placed})
+        if not size or size["nodes"] >= entry.get("nodes", len(pods)):
+            return {}
+        blocked = next(note.message for pod in pods if (note := attempts.obstacle(pod)))
+        message = f"only {placed} of its pods found a node within {attempts.UNPLACED.total_seconds():.0f} s: {blocked}"
+        return {"ending": {"reason": "Unschedulable", "message": message[:DISRUPTION_LIMIT]}, "nodesLimit": placed}
 
     def _end(self, key: StageKey, verdict: Verdict) -> None:
         entry = self.entries[key]
+        limits = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
+        if verdict.outcome == "OutOfMemory":
+            verdict, limits = self._with_less_memory(key, verdict)
+        if verdict.outcome == "Retry" and self._seen_before(key, verdict):
+            verdict = replace(verdict, outcome="Failed", message=f"the same error at the same step as before: {verdict.message}")
         if verdict.result:
             self.answers[key] = verdict.result
         self.spent += verdict.outcome == "Retry"
+        if verdict.outcome in ("Retry", "Later"):
+            lasted = self.now - attempts.moment(entry["attemptStartTime"]) >= LASTING
+            entry["failures"] = 1 if lasted else entry.get("failures", 0) + 1
         self.ended.append(_ended(entry, verdict, self.now))
         reason, message = verdict.reason, verdict.message[:MESSAGE_LIMIT]
         if verdict.outcome == "Succeeded" and verdict.result:
             self.entries[key] = _settled(entry, state="Succeeded", completionTime=timestamp(self.now), result=verdict.result.facts())
-        elif verdict.outcome == "Failed" or (verdict.outcome == "Retry" and self.spent > self.retries):
+        elif self._is_hopeless(entry, verdict):
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
-            pause = min(BACKOFF * 2**self.spent, BACKOFF_LIMIT) if verdict.outcome == "Retry" else timedelta(0)
-            self.entries[key] = _settled(entry, state="Waiting", notBefore=timestamp(self.now + pause), reason=reason, message=message)
+            begin = timestamp(self.now + (_pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
+            self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **limits)
+
+    def _is_hopeless(self, entry: Entry, verdict: Verdict) -> bool:
+        """Whether there is to be no other attempt."""
+        spent = verdict.outcome == "Retry" and self.spent > self.retries
+        return verdict.outcome == "Failed" or spent or (verdict.outcome == "Later" and entry["failures"] > PATIENCE)
+
+    def _with_less_memory(self, key: StageKey, verdict: Verdict) -> tuple[Verdict, Entry]:
+        """What comes of an attempt that ran out of memory: half the rows at a time, if the stage has such and more than one."""
+        rows = self.entries[key].get("perDeviceTrainBatchSize")
+        if rows is None:
+            return replace(verdict, outcome="Retry"), {}
+        if rows == 1:
+            return replace(verdict, outcome="Failed", message=f"perDeviceTrainBatchSize is 1 already: {verdict.message}"), {}
+        limit = {"batchSizeLimit": rows // 2}
+        size = self.sizing(key, self.entries[key] | limit) or {}
+        told = ", ".join(f"{name} {size[name]}" for name in SIZE[1:])
+        return replace(verdict, message=f"{verdict.message}; the next attempt has {told}"), limit
+
+    def _seen_before(self, key: StageKey, verdict: Verdict) -> bool:
+        """Whether an earlier attempt of the stage met the same error at the same step: a bug or bad data, which no further one mends."""
+        result = verdict.result
+        if not result or not result.fingerprint:
+            return False
+        this = (*key, result.fingerprint, result.step)
+        return any(this == (ended["stage"], ended.get("part", ""), ended.get("fingerprint"), ended.get("step")) for ended in self.ended)
 
     def begin(self, key: StageKey) -> None:
         """Start the next attempt, unless something of an earlier one may still be alive or it is too early."""
@@ -165,7 +220,8 @@ class _Book:
         if view.busy(but=attempt if attempt in view.jobs else None) or self.now < attempts.moment(entry.get("notBefore", timestamp(self.now))):
             return
         started = timestamp(self.now)
-        self.entries[key] = _settled(entry, state="Pending", attempt=attempt, attemptStartTime=started)
+        size = self.sizing(key, entry) or {}
+        self.entries[key] = _settled(entry, state="Pending", attempt=attempt, attemptStartTime=started, **size)
         self.entries[key].setdefault("startTime", started)
 
     def stop(self) -> None:
@@ -197,7 +253,19 @@ class _Book:
         return Note("Waiting", "has not begun")
 
 
-_DELETED = Verdict("Free", "JobDeleted", "its Job was deleted")
+def _excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
+    """The verdict on an attempt that we ended, or a person did: how its pods took that is of no account, but for a success and bad input."""
+    if verdict.outcome in ("Succeeded", "Failed"):
+        return verdict
+    if "ending" in entry:
+        return replace(verdict, outcome="Free", reason=entry["ending"]["reason"], message=entry["ending"]["message"])
+    return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
+
+
+def _pause(failures: int) -> timedelta:
+    """How long to wait after so many failures in a row."""
+    doubled: timedelta = BACKOFF * 2 ** min(failures - 1, 10)
+    return min(doubled, BACKOFF_LIMIT)
 
 
 def _settled(entry: Entry, **changes: Any) -> Entry:
@@ -212,11 +280,13 @@ def _ended(entry: Entry, verdict: Verdict, now: datetime) -> Entry:
         **part,
         "attempt": entry["attempt"],
         "outcome": "Succeeded" if verdict.outcome == "Succeeded" else "Failed",
-        "free": verdict.outcome == "Free",
+        "free": verdict.outcome in ("Free", "Later", "OutOfMemory"),
         "reason": verdict.reason,
         "message": verdict.message[:MESSAGE_LIMIT],
         "startTime": entry["attemptStartTime"],
         "completionTime": timestamp(now),
+        **{name: entry[name] for name in SIZE if name in entry},
+        **({name: told for name in ("fingerprint", "step") if (told := getattr(verdict.result, name, None)) is not None}),
     }
 
 

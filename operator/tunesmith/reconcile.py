@@ -108,9 +108,8 @@ class Reconciler:
             await self._delete(obj)
 
     async def _delete(self, obj: Object) -> None:
-        # What is being deleted needs no second word, but for a pod that is past its time: its node will never confirm it.
-        deletion = obj["metadata"].get("deletionTimestamp")
-        if deletion and (obj["kind"] != "Pod" or datetime.fromisoformat(deletion) > self._now()):
+        # What is being deleted needs no second word, but for a pod that has been given up: its node will never confirm it.
+        if "deletionTimestamp" in obj["metadata"] and obj["kind"] != "Pod":
             return
         left = await self._cluster.delete(obj)
         concerned = self._store.put(left) if left is not None else self._store.remove(obj)

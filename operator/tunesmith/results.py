@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from tunesmith.contract import Checkpoint, Digest, Model
 from tunesmith.spec import Block, dump
 
-BAD_SETTINGS, BAD_DATA, INTERRUPTED = 64, 65, 75
+BAD_SETTINGS, BAD_DATA, UNAVAILABLE, INTERRUPTED = 64, 65, 69, 75
 """Exit codes of sysexits.h that the operator tells apart."""
 
 DecimalString = Annotated[str, StringConstraints(max_length=64)]
@@ -33,7 +33,7 @@ class Result(Block):
     message: str | None = None
     fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")] | None = None
     """Shared by failures of one exception type, raised along one path of the code."""
-    step: int | None = None
+    step: int | None = Field(None, ge=0)
     """The last optimizer step that was completed before a failure in training."""
 
     @model_validator(mode="after")

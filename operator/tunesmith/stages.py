@@ -4,7 +4,11 @@
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
-    {jobUID?, attemptStartTime, disruption?}        after a failure: {notBefore}
+    {jobUID?, attemptStartTime, disruption?, ending?}        after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?}
+
+Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
+gradientAccumulationSteps} (finetunejob/sizing.py). An entry with `ending` {reason, message} is of an attempt that we end: its Job is
+deleted, and once no pod of it lives it counts as free.
 
 States: Waiting (no attempt under way), Pending (one is, but does not run), Running, Succeeded, Failed, Stopped (another stage failed).
 
@@ -103,7 +107,8 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
         return Plan()
     entries = {key_of(entry): entry for entry in status.get("stages", ())}
     suspended = bool(observed.spec.get("suspend"))
-    active = {} if suspended else {key: entry for key, entry in entries.items() if entry["state"] in ("Pending", "Running")}
+    underway = {key: entry for key, entry in entries.items() if entry["state"] in ("Pending", "Running") and "ending" not in entry}
+    active = {} if suspended else underway
     apply, create = [], []
     for key, entry in active.items():
         missing = observed.child("Job", job_name(observed.owner, key, entry["attempt"])) is None
@@ -149,5 +154,5 @@ def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Ma
 
 def _wake_after(observed: Observed, staged: Iterable[Object], entries: Mapping[StageKey, Entry]) -> float | None:
     moments = [attempts.moment(entry["notBefore"]) for entry in entries.values() if "notBefore" in entry]
-    moments += [at for child in staged if child["kind"] == "Pod" and (at := attempts.overdue_at(child))]
+    moments += [at for child in staged if child["kind"] == "Pod" and (at := attempts.overdue_at(child) or attempts.unplaced_at(child))]
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

@@ -95,8 +95,23 @@ class FineTuneJobResolved(Resolved):
     world_size: Count | None = Field(None, description="Processes of the training.")
 
 
-class Stage(Block):
-    """One stage, or one part of it."""
+class Ending(Block):
+    """Why an attempt is being ended by the operator."""
+
+    reason: Reason = Field(description="One CamelCase word.")
+    message: Message = Field(description="For people.")
+
+
+class Size(Block):
+    """What may differ from one attempt of Train to the next; their product is always the global batch of the spec."""
+
+    nodes: Count | None = Field(None, description="Train: pods.")
+    per_device_train_batch_size: Count | None = Field(None, description="Train: rows of each process's forward pass; halved after OutOfMemory.")
+    gradient_accumulation_steps: Count | None = Field(None, description="Train: forward passes a step.")
+
+
+class Stage(Size):
+    """One stage, or one part of it; `nodes` and the batch are its newest attempt's."""
 
     name: Word = Field(description="Prepare, Train, Finalize, Quantize, Evaluate or Compare.")
     part: Word | None = Field(None, description="The variant, or the model under test.")
@@ -115,10 +130,14 @@ class Stage(Block):
     job_uid: Word | None = Field(None, alias="jobUID", description="The Job of the attempt under way.")
     attempt_start_time: Time | None = Field(None, description="When the attempt under way began.")
     disruption: Message | None = Field(None, description="What took a pod of the attempt under way away.")
+    ending: Ending | None = Field(None, description="The attempt under way is being ended by the operator: why.")
     not_before: Time | None = Field(None, description="The next attempt waits until then.")
+    failures: Count | None = Field(None, description="One after another, none of which took ten minutes: the pause doubles with each.")
+    batch_size_limit: Count | None = Field(None, description="Rows at a time that may fit into memory.")
+    nodes_limit: Count | None = Field(None, description="Nodes that were found for the last attempt: the next one asks for no more.")
 
 
-class Attempt(Block):
+class Attempt(Size):
     """One attempt at a stage that has ended."""
 
     stage: Word = Field(description="The stage.")
@@ -127,7 +146,9 @@ class Attempt(Block):
     outcome: Word = Field(description="Succeeded or Failed.")
     reason: Reason | None = Field(None, description="Why it ended.")
     message: Message | None = Field(None, description="For people.")
-    free: bool | None = Field(None, description="True: not the program's fault, so not counted against `retries`.")
+    free: bool | None = Field(None, description="True: not counted against `retries`.")
+    fingerprint: Word | None = Field(None, description="Of its error: the exception's type and frames.")
+    step: BigCount | None = Field(None, description="Last optimizer step completed before its error.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
 

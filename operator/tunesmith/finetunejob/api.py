@@ -122,9 +122,21 @@ class DDP(Block):
 class Parallelism(Block):
     """How the training is spread: exactly one strategy."""
 
-    model_config = ConfigDict(json_schema_extra=rules(union("ddp")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            union("ddp"),
+            rule("!has(self.minNodes) || self.minNodes <= (has(self.nodes) ? self.nodes : 1)", "must be at most `nodes`", ".minNodes"),
+        )
+    )
 
     nodes: int | None = Field(None, ge=1, le=256, description="Training pods, one a node. Default: 1. More than one needs ReadWriteMany volumes.")
+    min_nodes: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="An attempt for which not all nodes were found within 120 s is followed by one on as many as were found, down to this many, "
+        "with more gradient accumulation: the global batch stays the same. Later attempts ask for all nodes again. Default: `nodes`.",
+    )
     processes_per_node: int | None = Field(None, ge=1, le=64, description="Processes of each pod. Default: one a GPU, or 1 on CPU.")
     ddp: DDP | None = Field(None, description="Data parallel: each process holds the whole model.")
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from tunesmith import contract
 from tunesmith.finetunejob import defaults
-from tunesmith.stages import Stage, StageKey, common_input, plan, rendezvous_endpoint
+from tunesmith.finetunejob.sizing import size
+from tunesmith.ledger import SIZE
+from tunesmith.stages import Stage, StageKey, common_input, key_of, plan, rendezvous_endpoint
 from tunesmith.values import Observed, Plan
 
 TRAIN = StageKey("Train")
@@ -27,7 +29,7 @@ def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt
         image=status["resolved"]["images"]["trainer"],
         resources=defaults.resources(spec, key.name),
         scheduling=spec.get("scheduling", {}),
-        nodes=defaults.parallelism(spec)["nodes"] if training else 0,
+        nodes=_size(observed, status)["nodes"] if training else 0,
         grace_period_seconds=defaults.checkpoints(spec)["gracePeriodSeconds"] if training else 30,
         reports=training,
     )
@@ -43,7 +45,7 @@ def stage_input(observed: Observed, status: Mapping[str, Any], key: StageKey, at
         return _quantize(observed.spec, status, key.part, common)
     common["model"] = _pinned(status["resolved"]["model"])
     if key.name == "Train":
-        return _train(observed, attempt, common)
+        return _train(observed, attempt, _size(observed, status), common)
     return _finalize(observed.spec, status, common)
 
 
@@ -64,18 +66,25 @@ def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping
     return contract.PrepareInput(**common, output_uri=spec["output"]["uri"], run=run)
 
 
-def _train(observed: Observed, attempt: int, common: Mapping[str, Any]) -> contract.TrainInput:
-    spec, spread = observed.spec, defaults.parallelism(observed.spec)
-    nodes, processes = spread["nodes"], spread["processesPerNode"]
+def _size(observed: Observed, status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was decided for the newest attempt of Train when it began; what the spec says if a release began it that did not decide."""
+    (entry,) = (entry for entry in status["stages"] if key_of(entry) == TRAIN)
+    decided = {name: entry[name] for name in SIZE if name in entry}
+    return decided or size(observed.spec, TRAIN, {}) or {}
+
+
+def _train(observed: Observed, attempt: int, given: Mapping[str, Any], common: Mapping[str, Any]) -> contract.TrainInput:
+    spec, nodes = observed.spec, given["nodes"]
+    spread = defaults.parallelism(spec) | {"nodes": nodes}
     endpoint = rendezvous_endpoint(observed.owner, TRAIN, attempt, nodes)
     return contract.TrainInput(
         **common,
         method=defaults.method(spec),
         adapter=defaults.adapter(spec),
-        training=defaults.training(spec),
+        training=defaults.training(spec) | {name: value for name, value in given.items() if name != "nodes"},
         checkpoints=defaults.checkpoints(spec),
         parallelism=spread,
-        rendezvous=contract.Rendezvous(endpoint=endpoint, nodes=nodes, processes_per_node=processes),
+        rendezvous=contract.Rendezvous(endpoint=endpoint, nodes=nodes, processes_per_node=spread["processesPerNode"]),
     )
 
 

@@ -46,9 +46,15 @@ def adapter(spec: Mapping[str, Any]) -> Block | None:
 
 
 def parallelism(spec: Mapping[str, Any]) -> Block:
-    """`spec.parallelism`."""
-    given: Block = spec.get("parallelism", {"ddp": {}})
-    return {"nodes": 1, "processesPerNode": resources(spec, "Train").get("gpus") or 1} | given
+    """`spec.parallelism` without `minNodes`, which does not determine the result."""
+    given: Mapping[str, Any] = spec.get("parallelism", {"ddp": {}})
+    spread = {name: value for name, value in given.items() if name != "minNodes"}
+    return {"nodes": 1, "processesPerNode": resources(spec, "Train").get("gpus") or 1} | spread
+
+
+def min_nodes(spec: Mapping[str, Any]) -> int:
+    """`spec.parallelism.minNodes`."""
+    return int(spec.get("parallelism", {}).get("minNodes", parallelism(spec)["nodes"]))
 
 
 def checkpoints(spec: Mapping[str, Any]) -> Block:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from tunesmith import attempts
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, bounded, done, is_true, merge, stalled, suspended, timestamp, working
 from tunesmith.errors import NotReadyYet, TunesmithError
 from tunesmith.finetunejob import defaults
+from tunesmith.finetunejob.sizing import size
 from tunesmith.finetunejob.sources import check_volumes, model_uri
 from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
@@ -28,7 +30,7 @@ def status(observed: Observed) -> dict[str, Any]:
         return _kept(observed)
     resolved, obstacle = _resolve(observed)
     suspend = bool(observed.spec.get("suspend"))
-    ledger = fold(observed, waves(observed.spec), hold=suspend or obstacle is not None)
+    ledger = fold(observed, waves(observed.spec), suspend or obstacle is not None, partial(size, observed.spec))
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
     facts |= _optional("lastCheckpoint", _checkpoint(observed, ledger)) | _optional("progress", _progress(observed, ledger))

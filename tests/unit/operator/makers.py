@@ -161,11 +161,12 @@ class World:
         labels = self.job(stage, part)["metadata"]["labels"]
         return [child for child in self.children.values() if child["kind"] == "Pod" and child["metadata"]["labels"] == labels]
 
-    def end(self, stage: str, result: Object | None, part: str = "", exit_code: int = 1, why: str = "Error") -> World:
+    def end(self, stage: str, result: Object | None, part: str = "", why: str = "Error") -> World:
         """The pods of the stage end; pod 0 tells `result`. The Job is complete if it succeeded, else failed."""
         if not self.pods(stage, part):
             self.run(stage, part)
         good = result is not None and result["outcome"] == "Succeeded"
+        exit_code = (result or {}).get("exitCode", 137)
         for index, pod in enumerate(self.pods(stage, part)):
             told = {"message": json.dumps(result)} if result and index == 0 else {}
             terminated = {"exitCode": 0, "reason": "Completed"} if good else {"exitCode": exit_code, "reason": why}
@@ -213,6 +214,12 @@ class World:
 def staged(entry: Object) -> str:
     """The stage that a child belongs to."""
     return str(entry["metadata"]["labels"][LABEL_STAGE])
+
+
+def unplace(pod: Object, since: datetime) -> None:
+    """The scheduler finds no node for the pod."""
+    told = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient nvidia.com/gpu"}
+    pod["status"] = {"phase": "Pending", "conditions": [told | {"lastTransitionTime": timestamp(since)}]}
 
 
 def as_yaml(manifests: list[Object]) -> str:

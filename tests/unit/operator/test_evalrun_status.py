@@ -243,15 +243,15 @@ def test_bad_settings_end_it_at_once() -> None:
 def test_other_failures_are_tried_again_until_the_retries_are_spent() -> None:
     world = Evaluation(PLAIN | {"retries": 1}, READY_JOB, *CLAIMS)
     world.rest()
-    world.end("Evaluate", refusal("Evaluate", 69, "StoreUnavailable", "no answer"), "tested")
+    world.end("Evaluate", refusal("Evaluate", 70, "InternalError", "no answer"), "tested")
     world.rest()
     assert world.told("Reconciling")[0] == "True"
     world.later(600)
     world.rest()
     assert world.jobs() == ["Evaluate tested 2"]
-    world.end("Evaluate", refusal("Evaluate", 69, "StoreUnavailable", "no answer"), "tested")
+    world.end("Evaluate", refusal("Evaluate", 70, "InternalError", "no answer"), "tested")
     world.rest()
-    assert world.told("Stalled") == ("True", "StoreUnavailable")
+    assert world.told("Stalled") == ("True", "InternalError")
     assert [entry["attempt"] for entry in world.status["attempts"]] == [1, 2]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.operator.finetunejobs import STALLED, SUSPENDED, TWO_NODES, WORKING, Life, trained
-from tests.unit.operator.makers import artifact, claim, owner, refusal
+from tests.unit.operator.makers import artifact, claim, owner, refusal, unplace
 from tunesmith.values import Object
 
 
@@ -99,10 +99,7 @@ def test_a_model_once_found_stays_pinned_when_its_job_is_deleted() -> None:
 
 def test_the_reason_of_a_pod_that_cannot_be_placed_is_told() -> None:
     life = trained()
-    life.pods("Train")[0]["status"] = {
-        "phase": "Pending",
-        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient nvidia.com/gpu"}],
-    }
+    unplace(life.pods("Train")[0], life.now)
     life.step()
     assert life.condition("Reconciling")["reason"] == "Unschedulable"
     assert "Insufficient nvidia.com/gpu" in life.condition("Reconciling")["message"]

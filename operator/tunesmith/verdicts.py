@@ -1,0 +1,140 @@
+"""Says how an attempt ended, from what its pods left: the table of docs/contract.md, Failures.
+
+One process fails, and all others fail of it, each in a way of its own: a peer vanished, a collective hung, the Job controller ended
+what was left. So each pod is judged for itself, and the cause that explains the others is the one that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Literal
+
+from tunesmith.attempts import disruption_of, index_of, terminated
+from tunesmith.results import INTERRUPTED, UNAVAILABLE, Result, parse_result
+from tunesmith.values import Object
+
+ECHOES = frozenset(("PeerUnavailable", "Hung"))
+"""Reasons of a process that another one's end stopped."""
+Outcome = Literal["Succeeded", "Failed", "Retry", "OutOfMemory", "Later", "Free"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended, and so what comes next.
+
+    Failed: no other attempt can mend it. Retry: the program failed; one of `retries` is spent. OutOfMemory: again with less at a time.
+    Later: something around it failed; again after a pause. Free: it was taken away; again at once.
+    """
+
+    outcome: Outcome
+    reason: str
+    message: str = ""
+    result: Result | None = None
+
+
+class _Cause(IntEnum):
+    """What can end a pod; the least one explains the others."""
+
+    INPUT = 0
+    DISRUPTION = 1
+    MEMORY = 2
+    PROGRAM = 3
+    SURROUNDINGS = 4
+    INTERRUPTION = 5
+    KILL = 6
+    ECHO = 7
+    SILENCE = 8
+
+
+_OUTCOMES: dict[_Cause, Outcome] = {
+    _Cause.INPUT: "Failed",
+    _Cause.DISRUPTION: "Free",
+    _Cause.MEMORY: "OutOfMemory",
+    _Cause.PROGRAM: "Retry",
+    _Cause.SURROUNDINGS: "Later",
+    _Cause.INTERRUPTION: "Free",
+    _Cause.KILL: "Retry",
+    _Cause.ECHO: "Later",
+    _Cause.SILENCE: "Retry",
+}
+
+# Exit codes without a result: the message may be lost though the program wrote one. 128 + the signal: it was killed.
+_SILENT = {UNAVAILABLE: _Cause.ECHO, INTERRUPTED: _Cause.INTERRUPTION, 137: _Cause.KILL, 143: _Cause.KILL}
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How one pod ended."""
+
+    cause: _Cause
+    reason: str
+    message: str
+    result: Result | None = None
+
+
+def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
+    """How an attempt ended that has no live pod. `disruption`: what was seen of one while its pods lived (they may be gone by now).
+
+    Success is read from the result of pod 0 alone.
+    """
+    # A queue may have held the Job and let it go again: of an index' pods the newest counts.
+    newest = {index_of(pod): pod for pod in sorted(pods, key=_age)}
+    results = {index: parse_result(stage, _message(pod)) for index, pod in newest.items()}
+    first = results.get(0)
+    if first and first.outcome == "Succeeded":
+        return Verdict("Succeeded", "Succeeded", result=first)
+    endings = [ending for index, pod in newest.items() if (ending := _ending(pod, results[index]))]
+    if disruption := disruption or disruption_of(pods):
+        endings.append(_Ending(_Cause.DISRUPTION, "Disrupted", disruption))
+    endings.append(_Ending(_Cause.SILENCE, "NoResult", "its pods are gone and told no result"))
+    # Of several alike, one whose traceback is known can be told from another failure the next time.
+    cause = min(endings, key=lambda ending: (ending.cause, not (ending.result and ending.result.fingerprint)))
+    saved = next((result for result in results.values() if result and result.interrupted), None)
+    return Verdict(_OUTCOMES[cause.cause], cause.reason, cause.message, cause.result or saved)
+
+
+def _ending(pod: Object, result: Result | None) -> _Ending | None:
+    """How a pod ended; None if it succeeded, or nothing is known."""
+    status, ended, name = pod.get("status") or {}, terminated(pod) or {}, pod["metadata"]["name"]
+    why = str(status.get("reason", ""))
+    if ended.get("reason") == "OOMKilled":
+        advice = "raise `memory`, or lower the batch size or length"
+        return _Ending(_Cause.MEMORY, "OutOfMemory", f"pod {name} used more memory than its limit: {advice}", result)
+    if why == "Evicted":
+        return _Ending(_Cause.PROGRAM, "Evicted", f"pod {name} took more than its own limits: {status.get('message', '')}")
+    if why.startswith("OutOf") or why in ("UnexpectedAdmissionError", "NodeAffinity"):
+        return _Ending(_Cause.SURROUNDINGS, "PodRejected", f"pod {name} was refused by its node: {why}: {status.get('message', '')}")
+    if ended.get("reason") == "ContainerStatusUnknown":
+        return _Ending(_Cause.SURROUNDINGS, "ContainerLost", f"pod {name}: its node does not know what became of it")
+    if result:
+        return replace(_told(result), result=result) if result.outcome != "Succeeded" else None
+    code = ended.get("exitCode")
+    if not code:
+        return None
+    message = f"pod {name} ended with exit code {code} ({ended.get('reason', 'Error')}) and told no result"
+    return _Ending(_SILENT.get(code, _Cause.PROGRAM), "NoResult", message)
+
+
+def _told(result: Result) -> _Ending:
+    """What a result that is no success says of the cause."""
+    reason, message = result.reason or result.outcome, result.message or ""
+    if result.final:
+        return _Ending(_Cause.INPUT, reason, message)
+    if result.interrupted:
+        return _Ending(_Cause.INTERRUPTION, reason, message)
+    if reason == "OutOfMemory":
+        return _Ending(_Cause.MEMORY, reason, message)
+    if reason in ECHOES:
+        return _Ending(_Cause.ECHO, reason, message)
+    return _Ending(_Cause.SURROUNDINGS if result.exit_code == UNAVAILABLE else _Cause.PROGRAM, reason, message)
+
+
+def _age(pod: Object) -> tuple[int, str]:
+    return index_of(pod), pod["metadata"].get("creationTimestamp", "")
+
+
+def _message(pod: Object) -> str:
+    message: str = (terminated(pod) or {}).get("message", "")
+    return message

@@ -1,0 +1,197 @@
+"""How an attempt ended and what comes of it: docs/contract.md, Failures, row by row, through the whole of `status`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.unit.operator.finetunejobs import TWO_NODES, Life, trained
+from tests.unit.operator.makers import answer, checkpoint, refusal
+from tunesmith.conditions import timestamp
+from tunesmith.values import Object
+from tunesmith.verdicts import judge
+
+
+def ended(code: int, result: Object | None = None, why: str = "Error", **status: Any) -> Object:
+    """The status of a pod whose container ended."""
+    terminated = {"exitCode": code, "reason": why} | ({"message": json.dumps(result)} if result else {})
+    return {"phase": "Failed", "containerStatuses": [{"state": {"terminated": terminated}}]} | status
+
+
+def told(code: int, reason: str, **facts: Any) -> Object:
+    """The status of a pod that told a result which is no success."""
+    return ended(code, refusal("Train", code, reason, outcome="Interrupted" if code == 75 else "Failed", **facts))
+
+
+def rejected(reason: str, *conditions: str) -> Object:
+    """The status of a pod without a container: its node ended it, or never began it."""
+    disrupted = [{"type": "DisruptionTarget", "status": "True", "reason": condition, "message": "x"} for condition in conditions]
+    return {"phase": "Failed", "reason": reason, "message": "x", "conditions": disrupted}
+
+
+PEER, SAVED = told(69, "PeerUnavailable"), told(75, "Interrupted", checkpoint=checkpoint(1, 20))
+
+
+class Row(NamedTuple):
+    """Two pods' ends, and what is to come of them. `pause`: seconds before the next attempt."""
+
+    name: str
+    first: Object
+    second: Object
+    reason: str
+    spent: int = 0
+    pause: float = 0
+    failed: bool = False
+    changed: bool = False
+
+
+TABLE = [
+    Row("bad settings", told(64, "InvalidOverrides"), PEER, "InvalidOverrides", failed=True),
+    Row("bad data, found by the other pod", PEER, told(65, "InvalidDataset"), "InvalidDataset", failed=True),
+    Row("bad data outweighs a disruption", told(65, "InvalidDataset"), rejected("Shutdown"), "InvalidDataset", failed=True),
+    Row("preempted by the scheduler", PEER, rejected("", "PreemptionByScheduler"), "Disrupted"),
+    Row("evicted by the API, saved", SAVED, ended(75, why="Error") | rejected("", "EvictionByEvictionAPI"), "Disrupted"),
+    Row("evicted to make room on the node", PEER, rejected("Evicted", "TerminationByKubelet"), "Disrupted"),
+    Row("node lost", PEER, rejected("NodeLost"), "Disrupted"),
+    Row("node shut down", told(70, "InternalError"), rejected("Terminated", "TerminationByKubelet"), "Disrupted"),
+    Row("a disruption outweighs memory", ended(137, why="OOMKilled"), rejected("", "DeletionByTaintManager"), "Disrupted"),
+    Row("interrupted by SIGTERM to one pod", SAVED, told(75, "Interrupted"), "Interrupted"),
+    Row("interrupted, and the peer only saw that", PEER, told(75, "Interrupted"), "Interrupted"),
+    Row("cut off by a later attempt", told(75, "Superseded"), told(75, "Superseded"), "Superseded"),
+    Row("killed for memory", ended(137, why="OOMKilled"), PEER, "OutOfMemory", changed=True),
+    Row("killed for memory, as the other pod alone shows", PEER, ended(137, why="OOMKilled"), "OutOfMemory", changed=True),
+    Row("memory of the device", PEER, told(70, "OutOfMemory"), "OutOfMemory", changed=True),
+    Row("a bug", told(70, "InternalError"), PEER, "InternalError", spent=1, pause=5),
+    Row("a bug that the other pod met", PEER, told(70, "InternalError"), "InternalError", spent=1, pause=5),
+    Row("a bug, and what was left was ended by the Job controller", SAVED, told(70, "InternalError"), "InternalError", spent=1, pause=5),
+    Row("a process killed", told(70, "ProcessLost"), PEER, "ProcessLost", spent=1, pause=5),
+    Row("the launcher killed", ended(137), PEER, "NoResult", spent=1, pause=5),
+    Row("no result", ended(1), PEER, "NoResult", spent=1, pause=5),
+    Row("more than its own limits", PEER, rejected("Evicted"), "Evicted", spent=1, pause=5),
+    Row("store out of reach", told(69, "StoreUnavailable"), PEER, "StoreUnavailable", pause=5),
+    Row("volume full", told(69, "StorageFull"), PEER, "StorageFull", pause=5),
+    Row("store out of reach, and what was left was ended", SAVED, told(69, "StoreUnavailable"), "StoreUnavailable", pause=5),
+    Row("collective failed", PEER, PEER, "PeerUnavailable", pause=5),
+    Row("collective hung", told(69, "Hung"), told(69, "Hung"), "Hung", pause=5),
+    Row("refused by its node", PEER, rejected("UnexpectedAdmissionError"), "PodRejected", pause=5),
+    Row("no room on its node after all", PEER, rejected("OutOfnvidia.com/gpu"), "PodRejected", pause=5),
+    Row("forgotten by its node", PEER, ended(137, why="ContainerStatusUnknown"), "ContainerLost", pause=5),
+]
+
+
+def over(life: Life, *statuses: Object) -> Life:
+    """The pods of Train end so, and the operator sees it."""
+    for pod, status in zip(life.pods("Train"), statuses, strict=True):
+        pod["status"] = status
+    life.job("Train")["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
+    life.step()
+    return life
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_what_comes_of_an_attempt(row: Row) -> None:
+    life = over(trained(parallelism=TWO_NODES), row.first, row.second)
+    entry = next(entry for entry in life.status["stages"] if entry["name"] == "Train")
+    attempt = life.status["attempts"][-1]
+    assert (attempt["reason"], attempt["free"]) == (row.reason, not row.spent and not row.failed)
+    assert life.status["retriesSpent"] == row.spent
+    if row.failed:
+        assert (entry["state"], life.condition("Stalled")["reason"]) == ("Failed", row.reason)
+    elif row.pause:
+        assert (entry["state"], life.plan.wake_after) == ("Waiting", row.pause)
+    else:
+        assert (entry["state"], entry["attempt"]) == ("Pending", 2)
+        assert (entry["perDeviceTrainBatchSize"] < attempt["perDeviceTrainBatchSize"]) == row.changed
+
+
+def test_what_was_saved_is_known_whatever_the_cause() -> None:
+    assert over(trained(parallelism=TWO_NODES), SAVED, rejected("", "PreemptionByScheduler")).status["lastCheckpoint"]["step"] == 20
+
+
+def test_of_several_failures_the_one_with_a_traceback_is_told() -> None:
+    life = over(trained(parallelism=TWO_NODES), told(70, "ProcessLost"), told(70, "InternalError", fingerprint="0" * 12, step=7))
+    assert (life.status["attempts"][-1]["fingerprint"], life.status["attempts"][-1]["step"]) == ("0" * 12, 7)
+
+
+@pytest.mark.parametrize(
+    ("failures", "tried"),
+    [
+        ([("a", 7), ("a", 7)], False),
+        ([("a", 7), ("b", 7), ("a", 7)], False),
+        ([("a", None), ("a", None)], False),
+        ([("a", 7), ("a", 8)], True),
+        ([("a", 7), ("b", 7)], True),
+        ([(None, 7), (None, 7)], True),
+    ],
+)
+def test_the_same_error_twice_at_the_same_step_is_not_tried_again(failures: list[tuple[str | None, int | None]], tried: bool) -> None:
+    life = trained(retries=9)
+    for letter, step in failures:
+        facts = ({"fingerprint": letter * 12} if letter else {}) | ({"step": step} if step else {})
+        over(life, told(70, "InternalError", **facts)).later(300).step()
+        if life.states()["Train"] != "Failed":
+            life.run("Train").step()
+    assert (life.states()["Train"] != "Failed") == tried
+    assert tried or "same error" in life.condition("Stalled")["message"]
+
+
+def test_a_store_that_is_away_costs_no_retries_and_the_pauses_grow() -> None:
+    life, pauses = trained(retries=0), []
+    for _ in range(9):
+        over(life, told(69, "StoreUnavailable"))
+        pauses.append(life.plan.wake_after)
+        life.later(300).step()
+        life.run("Train").step()
+    assert pauses == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert life.status["retriesSpent"] == 0
+    over(life.later(600), told(69, "StoreUnavailable"))
+    assert life.plan.wake_after == 5
+
+
+def test_even_patience_with_the_surroundings_has_an_end() -> None:
+    life = trained()
+    for _ in range(50):
+        over(life, told(69, "StoreUnavailable")).later(300).step()
+        life.run("Train").step()
+    assert life.condition("Stalled")["status"] == "False"
+    over(life, told(69, "StoreUnavailable"))
+    assert life.condition("Stalled")["reason"] == "StoreUnavailable"
+
+
+def test_a_pod_that_the_job_made_again_counts_instead_of_the_older_one() -> None:
+    metadata = {"annotations": {"batch.kubernetes.io/job-completion-index": "0"}}
+    older, newer = ({"metadata": metadata | {"name": name, "creationTimestamp": f"2026-01-01T00:00:0{name}Z"}} for name in "12")
+    verdict = judge("Train", [{**newer, "status": told(69, "StoreUnavailable")}, {**older, "status": told(70, "InternalError")}], "")
+    assert verdict.reason == "StoreUnavailable"
+
+
+@pytest.mark.parametrize("stage", ["Prepare", "Finalize"])
+def test_a_stage_without_a_batch_spends_a_retry_when_it_runs_out_of_memory(stage: str) -> None:
+    life = Life()
+    life.step()
+    if stage == "Finalize":
+        life.succeed("Prepare").succeed("Train")
+    life.end(stage, None, why="OOMKilled").step()
+    assert (life.status["retriesSpent"], life.status["attempts"][-1]["reason"]) == (1, "OutOfMemory")
+
+
+def test_a_node_that_is_lost_is_on_record_though_its_pod_told_nothing() -> None:
+    life = trained(parallelism=TWO_NODES)
+    first, second = life.pods("Train")
+    second["metadata"] |= {"deletionTimestamp": timestamp(life.now), "deletionGracePeriodSeconds": 0}
+    conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(life.now)}, {"type": "ContainersReady", "status": "True"}]
+    second["status"] = {"phase": "Running", "conditions": conditions}
+    first["status"] = PEER
+    life.job("Train")["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
+    life.step()
+    life.vanish().step()
+    assert (life.status["attempts"][-1]["reason"], life.status["attempts"][-1]["free"]) == ("Disrupted", True)
+    assert "does not answer" in life.status["attempts"][-1]["message"]
+
+
+def test_success_is_read_from_the_first_pod_alone() -> None:
+    assert judge("Train", [], "").outcome == "Retry"
+    pods = [{"metadata": {"name": "x"}, "status": ended(0, answer("Train"))}]
+    assert judge("Train", pods, "PreemptionByScheduler").outcome == "Succeeded"
