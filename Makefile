@@ -27,7 +27,7 @@ lint types unit integration trainer serving e2e: ## one part of the tests
 	$(PYTHON) -m dev.checks $@
 
 .PHONY: generate
-generate: ## write what is generated: CRDs and the chart's copies
+generate: ## write what is generated: CRDs, the chart's copies, docs/api.md
 	$(PYTHON) -m dev.checks generate
 
 .PHONY: fmt

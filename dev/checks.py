@@ -41,7 +41,11 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "e2e": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", "tests/e2e"]]),
     "down": ("operator", {}, [["-m", "pytest", "-v", "tests/e2e_down"]]),
     "fmt": ("operator", {}, [["-m", "ruff", "format", "."], ["-m", "ruff", "check", "--fix", "."]]),
-    "generate": ("operator", {"PYTHONPATH": "operator"}, [["-m", "tunesmith.crd", "crds"], ["-m", "tunesmith.crd", "helm/tunesmith/files/crds"]]),
+    "generate": (
+        "operator",
+        {"PYTHONPATH": "operator"},
+        [["-m", "tunesmith.crd", "crds"], ["-m", "tunesmith.crd", "helm/tunesmith/files/crds"], ["-m", "dev.api_reference", "docs/api.md"]],
+    ),
 }
 
 

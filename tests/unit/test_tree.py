@@ -51,9 +51,3 @@ def test_every_command_of_the_readme_is_a_target_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make ([a-z]+(?:-[a-z]+)*)", (ROOT / "README.md").read_text())) - {"it"}:
         assert re.search(rf"^[a-z0-9 -]*\b{target}\b[a-z0-9 -]*:", makefile, re.MULTILINE), target
-
-
-def test_links_of_the_documents_lead_somewhere() -> None:
-    for document in (path for path in FILES if path.suffix == ".md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.relative_to(ROOT)}: {target}"
