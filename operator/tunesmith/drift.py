@@ -33,32 +33,35 @@ def stamp(desired: Object) -> Object:
     return {**desired, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), ANNOTATION: digest}}}
 
 
-def drifted(desired: Object, live: Object) -> bool:
-    """Whether `desired` (stamped) has to be applied over `live`."""
-    return not _holds(desired, live)
+def differences(desired: Any, live: Any, path: str = "") -> frozenset[str]:
+    """Paths of what in `desired` (stamped) is not so in `live`; none: there is nothing to apply."""
+    if isinstance(desired, dict) and isinstance(live, dict):
+        return frozenset[str]().union(*(_of_member(key, value, live, f"{path}.{key}") for key, value in desired.items()))
+    if isinstance(desired, list) and isinstance(live, list):
+        return _of_list(desired, live, path)
+    same = desired == live or _same_quantity(desired, live)
+    return frozenset() if same else frozenset({path})
 
 
-def _holds(desired: Any, live: Any) -> bool:
-    """Whether all of `desired` is in `live`."""
-    if isinstance(desired, dict):
-        return isinstance(live, dict) and all(_holds_member(key, value, live) for key, value in desired.items())
-    if isinstance(desired, list):
-        return isinstance(live, list) and _holds_list(desired, live)
-    return bool(desired == live) or _same_quantity(desired, live)
-
-
-def _holds_member(key: str, value: Any, live: dict[str, Any]) -> bool:
+def _of_member(key: str, value: Any, live: dict[str, Any], path: str) -> frozenset[str]:
     if key not in live:
         # The server leaves out what is empty.
-        return not value
-    return bool(value == live[key]) if key in ATOMIC else _holds(value, live[key])
+        return frozenset({path} if value else ())
+    if key in ATOMIC:
+        return frozenset() if value == live[key] else frozenset({path})
+    return differences(value, live[key], path)
 
 
-def _holds_list(desired: list[Any], live: list[Any]) -> bool:
+def _of_list(desired: list[Any], live: list[Any], path: str) -> frozenset[str]:
     """Lists of objects may have further items, put there by others, that an apply would not take away; lists of scalars may not."""
-    if any(isinstance(item, dict) for item in desired):
-        return all(any(_holds(item, other) for other in live) for item in desired)
-    return desired == live
+    if not any(isinstance(item, dict) for item in desired):
+        return frozenset() if desired == live else frozenset({path})
+    return frozenset[str]().union(*(_of_item(item, live, f"{path}[{number}]") for number, item in enumerate(desired)))
+
+
+def _of_item(desired: Any, live: list[Any], path: str) -> frozenset[str]:
+    """Against the item that comes closest, which is the one of the same name where items have names."""
+    return min((differences(desired, item, path) for item in live), key=len, default=frozenset({path}))
 
 
 def _same_quantity(desired: Any, live: Any) -> bool:

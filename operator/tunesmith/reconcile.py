@@ -8,7 +8,8 @@ from datetime import datetime
 
 from tunesmith import conditions, metrics
 from tunesmith.cluster import Cluster, Refused
-from tunesmith.drift import drifted, stamp
+from tunesmith.corrections import Corrections
+from tunesmith.drift import ANNOTATION, differences, stamp
 from tunesmith.errors import InvalidSpec, TunesmithError
 from tunesmith.kinds import Kind
 from tunesmith.store import Store, key_of
@@ -38,6 +39,7 @@ class Reconciler:
         self._wake = wake
         self._now = now
         self._clock = clock
+        self._corrections = Corrections(clock)
         self._problems: dict[Key, Mapping[str, str]] = {}
         self._refused_since: dict[Key, float] = {}
 
@@ -59,8 +61,8 @@ class Reconciler:
         if status != observed.recorded:
             self._learn(await self._cluster.write_status(owner, status))
             metrics.count_outcomes(key, observed.recorded, status)
-        await self._carry_out(key, plan)
-        return plan.wake_after
+        pause = await self._carry_out(key, plan)
+        return min((wait for wait in (plan.wake_after, pause) if wait is not None), default=None)
 
     def _observe(self, key: Key, owner: Object) -> Observed:
         """All that is known about the object now."""
@@ -85,22 +87,36 @@ class Reconciler:
         pods, version = await self._cluster.list("Pod", namespace, f"{LABEL_UID}={uid}")
         return bool(self._store.sweep("Pod", pods, version, namespace, uid))
 
-    async def _carry_out(self, key: Key, plan: Plan) -> None:
-        """Do what the plan says; remember a refusal for the next status."""
+    async def _carry_out(self, key: Key, plan: Plan) -> float | None:
+        """Do what the plan says; remember a refusal for the next status. Returns in how many seconds the rest is due."""
         try:
-            await self._write(plan)
+            pauses = [await self._apply(desired) for desired in plan.apply]
+            await self._create_and_delete(plan)
         except Refused as error:
             self._refuse(key, error)
             raise
         self._refused_since.pop(key, None)
         if self._problems.pop(key, None):
             self._wake(key)
+        return min((pause for pause in pauses if pause), default=None)
 
-    async def _write(self, plan: Plan) -> None:
-        for desired in plan.apply:
-            stamped, live = stamp(desired), self._store.get(key_of(desired))
-            if live is None or drifted(stamped, live):
-                self._learn(await self._cluster.apply(stamped, live))
+    async def _apply(self, desired: Object) -> float:
+        """Apply `desired` where it is not as it should be. Returns in how many seconds that is due if it is not yet: nobody is fought."""
+        key, stamped = key_of(desired), stamp(desired)
+        live, digest = self._store.get(key), stamped["metadata"]["annotations"][ANNOTATION]
+        wrong = frozenset[str]() if live is None else differences(stamped, live)
+        if live is not None and not wrong:
+            return 0.0
+        wait = self._corrections.wait(key, digest, wrong) if wrong else 0.0
+        if wait:
+            return wait
+        answer = await self._cluster.apply(stamped, live)
+        # What an injector makes of it on its way in will be the same the next time.
+        self._corrections.note(key, digest, wrong | differences(stamped, answer))
+        self._learn(answer)
+        return 0.0
+
+    async def _create_and_delete(self, plan: Plan) -> None:
         for obj in plan.create:
             if self._store.get(key_of(obj)) is None:
                 self._learn(await self._cluster.create(obj))

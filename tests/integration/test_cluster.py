@@ -13,7 +13,7 @@ from kubernetes.aio.client.configuration import Configuration
 from dev.cluster.controlplane import ControlPlane
 from tests.integration.operators import FINE_TUNE_JOB, Namespace
 from tunesmith.cluster import Cluster, Conflict, Refused
-from tunesmith.drift import drifted, stamp
+from tunesmith.drift import differences, stamp
 from tunesmith.pods import child_metadata
 from tunesmith.resources import RESOURCES, tidy
 from tunesmith.values import Object
@@ -55,10 +55,10 @@ async def test_anothers_object_is_a_name_conflict_for_create_and_apply(cluster: 
 async def test_an_apply_makes_changes_and_takes_away_and_leaves_no_drift(cluster: Cluster, tune: Object) -> None:
     live = await cluster.apply(stamp(config_map(tune, a="1", b="2")), None)
     less = stamp(config_map(tune, a="1"))
-    assert drifted(less, live)
+    assert differences(less, live)
     live = await cluster.apply(less, live)
     assert live["data"] == {"a": "1"}
-    assert not drifted(less, live)
+    assert not differences(less, live)
 
 
 async def test_an_apply_over_what_is_gone_does_not_bring_it_back(cluster: Cluster, space: Namespace, tune: Object) -> None:

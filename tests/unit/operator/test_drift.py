@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tunesmith.drift import ANNOTATION, drifted, stamp
+from tunesmith.drift import ANNOTATION, differences, stamp
 from tunesmith.values import Object
 
 DESIRED: Object = {
@@ -55,7 +55,7 @@ def container(live: Object) -> Object:
 
 
 def test_what_the_server_added_normalised_or_left_out_is_no_drift() -> None:
-    assert not drifted(stamp(DESIRED), served(DESIRED))
+    assert not differences(stamp(DESIRED), served(DESIRED))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_the_server_added_normalised_or_left_out_is_no_drift() -> None:
 def test_an_edit_by_hand_is_drift(edit: Callable[[Object], None]) -> None:
     live = served(DESIRED)
     edit(live)
-    assert drifted(stamp(DESIRED), live)
+    assert differences(stamp(DESIRED), live)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,21 @@ def test_what_an_apply_would_not_take_away_is_no_drift(edit: Callable[[Object], 
     """Else every reconcile would write."""
     live = served(DESIRED)
     edit(live)
-    assert not drifted(stamp(DESIRED), live)
+    assert not differences(stamp(DESIRED), live)
+
+
+def test_a_difference_is_told_by_its_path() -> None:
+    live = served(DESIRED)
+    container(live)["env"][0]["value"] = "2"
+    live["spec"]["replicas"] = 3
+    live["spec"]["template"]["spec"]["containers"].insert(0, {"name": "sidecar"})
+    assert differences(stamp(DESIRED), live) == {".spec.replicas", ".spec.template.spec.containers[0].env[0].value"}
 
 
 def test_a_field_no_longer_asked_for_is_drift() -> None:
     less = copy.deepcopy(DESIRED)
     del less["metadata"]["labels"]["app"]
-    assert drifted(stamp(less), served(DESIRED))
+    assert differences(stamp(less), served(DESIRED))
 
 
 def test_the_stamp_does_not_touch_what_it_stamps_and_depends_on_it_alone() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.operator.edge import CONFIG, KINDS, changed, child, key, owner
 from tunesmith.cluster import Conflict, Refused
 from tunesmith.conditions import find
+from tunesmith.corrections import PAUSE, Corrections
 from tunesmith.reconcile import CONFLICT_PATIENCE, Reconciler
 from tunesmith.store import Store
 from tunesmith.values import Key, Object
@@ -18,7 +19,10 @@ Write = tuple[str, str]
 
 
 class Double:
-    """Remembers what is written and answers as the API server would. `refuse` names the verbs that fail, and how."""
+    """Remembers what is written and answers as the API server would.
+
+    `refuse` names the verbs that fail, and how; `inject` is what an injector makes of all that is applied.
+    """
 
     def __init__(self) -> None:
         self.version = 100
@@ -26,6 +30,7 @@ class Double:
         self.refuse: dict[str, Exception] = {}
         self.pods: list[Object] = []
         self.lists: list[str] = []
+        self.inject: Object = {}
 
     async def write_status(self, owner: Object, status: Object) -> Object:
         self._write("status", owner)
@@ -33,7 +38,7 @@ class Double:
 
     async def apply(self, obj: Object, live: Object | None) -> Object:
         self._write("apply", obj)
-        return changed(obj, self.version, uid=f"uid-{obj['metadata']['name']}")
+        return changed(obj, self.version, uid=f"uid-{obj['metadata']['name']}") | self.inject
 
     async def create(self, obj: Object) -> Object:
         self._write("create", obj)
@@ -123,6 +128,61 @@ async def test_an_edited_object_is_applied_again() -> None:
     assert live is not None
     bench.store.put({**changed(live, 500), "data": {"phase": "edited"}})
     assert await bench.run(tune) == [("apply", "config")]
+
+
+async def test_a_field_that_somebody_else_sets_again_and_again_is_put_back_once_a_minute() -> None:
+    bench, tune = Bench(owner()), owner()
+    await bench.run(tune)
+    await bench.run(tune)
+
+    def edit(version: int, **fields: Any) -> None:
+        live = bench.store.get(Key("ConfigMap", "team", "config"))
+        assert live is not None
+        bench.store.put({**changed(live, version), **fields})
+
+    edit(500, data={"phase": "edited"})
+    assert await bench.run(tune) == [("apply", "config")]
+    bench.seconds += 15
+    bench.cluster.version = 600
+    edit(601, data={"phase": "edited"})
+    assert await bench.run(tune) == []
+    assert await bench.reconciler.reconcile(key(tune)) == PAUSE - 15
+    edit(602, data={})
+    assert await bench.run(tune) == [], "the same field, taken away"
+    edit(603)
+    bench.seconds += PAUSE - 15
+    bench.cluster.version = 700
+    assert await bench.run(tune) == [("apply", "config")]
+
+
+async def test_a_field_that_was_not_put_back_lately_is_put_back_at_once() -> None:
+    bench, tune = Bench(owner()), owner()
+    await bench.run(tune)
+    await bench.run(tune)
+    config = bench.store.get(Key("ConfigMap", "team", "config"))
+    assert config is not None
+    bench.store.put({**changed(config, 500), "data": {"phase": "edited"}})
+    assert await bench.run(tune) == [("apply", "config")]
+    bench.cluster.version = 600
+    bench.store.put(changed(config, 601, labels={}))
+    assert await bench.run(tune) == [("apply", "config")]
+
+
+async def test_what_an_injector_changes_on_the_way_in_is_not_applied_again_at_once() -> None:
+    bench, tune = Bench(owner()), owner()
+    bench.cluster.inject = {"data": {"phase": "injected"}}
+    assert ("apply", "config") in await bench.run(tune)
+    assert ("apply", "config") not in await bench.run(tune) + await bench.run(tune)
+    bench.seconds += PAUSE
+    assert await bench.run(tune) == [("apply", "config")]
+    assert await bench.run(tune) == []
+
+
+async def test_a_new_wish_is_carried_out_at_once_though_its_fields_were_just_put_back() -> None:
+    corrections = Corrections(lambda: 0.0)
+    corrections.note(Key("ConfigMap", "team", "config"), "old", {".data.phase"})
+    assert corrections.wait(Key("ConfigMap", "team", "config"), "old", {".data.phase"}) == PAUSE
+    assert corrections.wait(Key("ConfigMap", "team", "config"), "new", {".data.phase"}) == 0.0
 
 
 async def test_a_deletion_is_asked_for_once() -> None:
