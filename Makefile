@@ -26,6 +26,10 @@ test-fast: ## the part that needs no kubelet
 lint types unit integration trainer serving e2e: ## one part of the tests
 	$(PYTHON) -m dev.checks $@
 
+.PHONY: bench-operator
+bench-operator: ## requests, latency, CPU and memory of the operator at 200 and 1000 FineTuneJobs (ARGS="--sizes 50 --idle 20" for a short run)
+	$$($(PYTHON) dev/venv.py operator) -m dev.bench.operator $(ARGS)
+
 .PHONY: generate
 generate: ## write what is generated: CRDs, the chart's copies, docs/api.md
 	$(PYTHON) -m dev.checks generate

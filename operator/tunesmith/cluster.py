@@ -77,6 +77,8 @@ async def connect() -> ApiClient:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
+    # Otherwise aiohttp looks for a .netrc, in a thread, before each request. kopf does not trust the environment either.
+    configuration.client_session_kwargs = {"trust_env": False}
     client = ApiClient(configuration)
     client.user_agent = f"tunesmith/{__version__}"
     return client
@@ -102,9 +104,13 @@ class Cluster:
     async def apply(self, obj: Object, live: Object | None) -> Object:
         """Apply `obj` server-side over `live`.
 
-        Without `live`, ask first: an apply cannot say "must not exist", and would take over another's object.
+        Without `live`, ask first: an apply cannot say "must not exist", and would take over another's object. A ConfigMap is POSTed
+        instead, which needs no question. (Of others a POST would keep the fields that a later apply no longer names: it counts as
+        another manager's. A ConfigMap's keys never change.)
         """
         resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
+        if live is None and obj["kind"] == "ConfigMap":
+            return await self.create(obj)
         if live is None:
             try:
                 live = await self._ours(obj)

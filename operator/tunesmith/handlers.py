@@ -25,6 +25,38 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
     return handlers
 
 
+class _NoEssence(kopf.DiffBaseStorage):
+    """No object has been handled before, and none has anything worth comparing."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """No handler leaves anything behind."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+
 def settings() -> kopf.OperatorSettings:
     """kopf's settings; facts/reliability.md of the design tells what each of kopf's defaults has cost others."""
     chosen = kopf.OperatorSettings()
@@ -38,6 +70,9 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 660
     chosen.watching.inactivity_timeout = 70
     chosen.watching.chunk_size = 500
+    # What kopf would keep on the objects between two events. It copies and compares every object for it, wanted or not.
+    chosen.persistence.diffbase_storage = _NoEssence()
+    chosen.persistence.progress_storage = _NoProgress()
     # An idle worker keeps its place under the limit, so it must not idle for long.
     chosen.queueing.worker_limit = 200
     chosen.queueing.idle_timeout = 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from tunesmith import conditions, metrics
 from tunesmith.cluster import Cluster, Refused
@@ -55,7 +56,7 @@ class Reconciler:
             return None
         observed = self._observe(key, owner)
         status, plan = decide(self._kinds[key.kind], observed)
-        if status.get("attempts", []) != observed.recorded.get("attempts", []) and await self._look_at_pods(owner):
+        if _ended_otherwise(observed.recorded, status) and await self._look_at_pods(owner):
             observed = self._observe(key, owner)
             status, plan = decide(self._kinds[key.kind], observed)
         if status != observed.recorded:
@@ -81,7 +82,7 @@ class Reconciler:
         """List the pods of `owner`; return whether that told something new.
 
         Each kind has a watch of its own, and they do not keep step: a Job may be seen to end before its pods are seen at all. So
-        before an attempt is called over, its pods are looked at.
+        before an attempt is called over, its pods are looked at. (Not if one has told its success: nothing outweighs that.)
         """
         namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
         pods, version = await self._cluster.list("Pod", namespace, f"{LABEL_UID}={uid}")
@@ -160,6 +161,12 @@ def decide(kind: Kind, observed: Observed) -> tuple[Object, Plan]:
         return status, kind.build(observed, status)
     except TunesmithError as error:
         return _with_error(observed, status, error), Plan()
+
+
+def _ended_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether an attempt is called over that was not seen to succeed: what tells why may not have been seen yet."""
+    known = before.get("attempts", ())
+    return any(entry["outcome"] != "Succeeded" for entry in after.get("attempts", ()) if entry not in known)
 
 
 def _with_error(observed: Observed, status: Object, error: TunesmithError) -> Object:

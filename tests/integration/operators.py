@@ -84,6 +84,12 @@ class OperatorProcess:
         self.stop(signal.SIGKILL)
 
     @property
+    def pid(self) -> int:
+        """The process's id; it must have been started."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None

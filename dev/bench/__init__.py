@@ -1,0 +1,1 @@
+"""Benchmarks on real components; each prints its figures and the conditions they were measured under."""
