@@ -111,12 +111,14 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+NOTHING_RUNS = Note("Starting", "no pod runs yet")
+"""Of an attempt whose Job may not even be there: two states that a user need not tell apart, for one status write less."""
+
+
 def describe(job: Object | None, pods: Sequence[Object]) -> Note:
     """What an attempt is doing that is not over."""
     live = [pod for pod in pods if is_live(pod)]
-    if job is None:
-        return Note("Ending", _ending(live)) if live else Note("Creating", "its Job is being created")
-    if job["metadata"].get("deletionTimestamp"):
+    if job is None or job["metadata"].get("deletionTimestamp"):
         return Note("Ending", _ending(live))
     if job["spec"].get("suspend"):
         return Note("Queued", "its Job is held by a queue")
@@ -124,9 +126,10 @@ def describe(job: Object | None, pods: Sequence[Object]) -> Note:
     if blocked:
         return blocked
     running = [pod for pod in live if _status(pod).get("phase") == "Running"]
-    if running and len(running) == len(live):
+    if pods and len(running) == len(live):
+        # They may all have ended, and the Job controller has not said so yet.
         return Note("Running", "running", running=True)
-    return Note("Starting", f"{len(running)} of {job['spec'].get('parallelism', 1)} pods run")
+    return Note("Starting", f"{len(running)} of {job['spec'].get('parallelism', 1)} pods run") if running else NOTHING_RUNS
 
 
 def _ending(live: Sequence[Object]) -> str:

@@ -137,14 +137,15 @@ class _Book:
         if entry["state"] not in ("Pending", "Running"):
             return
         job, pods = self.view(key).jobs.get(entry["attempt"]), self.view(key).pods.get(entry["attempt"], [])
-        if job is None and "jobUID" not in entry:
-            # Not made yet. When held it is taken back under the same number: should its creation be under way, that Job is found again.
+        if job is None and "jobUID" not in entry and not pods:
+            # Not made yet, or gone before anything ran. When held it is taken back under the same number: should its creation be under way, that Job is found again.
             self.entries[key] = _settled(entry, state="Waiting", attempt=entry["attempt"] - 1) if hold else entry
             return
-        entry |= {"jobUID": job["metadata"]["uid"]} if job else {}
         entry |= {"disruption": text} if (text := attempts.disruption_of(pods)[:DISRUPTION_LIMIT]) else {}
         if any(attempts.is_live(pod) for pod in pods) or (job is not None and not attempts.is_finished(job)):
             note = self.notes[key] = attempts.describe(job, pods)
+            # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
+            entry |= {"jobUID": job["metadata"]["uid"]} if job and note != attempts.NOTHING_RUNS else {}
             entry["state"] = "Running" if note.running else "Pending"
             entry |= self._fewer_nodes(key, job, pods)
         else:
@@ -245,7 +246,7 @@ class _Book:
         if key in self.notes and entry["state"] in ("Pending", "Running"):
             return self.notes[key]
         if entry["state"] == "Pending":
-            return Note("Creating", f"attempt {entry['attempt']} is being created")
+            return attempts.NOTHING_RUNS
         if self.view(key).busy():
             return Note("Ending", "waits until no pod of an earlier attempt is left")
         if entry.get("reason"):

@@ -109,15 +109,16 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     suspended = bool(observed.spec.get("suspend"))
     underway = {key: entry for key, entry in entries.items() if entry["state"] in ("Pending", "Running") and "ending" not in entry}
     active = {} if suspended else underway
+    staged = [child for child in observed.children if LABEL_STAGE in child["metadata"].get("labels", {})]
+    begun = {attempt_of(child) for child in staged if child["kind"] == "Pod"}
     apply, create = [], []
     for key, entry in active.items():
         missing = observed.child("Job", job_name(observed.owner, key, entry["attempt"])) is None
-        if missing and "jobUID" in entry:
+        if missing and ("jobUID" in entry or (key, entry["attempt"]) in begun):
             continue  # It was deleted, and its pods are still ending: it must not come back.
         job, *read_by_it = stage_objects(observed.owner, observed.config, key, entry["attempt"], make(key, entry["attempt"]))
         apply += read_by_it
         create += [job] if missing else []
-    staged = [child for child in observed.children if LABEL_STAGE in child["metadata"].get("labels", {})]
     delete = [child for child in staged if "deletionTimestamp" not in child["metadata"] and _is_superfluous(child, entries, active)]
     lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := attempts.overdue_at(pod)) and at <= observed.now]
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, entries))

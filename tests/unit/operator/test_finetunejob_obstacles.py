@@ -79,7 +79,7 @@ def dependency(*artifacts: Object, **conditions: str) -> Object:
         ([], WORKING, "DependencyNotReady"),
         ([dependency()], WORKING, "DependencyNotReady"),
         ([dependency(Finished="True", Stalled="True")], STALLED, "DependencyFailed"),
-        ([dependency(artifact("Merged"))], WORKING, "Creating"),
+        ([dependency(artifact("Merged"))], WORKING, "Starting"),
     ],
 )
 def test_a_model_of_another_job_is_waited_for(named: list[Object], truths: Object, reason: str) -> None:

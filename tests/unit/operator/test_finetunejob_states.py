@@ -249,3 +249,37 @@ def test_an_object_that_is_being_deleted_gets_nothing_new() -> None:
     life.owner["metadata"]["deletionTimestamp"] = timestamp(life.now)
     life.step()
     assert life.plan == type(life.plan)()
+
+
+def test_a_stage_costs_two_status_writes_and_the_end_one() -> None:
+    life, written = Life(), []
+
+    def look() -> None:
+        if life.step() not in written[-1:]:
+            written.append(life.status)
+
+    for stage in ("Prepare", "Train", "Finalize"):
+        look()
+        look()  # the Job is there
+        life.run(stage, phase="Pending")
+        look()
+        life.run(stage)
+        look()
+        life.end(stage, answer(stage))
+        del life.job(stage)["status"]
+        look()  # the pod has ended, and the Job controller has not said so
+        life.end(stage, answer(stage))
+        look()
+    assert life.truths() == SUCCEEDED
+    assert len(written) == 2 * 3 + 1
+
+
+def test_a_job_deleted_before_it_was_on_record_is_not_made_again_while_its_pods_live() -> None:
+    life = Life()
+    life.step()
+    life.run("Prepare", phase="Pending").step()
+    assert "jobUID" not in life.status["stages"][0]
+    life.remove("Job", life.names("Job")[0]).step()
+    assert life.names("Job") == []
+    life.vanish().step()
+    assert len(life.names("Job")) == 1
