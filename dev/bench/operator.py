@@ -18,11 +18,12 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dev.bench.audit import READS, Audit
 from dev.bench.kubelet import Api, Kubelet, make_nodes
@@ -36,6 +37,8 @@ NAMESPACE = "bench"
 JOBS = f"/apis/tunesmith.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
 CHILDREN = ("configmaps", "jobs", "services")
 TICKS = os.sysconf("SC_CLK_TCK")
+PATIENCE = 900.0
+T = TypeVar("T")
 FLAGS = ("--node-monitor-grace-period=2h",)
 
 REFERENCE = {
@@ -89,26 +92,27 @@ class Bench:
         await asyncio.gather(*pending)
         return names
 
-    async def wait_jobs(self, audit: Audit, names: Sequence[str], timeout: float = 600.0) -> list[float]:
+    async def wait_jobs(self, audit: Audit, names: Sequence[str]) -> list[float]:
         """Seconds from each FineTuneJob's request to its first child Job's answer, sorted."""
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            await asyncio.sleep(1)
-            asked, jobs = audit.created("finetunejobs"), audit.created("jobs")
-            first = {name.partition("-prepare-")[0]: there for name, (_, there) in jobs.items() if "-prepare-1-" in name}
-            if first.keys() >= set(names):
-                return sorted(first[name] - asked[name][0] for name in names)
-        raise RuntimeError(f"{len(set(names) - first.keys())} of {len(names)} have no Job after {timeout:.0f} s")
 
-    async def wait_finished(self, names: Sequence[str], timeout: float = 900.0) -> None:
+        async def latencies() -> list[float]:
+            jobs = audit.created("jobs")
+            first = {name.partition("-prepare-")[0]: there for name, (_, there) in jobs.items() if "-prepare-1-" in name}
+            if not first.keys() >= set(names):
+                return []
+            asked = audit.created("finetunejobs")
+            return sorted(first[name] - asked[name][0] for name in names)
+
+        return await wait_for(latencies)
+
+    async def wait_finished(self, names: Sequence[str]) -> None:
         """Wait until all are Finished."""
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
+
+        async def finished() -> bool:
             items = (await self.api.send("GET", JOBS))["items"]
-            if sum(is_true(item.get("status", {}), "Finished") for item in items if item["metadata"]["name"] in set(names)) == len(names):
-                return
-            await asyncio.sleep(2)
-        raise RuntimeError("not all were finished in time")
+            return {item["metadata"]["name"] for item in items if is_true(item.get("status", {}), "Finished")} >= set(names)
+
+        await wait_for(finished)
 
 
 @asynccontextmanager
@@ -125,8 +129,7 @@ async def bench(seconds: float | None) -> AsyncIterator[Bench]:
                 path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
                 body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim}
                 await bind(api, await api.send("POST", path, body))
-                while (await api.send("GET", f"{path}/models"))["status"]["phase"] != "Bound":
-                    await asyncio.sleep(0.2)
+                await wait_for(partial(is_bound, api, f"{path}/models"))
                 await make_nodes(api)
                 operator = OperatorProcess(control_plane, Path(folder))
                 # As in the chart; the tests have it shorter.
@@ -138,6 +141,20 @@ async def bench(seconds: float | None) -> AsyncIterator[Bench]:
                 finally:
                     kubelet.cancel()
                     operator.kill()
+
+
+async def wait_for(found: Callable[[], Awaitable[T]]) -> T:
+    """Ask every second until there is an answer that is not empty; return it."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if answer := await found():
+                return answer
+            await asyncio.sleep(1)
+
+
+async def is_bound(api: Api, path: str) -> bool:
+    """Whether the claim has its volume."""
+    return bool((await api.send("GET", path))["status"]["phase"] == "Bound")
 
 
 async def bind(api: Api, claim: dict[str, Any]) -> None:

@@ -138,7 +138,8 @@ class _Book:
             return
         job, pods = self.view(key).jobs.get(entry["attempt"]), self.view(key).pods.get(entry["attempt"], [])
         if job is None and "jobUID" not in entry and not pods:
-            # Not made yet, or gone before anything ran. When held it is taken back under the same number: should its creation be under way, that Job is found again.
+            # Not made yet, or gone before anything ran. When held it is taken back under the same number: should its creation be
+            # under way, that Job is found again.
             self.entries[key] = _settled(entry, state="Waiting", attempt=entry["attempt"] - 1) if hold else entry
             return
         entry |= {"disruption": text} if (text := attempts.disruption_of(pods)[:DISRUPTION_LIMIT]) else {}
