@@ -49,6 +49,11 @@ def is_live(pod: Object) -> bool:
     return _status(pod).get("phase") not in ("Succeeded", "Failed")
 
 
+def is_running(pod: Object) -> bool:
+    """Whether the pod's containers have begun and not ended, as far as its kubelet has told."""
+    return bool(_status(pod).get("phase") == "Running")
+
+
 def is_finished(job: Object) -> bool:
     """Whether the Job is over and no controller will make another pod for it."""
     return any(condition["type"] in ("Complete", "Failed") and condition["status"] == "True" for condition in _conditions(job))
@@ -125,7 +130,7 @@ def describe(job: Object | None, pods: Sequence[Object]) -> Note:
     blocked = next((note for pod in live if (note := obstacle(pod))), None)
     if blocked:
         return blocked
-    running = [pod for pod in live if _status(pod).get("phase") == "Running"]
+    running = [pod for pod in live if is_running(pod)]
     if pods and len(running) == len(live):
         # They may all have ended, and the Job controller has not said so yet.
         return Note("Running", "running", running=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from tunesmith import attempts
+from tunesmith import accounting, attempts, limits
 from tunesmith.attempts import Note
-from tunesmith.conditions import MESSAGE_LIMIT, timestamp
+from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
 from tunesmith.results import Result
 from tunesmith.stages import Entry, StageKey, attempt_of, key_of
 from tunesmith.values import LABEL_STAGE, Object, Observed
@@ -30,7 +30,7 @@ SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
 """What may differ from one attempt to the next."""
 Sizing = Callable[[StageKey, Entry], Entry | None]
 """The SIZE of the next attempt of a stage, none for stages that have no such; None: there is no other within the entry's limits."""
-_PASSING = ("jobUID", "attemptStartTime", "disruption", "ending", "notBefore", "nodesLimit")
+_PASSING = ("jobUID", "attemptStartTime", "disruption", "ending", "notBefore", "nodesLimit", "gpus", "stateTime", "ranSeconds")
 _OVER = ("Succeeded", "Failed", "Stopped")
 
 
@@ -52,6 +52,8 @@ class Ledger:
     """Unfinished Jobs and live pods of all stages."""
     answers: Mapping[StageKey, Result]
     """Results that attempts told just now, whatever their outcome."""
+    target: Condition | None
+    """`FailureTarget`: a limit is passed, and the attempts under way are ending."""
 
     @property
     def succeeded(self) -> bool:
@@ -100,6 +102,7 @@ def fold(observed: Observed, waves: Sequence[Sequence[StageKey]], hold: bool, si
     The stages of a wave run side by side, waves one after another. `hold`: begin nothing (suspended, or something named is missing).
     """
     book = _Book(observed, sizing)
+    hold = hold or book.failing
     for key in (key for wave in waves for key in wave):
         book.follow(key, hold)
     if any(entry["state"] == "Failed" for entry in book.entries.values()):
@@ -126,6 +129,8 @@ class _Book:
         self.notes: dict[StageKey, Note] = {}
         self.answers: dict[StageKey, Result] = {}
         self.views = _views(observed.children)
+        self.observed = observed
+        self.failing = is_true(recorded, limits.TARGET)
 
     def view(self, key: StageKey) -> _View:
         return self.views.get(key) or _View()
@@ -145,13 +150,17 @@ class _Book:
         entry |= {"disruption": text} if (text := attempts.disruption_of(pods)[:DISRUPTION_LIMIT]) else {}
         if any(attempts.is_live(pod) for pod in pods) or (job is not None and not attempts.is_finished(job)):
             note = self.notes[key] = attempts.describe(job, pods)
-            # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
-            entry |= {"jobUID": job["metadata"]["uid"]} if job and note != attempts.NOTHING_RUNS else {}
-            entry["state"] = "Running" if note.running else "Pending"
+            if job and note != attempts.NOTHING_RUNS:
+                # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
+                entry |= {"jobUID": job["metadata"]["uid"]} | accounting.asked(job)
+            # What has run holds its GPUs until no pod of it is left.
+            running = note.running or (entry["state"] == "Running" and any(attempts.is_running(pod) for pod in pods))
+            entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
             entry |= self._fewer_nodes(key, job, pods)
         else:
+            entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
-            self._end(key, _excused(judge(key.name, pods, entry.get("disruption", "")), entry, deleted))
+            self._end(key, _excused(judge(key.name, pods, entry.get("disruption", "")), entry, deleted), pods)
 
     def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:
         """The attempt is to end, if not all of its pods find a node and it can do with those that did."""
@@ -165,11 +174,11 @@ class _Book:
         message = f"only {placed} of its pods found a node within {attempts.UNPLACED.total_seconds():.0f} s: {blocked}"
         return {"ending": {"reason": "Unschedulable", "message": message[:DISRUPTION_LIMIT]}, "nodesLimit": placed}
 
-    def _end(self, key: StageKey, verdict: Verdict) -> None:
+    def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object]) -> None:
         entry = self.entries[key]
-        limits = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
+        within = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
         if verdict.outcome == "OutOfMemory":
-            verdict, limits = self._with_less_memory(key, verdict)
+            verdict, within = self._with_less_memory(key, verdict)
         if verdict.outcome == "Retry" and self._seen_before(key, verdict):
             verdict = replace(verdict, outcome="Failed", message=f"the same error at the same step as before: {verdict.message}")
         if verdict.result:
@@ -178,7 +187,7 @@ class _Book:
         if verdict.outcome in ("Retry", "Later"):
             lasted = self.now - attempts.moment(entry["attemptStartTime"]) >= LASTING
             entry["failures"] = 1 if lasted else entry.get("failures", 0) + 1
-        self.ended.append(_ended(entry, verdict, self.now))
+        self.ended.append(_ended(entry, verdict, self.now) | accounting.used(entry, pods, self.now))
         reason, message = verdict.reason, verdict.message[:MESSAGE_LIMIT]
         if verdict.outcome == "Succeeded" and verdict.result:
             self.entries[key] = _settled(entry, state="Succeeded", completionTime=timestamp(self.now), result=verdict.result.facts())
@@ -186,7 +195,7 @@ class _Book:
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
             begin = timestamp(self.now + (_pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
-            self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **limits)
+            self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **within)
 
     def _is_hopeless(self, entry: Entry, verdict: Verdict) -> bool:
         """Whether there is to be no other attempt."""
@@ -227,20 +236,41 @@ class _Book:
         self.entries[key].setdefault("startTime", started)
 
     def stop(self) -> None:
-        """Give up all stages that are not over, since the object has failed."""
+        """Give up all stages that are not over, since the object has failed; what they held is on record."""
+        for key, entry in self.entries.items():
+            if entry["state"] in ("Pending", "Running"):
+                pods = self.view(key).pods.get(entry["attempt"], [])
+                self.ended.append(_ended(entry, _STOPPED, self.now) | accounting.used(entry, pods, self.now))
         self.entries = {key: entry if entry["state"] in _OVER else _settled(entry, state="Stopped") for key, entry in self.entries.items()}
 
     def close(self, due: Sequence[StageKey]) -> Ledger:
         """The ledger; `due` is the wave whose doings are told."""
+        busy = sum(view.busy() for view in self.views.values())
+        target = self._limit(due, busy)
         return Ledger(
             entries=tuple(self.entries.values()),
             attempts=tuple(self.ended[-ATTEMPTS_KEPT:]),
             retries_spent=self.spent,
             note=_summary([(key, self._note(key)) for key in due if self.entries[key]["state"] not in _OVER]),
             stage=due[0].name,
-            busy=sum(view.busy() for view in self.views.values()),
+            busy=busy,
             answers=self.answers,
+            target=target,
         )
+
+    def _limit(self, due: Sequence[StageKey], busy: int) -> Condition | None:
+        """The limit that is passed while attempts are ending; once none is left, it is the failure of the first stage due."""
+        states = {entry["state"] for entry in self.entries.values()}
+        if "Failed" in states or states == {"Succeeded"}:
+            return None
+        told = limits.target(self.observed, self.entries.values(), lambda entry: f"{key_of(entry)}: {self._note(key_of(entry)).message}")
+        if told is None or busy or states & {"Pending", "Running"}:
+            return told
+        key = next(key for key in due if self.entries[key]["state"] not in _OVER)
+        failed = {"reason": told.reason, "message": told.message[:MESSAGE_LIMIT], "completionTime": timestamp(self.now)}
+        self.entries[key] = _settled(self.entries[key], state="Failed", **failed)
+        self.stop()
+        return None
 
     def _note(self, key: StageKey) -> Note:
         entry = self.entries[key]
@@ -268,6 +298,9 @@ def _pause(failures: int) -> timedelta:
     """How long to wait after so many failures in a row."""
     doubled: timedelta = BACKOFF * 2 ** min(failures - 1, 10)
     return min(doubled, BACKOFF_LIMIT)
+
+
+_STOPPED = Verdict("Free", "Stopped", "another stage failed")
 
 
 def _settled(entry: Entry, **changes: Any) -> Entry:

@@ -147,6 +147,29 @@ class Scheduling(Block):
     tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(None, description="Taints that the pods tolerate.")
 
 
+class Limited(Block):
+    """Limits of the kinds that end. They may be changed at any time; one that is passed ends the object for good."""
+
+    active_deadline_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=2147483647,
+        description="Fails when it was active for longer. As in a Job, suspending stops the clock and resuming starts it anew.",
+    )
+    pending_deadline_seconds: int | None = Field(
+        None, ge=1, le=2147483647, description="Fails when an attempt waits for longer at a stretch: for a queue, a node, an image."
+    )
+    max_gpu_hours: int | None = Field(
+        None, alias="maxGPUHours", ge=1, le=10_000_000, description="Fails when its pods have held GPUs for so long. What runs may save first."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        le=2147483647,
+        description="Jobs, pods, ConfigMaps and Services are removed so long after the end; the object and its artefacts stay. Absent: all stay.",
+    )
+
+
 Format = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
 
 

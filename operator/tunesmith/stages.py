@@ -4,7 +4,8 @@
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
-    {jobUID?, attemptStartTime, disruption?, ending?}        after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?}
+    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, disruption?, ending?}
+    after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
 gradientAccumulationSteps} (finetunejob/sizing.py). An entry with `ending` {reason, message} is of an attempt that we end: its Job is
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tunesmith import attempts, pods
+from tunesmith import attempts, conditions, limits, pods
 from tunesmith.contract import JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
@@ -100,15 +101,15 @@ def attempt_of(child: Object) -> tuple[StageKey, int]:
 def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey, int], Stage]) -> Plan:
     """Make what the attempts under way need, and remove what nothing needs any more.
 
-    Jobs that ended stay, for their logs; what the attempts before the last read their orders from goes. Nothing that belongs to a
-    stage that is over is ever made again.
+    Jobs that ended stay, for their logs and as long as `ttlSecondsAfterFinished` says; what the attempts before the last read their
+    orders from goes. Nothing that belongs to a stage that is over is ever made again.
     """
     if observed.owner["metadata"].get("deletionTimestamp"):
         return Plan()
     entries = {key_of(entry): entry for entry in status.get("stages", ())}
-    suspended = bool(observed.spec.get("suspend"))
+    held = bool(observed.spec.get("suspend")) or conditions.is_true(status, limits.TARGET)
     underway = {key: entry for key, entry in entries.items() if entry["state"] in ("Pending", "Running") and "ending" not in entry}
-    active = {} if suspended else underway
+    active = {} if held else underway
     staged = [child for child in observed.children if LABEL_STAGE in child["metadata"].get("labels", {})]
     begun = {attempt_of(child) for child in staged if child["kind"] == "Pod"}
     apply, create = [], []
@@ -119,9 +120,11 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
         job, *read_by_it = stage_objects(observed.owner, observed.config, key, entry["attempt"], make(key, entry["attempt"]))
         apply += read_by_it
         create += [job] if missing else []
-    delete = [child for child in staged if "deletionTimestamp" not in child["metadata"] and _is_superfluous(child, entries, active)]
+    expired = limits.expired(observed, status)
+    superfluous = [child for child in staged if _is_superfluous(child, entries, active) or (expired and child["kind"] != "Pod")]
+    delete = [child for child in superfluous if "deletionTimestamp" not in child["metadata"]]
     lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := attempts.overdue_at(pod)) and at <= observed.now]
-    return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, entries))
+    return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))
 
 
 def stage_objects(owner: Object, config: Config, key: StageKey, attempt: int, stage: Stage) -> tuple[Object, ...]:
@@ -153,7 +156,8 @@ def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Ma
     return child["kind"] in ("ConfigMap", "Service") and key in entries and attempt < entries[key]["attempt"]
 
 
-def _wake_after(observed: Observed, staged: Iterable[Object], entries: Mapping[StageKey, Entry]) -> float | None:
-    moments = [attempts.moment(entry["notBefore"]) for entry in entries.values() if "notBefore" in entry]
+def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[str, Any]) -> float | None:
+    moments = [attempts.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
     moments += [at for child in staged if child["kind"] == "Pod" and (at := attempts.overdue_at(child) or attempts.unplaced_at(child))]
+    moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

@@ -135,6 +135,9 @@ class Stage(Size):
     failures: Count | None = Field(None, description="One after another, none of which took ten minutes: the pause doubles with each.")
     batch_size_limit: Count | None = Field(None, description="Rows at a time that may fit into memory.")
     nodes_limit: Count | None = Field(None, description="Nodes that were found for the last attempt: the next one asks for no more.")
+    state_time: Time | None = Field(None, description="Since when the attempt under way is Pending or Running; absent: since it began.")
+    ran_seconds: BigCount | None = Field(None, description="How long the attempt under way ran before a queue took its pods away.")
+    gpus: Count | None = Field(None, description="GPUs that the attempt under way asks for.")
 
 
 class Attempt(Size):
@@ -151,6 +154,17 @@ class Attempt(Size):
     step: BigCount | None = Field(None, description="Last optimizer step completed before its error.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
+    gpus: Count | None = Field(None, description="GPUs that it asked for; absent: none.")
+    queued_seconds: BigCount | None = Field(None, description="How long it waited for a queue, nodes and images.")
+    running_seconds: BigCount | None = Field(None, description="How long its pods ran, from the last one's start to the last one's end.")
+
+
+class GPUSeconds(Block):
+    """Seconds times GPUs of the attempts that have ended. What was held is the sum of useful and lost."""
+
+    useful: BigCount = Field(description="Spent on steps that were kept, or in other stages that succeeded.")
+    queued: BigCount = Field(description="Waited for: the GPUs asked for, before they were held.")
+    lost: BigCount = Field(description="Held for nothing: start-up, steps after the last checkpoint that was kept, failed attempts.")
 
 
 class Metric(Block):
@@ -209,6 +223,7 @@ class JobStatus(Status):
     start_time: Time | None = Field(None, description="When its first attempt began.")
     completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
     retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`.")
+    gpu_seconds: GPUSeconds | None = Field(None, description="Absent: no GPU was asked for.")
 
 
 class FineTuneJobStatus(JobStatus):

@@ -177,6 +177,8 @@ class Failure(Result):
     step: Natural | None = None
     global_step: Natural | None = None
     checkpoint: Checkpoint | None = None
+    resumed_from_step: Natural | None = None
+    train_runtime_seconds: float | None = None
 
 
 class ResolvedModel(Contract):

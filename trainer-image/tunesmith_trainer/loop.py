@@ -191,11 +191,11 @@ def train(stage: TrainInput, stop: Flag) -> TrainAnswer:
     saved = trainer.saved_folder() if trainer.state.global_step > resumed_step else resumed
     assert saved is not None
     made = Checkpoint(uri=store.uri_of(saved), step=trainer.state.global_step)
+    seconds = float(output.metrics.get("train_runtime", 0.0))
     if saving.interrupted:
-        details = {"globalStep": made.step, "checkpoint": made.dump()}
+        # The last two tell what the GPU time of the steps was worth.
+        details = {"globalStep": made.step, "checkpoint": made.dump(), "resumedFromStep": resumed_step, "trainRuntimeSeconds": round(seconds, 3)}
         raise StageError("Interrupted", f"stopped by SIGTERM; the checkpoint of step {made.step} was saved", details)
-    figures = output.metrics
-    seconds = float(figures.get("train_runtime", 0.0))
     tokens = trainer.state.num_input_tokens_seen - trainer._initial_num_input_tokens_seen
     return TrainAnswer(
         global_step=made.step,

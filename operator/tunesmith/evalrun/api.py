@@ -13,6 +13,7 @@ from tunesmith.spec import (
     Block,
     DataSource,
     Decimal,
+    Limited,
     ModelSource,
     Name,
     Resources,
@@ -105,8 +106,8 @@ class Output(Block):
 IMMUTABLE = ("model", "baselines", "suites", "gate", "output", "precision")
 
 
-class Spec(Block):
-    """What to measure and what to ask of it. Immutable but for suspend, retries, resources and, while suspended, scheduling."""
+class Spec(Limited):
+    """What to measure and what to ask of it. Immutable but for suspend, retries, limits, resources and, while suspended, scheduling."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(

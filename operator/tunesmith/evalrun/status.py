@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith.accounting import account
 from tunesmith.conditions import Condition, bounded, done, merge, stalled, suspended, working
 from tunesmith.errors import NotReadyYet, TunesmithError
 from tunesmith.evalrun.api import TESTED
@@ -24,6 +25,7 @@ def status(observed: Observed) -> Object:
     ledger = fold(observed, waves(observed.spec), hold=error is not None or bool(observed.spec.get("suspend")))
     generation = observed.owner["metadata"]["generation"]
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
+    facts |= {"gpuSeconds": used} if (used := account(observed.recorded, ledger.attempts, None)) else {}
     outcome = _outcome(observed.spec, facts)
     word, conditions = _tell(observed, ledger, error, outcome)
     return {
@@ -80,6 +82,9 @@ def _tell(observed: Observed, ledger: Ledger, error: TunesmithError | None, outc
     if outcome:
         message = _summary(outcome)
         return "Finished", (*done("Evaluated", message), *bounded("True", True, "Evaluated", message))
+    if ledger.target:
+        reason, message = ledger.target.reason, f"{ledger.target.message}; {ledger.note.message}"
+        return "Failing", (*working(reason, message), *bounded("Unknown", False, reason), ledger.target)
     word, conditions = _tell_of_unfinished(observed, ledger, error)
     return word, (*conditions, *bounded("Unknown", False, word, held=word == "Suspended"))
 

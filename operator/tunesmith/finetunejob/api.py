@@ -13,6 +13,7 @@ from tunesmith.spec import (
     Block,
     DataSource,
     Decimal,
+    Limited,
     ModelSource,
     Name,
     Overrides,
@@ -199,10 +200,10 @@ class Variant(Block):
 IMMUTABLE = ("model", "datasets", "validation", "preparation", "method", "adapter", "training", "parallelism", "output", "variants")
 
 
-class Spec(Block):
+class Spec(Limited):
     """What to train, from what, and what to make of it.
 
-    Immutable but for suspend, retries, checkpoints, resources and, while suspended, scheduling.
+    Immutable but for suspend, retries, limits, checkpoints, resources and, while suspended, scheduling.
     """
 
     model_config = ConfigDict(

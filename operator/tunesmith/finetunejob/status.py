@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from tunesmith import attempts
+from tunesmith.accounting import account
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, bounded, done, is_true, merge, stalled, suspended, timestamp, working
 from tunesmith.errors import NotReadyYet, TunesmithError
 from tunesmith.finetunejob import defaults
@@ -33,6 +34,7 @@ def status(observed: Observed) -> dict[str, Any]:
     ledger = fold(observed, waves(observed.spec), suspend or obstacle is not None, partial(size, observed.spec))
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
+    facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
     facts |= _optional("lastCheckpoint", _checkpoint(observed, ledger)) | _optional("progress", _progress(observed, ledger))
     stage, conditions = _standing(observed, ledger, obstacle, facts)
     return (
@@ -118,6 +120,9 @@ def _standing(observed: Observed, ledger: Ledger, obstacle: TunesmithError | Non
         made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
         message = f"made {made} at {facts['resolved']['runURI']}"
         return "Succeeded", (*done("Succeeded", message), *bounded("True", True, "Succeeded", message))
+    if ledger.target:
+        reason, message = ledger.target.reason, f"{ledger.target.message}; {ledger.note.message}"
+        return "Failing", (*working(reason, message), *bounded("Unknown", False, reason), ledger.target)
     if observed.spec.get("suspend"):
         if ledger.busy:
             return "Suspending", (*working("Suspending", ledger.note.message), *bounded("Unknown", False, "Suspending"))

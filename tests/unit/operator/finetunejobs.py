@@ -15,6 +15,7 @@ SUCCEEDED = {"Ready": "True", "Reconciling": "False", "Stalled": "False", "Succe
 FAILED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "False", "Finished": "True", "Suspended": "False"}
 STALLED = {"Ready": "False", "Reconciling": "False", "Stalled": "True", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
 SUSPENDED = {"Ready": "False", "Reconciling": "False", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "True"}
+FAILING = WORKING | {"FailureTarget": "True"}
 TWO_NODES = {"nodes": 2, "ddp": {}}
 
 
@@ -28,7 +29,7 @@ class Life(World):
         """Reconcile, and check that a second reconcile would write nothing."""
         written = super().step()
         FineTuneJobStatus.model_validate(written)
-        assert self.truths() in (WORKING, SUCCEEDED, FAILED, STALLED, SUSPENDED)
+        assert self.truths() in (WORKING, SUCCEEDED, FAILED, STALLED, SUSPENDED, FAILING)
         assert all(entry["observedGeneration"] == self.owner["metadata"]["generation"] for entry in written["conditions"])
         again = self.observed()
         assert build(again, status(again)) == build(again, status(again))

@@ -1,0 +1,87 @@
+"""Limits on an object that ends: how long it may be active or wait, how many GPU-hours it may hold, how long its children stay.
+
+Passing a limit ends the object for good, in two steps as a Job does it: the condition `FailureTarget` first, with which the Jobs under way
+are deleted and no other is made; when no pod lives (training has saved, and what it told is on record), the failure itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from tunesmith import accounting
+from tunesmith.conditions import Condition, find, is_true
+from tunesmith.values import Observed
+
+TARGET = "FailureTarget"
+Entry = Mapping[str, Any]
+
+
+def target(observed: Observed, entries: Iterable[Entry], waits: Callable[[Entry], str]) -> Condition | None:
+    """The condition that ends the object, once a limit is passed. `waits` tells what the attempt under way of an entry waits for."""
+    spec, now = observed.spec, observed.now
+    known = find(observed.recorded, TARGET)
+    if known:
+        # What is decided stays: the attempts are ending already.
+        return Condition(TARGET, "True", known["reason"], known["message"])
+    if spec.get("suspend"):
+        return None
+    deadline = _deadline(observed)
+    if deadline and deadline <= now:
+        message = f"was active for more than {spec['activeDeadlineSeconds']} s (activeDeadlineSeconds)"
+        return Condition(TARGET, "True", "DeadlineExceeded", message)
+    late = next((entry for entry in entries if (ends := _pending_deadline(spec, entry)) and ends <= now), None)
+    if late:
+        waited = f"waited for more than {spec['pendingDeadlineSeconds']} s (pendingDeadlineSeconds)"
+        return Condition(TARGET, "True", "PendingDeadlineExceeded", f"{waited}: {waits(late)}")
+    limit = spec.get("maxGPUHours")
+    if limit and accounting.held(observed.recorded, now) >= limit * 3600:
+        return Condition(TARGET, "True", "GPUHourLimit", f"held GPUs for {limit} GPU-hours (maxGPUHours)")
+    return None
+
+
+def moments(observed: Observed, status: Mapping[str, Any]) -> Iterator[datetime]:
+    """When the next limits will be passed, if nothing else happens."""
+    spec, now = observed.spec, observed.now
+    if is_true(status, "Finished"):
+        if removal := _removal(spec, status):
+            yield removal
+        return
+    if spec.get("suspend") or find(status, TARGET):
+        return
+    if deadline := _deadline(observed):
+        yield deadline
+    entries = status.get("stages", ())
+    yield from (ends for entry in entries if (ends := _pending_deadline(spec, entry)))
+    holding = sum(entry.get("gpus", 0) for entry in entries if entry["state"] == "Running")
+    if holding and spec.get("maxGPUHours"):
+        left = spec["maxGPUHours"] * 3600 - accounting.held(status, now)
+        yield now + timedelta(seconds=-(-left // holding))
+
+
+def expired(observed: Observed, status: Mapping[str, Any]) -> bool:
+    """Whether the children have stayed long enough after the end."""
+    removal = _removal(observed.spec, status) if is_true(status, "Finished") else None
+    return removal is not None and removal <= observed.now
+
+
+def _removal(spec: Mapping[str, Any], status: Mapping[str, Any]) -> datetime | None:
+    if "ttlSecondsAfterFinished" not in spec:
+        return None
+    return datetime.fromisoformat(status["completionTime"]) + timedelta(seconds=spec["ttlSecondsAfterFinished"])
+
+
+def _deadline(observed: Observed) -> datetime | None:
+    """End of the active time: as in a Job, the clock is stopped by suspending and starts anew with resuming."""
+    if "activeDeadlineSeconds" not in observed.spec:
+        return None
+    held = find(observed.recorded, "Suspended")
+    begun = datetime.fromisoformat(held["lastTransitionTime"]) if held and held["status"] == "False" else observed.now
+    return begun + timedelta(seconds=observed.spec["activeDeadlineSeconds"])
+
+
+def _pending_deadline(spec: Mapping[str, Any], entry: Mapping[str, Any]) -> datetime | None:
+    if "pendingDeadlineSeconds" not in spec or entry["state"] != "Pending":
+        return None
+    return accounting.since(entry) + timedelta(seconds=spec["pendingDeadlineSeconds"])
