@@ -30,6 +30,10 @@ lint types unit integration trainer serving e2e: ## one part of the tests
 bench-operator: ## requests, latency, CPU and memory of the operator at 200 and 1000 FineTuneJobs (ARGS="--sizes 50 --idle 20" for a short run)
 	$$($(PYTHON) dev/venv.py operator) -m dev.bench.operator $(ARGS)
 
+.PHONY: bench-goodput
+bench-goodput: ## a simulated week of training on 8 nodes that fail, through the real attempt code (ARGS="--every-steps 50")
+	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.goodput $(ARGS)
+
 .PHONY: generate
 generate: ## write what is generated: CRDs, the chart's copies, docs/api.md
 	$(PYTHON) -m dev.checks generate
