@@ -22,8 +22,8 @@ from tunesmith.settings import Settings, from_environment
 async def main(settings: Settings) -> None:
     """Serve health, become the leader, operate; end when any part of it ends."""
     async with AsyncExitStack() as stack:
-        cluster = Cluster(await stack.enter_async_context(await connect()))
-        health = Health()
+        cluster = Cluster(await stack.enter_async_context(await connect(settings.lease.identity)))
+        health = Health(settings.stale_seconds)
         await _serve(stack, health.application(), settings.health_address, settings.health_port)
         if settings.lease.enabled:
             await lead(settings.lease, cluster, lambda: operate(settings, cluster, health))

@@ -24,7 +24,6 @@ REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 PAGE = 500
 
 JSON = "application/json"
-MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 
 Query = Sequence[tuple[str, str]]
@@ -70,17 +69,23 @@ def _error(status: int, body: bytes) -> ApiError:
     return ApiError(status, reason, message)
 
 
-async def connect() -> ApiClient:
-    """A client for the cluster that the environment names: the pod's own, else the kubeconfig's."""
+async def configure() -> Configuration:
+    """Where the cluster is that the environment names, and who we are there: the pod's own, else the kubeconfig's."""
     configuration = Configuration()
     try:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
+    return configuration
+
+
+async def connect(identity: str) -> ApiClient:
+    """A client for that cluster; `identity` tells its requests from other replicas' in the audit log."""
+    configuration = await configure()
     # Otherwise aiohttp looks for a .netrc, in a thread, before each request. kopf does not trust the environment either.
     configuration.client_session_kwargs = {"trust_env": False}
     client = ApiClient(configuration)
-    client.user_agent = f"tunesmith/{__version__}"
+    client.user_agent = f"tunesmith/{__version__} ({identity})"
     return client
 
 
@@ -144,6 +149,13 @@ class Cluster:
         answer = await self.request("PUT", path, {**owner, "status": status}, (("fieldManager", FIELD_MANAGER),))
         return tidy(answer, resource)
 
+    async def confirm(self, owner: Object) -> None:
+        """Ask whether `owner` still is as it was read; Conflict if it is not."""
+        resource, metadata = RESOURCES[owner["kind"]], owner["metadata"]
+        live = await self.request("GET", resource.path(metadata["namespace"], metadata["name"]))
+        if live["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
+            raise Conflict(409, "Stale", f"{owner['kind']} {metadata['name']} has changed since it was read")
+
     async def list(self, kind: str, namespace: str | None, selector: str | None = None) -> tuple[list[Object], int]:
         """All objects of `kind` that we watch, or those that `selector` takes, and the version of the list."""
         resource = RESOURCES[kind]
@@ -163,11 +175,6 @@ class Cluster:
         answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review)
         status: Object = answer.get("status") or {}
         return status
-
-    async def release_lease(self, namespace: str, name: str) -> None:
-        """Let go of the lease that this process holds, so that the next leader need not wait for its end."""
-        path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}"
-        await self.request("PATCH", path, {"spec": {"holderIdentity": None}}, content_type=MERGE)
 
     async def _ours(self, obj: Object) -> Object:
         """The live object of `obj`'s name, if it has the same owner."""

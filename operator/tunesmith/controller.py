@@ -21,6 +21,9 @@ from tunesmith.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
+RETRY_SECONDS = 5.0
+"""Pause after a relist that failed."""
+
 
 class Controller:
     """Feeds the store, and works off the queue with a fixed number of workers."""
@@ -64,25 +67,35 @@ class Controller:
         self._stopping.set()
 
     async def resync(self) -> None:
-        """List everything, put the store right, and look at every object once more."""
+        """List everything, put the store right, and look at what that concerns; the first time, at everything."""
         with metrics.RESYNC_SECONDS.time():
             for kind in RESOURCES:
                 for namespace in self._settings.namespaces or (None,):
                     items, version = await self._cluster.list(kind, namespace)
-                    self.store.sweep(kind, items, version, namespace)
-        for kind, resource in RESOURCES.items():
-            if resource.ours:
-                self.wake(frozenset(self.store.keys(kind)))
+                    concerned = self.store.sweep(kind, items, version, namespace)
+                    if self.synced is not None:
+                        self.wake(concerned)
+        if self.synced is None:
+            for kind, resource in RESOURCES.items():
+                if resource.ours:
+                    self.wake(frozenset(self.store.keys(kind)))
         self.synced = self._clock()
 
     async def _resync_forever(self) -> None:
+        away = False
         while True:
-            await asyncio.sleep(self._settings.resync_seconds)
+            await asyncio.sleep(min(self._settings.resync_seconds, RETRY_SECONDS) if away else self._settings.resync_seconds)
             try:
                 await self.resync()
             except Exception:
                 # The API server may be away for a while. The health endpoint tells when it is too long.
                 logger.exception("relisting failed")
+                away = True
+                continue
+            if away:
+                # What failed meanwhile need not wait for its turn, which may be minutes off.
+                self.queue.hasten()
+            away = False
 
     async def _work_forever(self) -> None:
         while True:

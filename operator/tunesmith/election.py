@@ -1,80 +1,121 @@
-"""One operator acts at a time: whoever holds the Lease."""
+"""One operator acts at a time: whoever holds the Lease.
+
+The time that a leader may act is counted from before the request that renewed the Lease, that of a candidate from when it saw the
+renewal, both by a clock of their own: the leader has stopped (deadline) before a candidate takes over (duration), whatever hangs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import aiohttp
-from kubernetes.aio.client import V1Lease, V1ObjectMeta
-from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
-from tunesmith.cluster import Cluster
+from tunesmith.cluster import ApiError, Cluster, NotFound
 from tunesmith.settings import LeaseSettings
+from tunesmith.values import Object
 
 logger = logging.getLogger(__name__)
 
-OUTAGE = (aiohttp.ClientError, TimeoutError)
 
+class Lease:
+    """The Lease, as one process strives for it and holds it."""
 
-class _Lease(LeaseLock):
-    """The library's lock, mended: its `create` passes what its own client refuses, and an outage would end the election."""
+    def __init__(self, settings: LeaseSettings, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._clock = clock
+        self._held: Object | None = None
+        """As last written by this process; None: it has to be read before it can be written."""
+        self._deadline = 0.0
+        """Until when this process may act."""
+        self._seen = ""
+        """Another's Lease: its version, and until when it holds."""
+        self._taken_until = 0.0
 
-    async def get(self, name: str, namespace: str) -> tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool, None]:
-        """The record, or why there is none."""
-        try:
-            return await super().get(name, namespace)
-        except OUTAGE as error:
-            return False, ApiException(status=0, reason=repr(error))
+    async def acquire(self) -> None:
+        """Wait until the Lease is this process's."""
+        while not await self._try(self._settings.deadline_seconds):
+            left = self._taken_until - self._clock()
+            await asyncio.sleep(min(self._settings.retry_seconds, left) if left > 0 else self._settings.retry_seconds)
 
-    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        """Make the Lease; False if that failed."""
-        body = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(election_record))
-        try:
-            await self.api_instance.create_namespaced_lease(namespace, body)
-        except (ApiException, *OUTAGE):
-            logger.exception("the Lease cannot be created")
-            return False
-        return True
-
-    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
-        """Renew or take over the Lease; False if that failed."""
-        try:
-            return await super().update(name, namespace, updated_record)
-        except OUTAGE:
-            return False
-
-
-async def lead(lease: LeaseSettings, cluster: Cluster, operate: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the lease, then operate while this process holds it.
-
-    The library does not look after what it starts on becoming the leader, so it only tells us, and both are supervised here.
-    """
-    leading = asyncio.Event()
-
-    async def tell() -> None:
-        leading.set()
-
-    async def lost() -> None:
+    async def keep(self) -> None:
+        """Renew the Lease; end when that has not been possible until the deadline."""
+        while (left := self._deadline - self._clock()) > 0:
+            await asyncio.sleep(min(self._settings.retry_seconds, left))
+            await self._try(self._deadline - self._clock())
         logger.error("the lease is lost")
 
-    async def operate_once_leading() -> None:
-        await leading.wait()
-        logger.info("leading as %s", lease.identity)
-        await operate()
+    async def release(self) -> None:
+        """Let go, so that the next leader need not wait; for when nothing of this process writes any more."""
+        if self._held and self._clock() < self._deadline:
+            await self._write({**self._held, "spec": {**self._held["spec"], "holderIdentity": ""}})
 
-    lock = _Lease(lease.name, lease.namespace, lease.identity, cluster.client)
-    config = Config(lock, lease.duration_seconds, lease.deadline_seconds, lease.retry_seconds, tell, lost)
-    operating = asyncio.ensure_future(operate_once_leading())
-    await first_to_end(LeaderElection(config).run(), operating)
-    if not operating.cancelled():
-        # Only now: nothing of ours writes any more, nor renews the lease behind our back.
-        await cluster.release_lease(lease.namespace, lease.name)
+    async def _try(self, patience: float) -> bool:
+        """Take or renew the Lease within so many seconds; False if that failed or another holds it."""
+        began = self._clock()
+        try:
+            async with asyncio.timeout(max(0.0, patience)):
+                lease = self._held or await self._read()
+                if lease is None:
+                    return False
+                self._held = await self._write(self._renewed(lease))
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            # What became of the write is not known.
+            self._held = None
+            logger.warning("the lease could not be renewed: %r", error)
+            return False
+        self._deadline = began + self._settings.deadline_seconds
+        return True
+
+    async def _read(self) -> Object | None:
+        """The Lease if it may be taken; one without a version if there is none yet."""
+        try:
+            lease = await self._cluster.request("GET", f"{self._collection}/{self._settings.name}")
+        except NotFound:
+            return {"metadata": {"name": self._settings.name}}
+        spec, version = lease.get("spec") or {}, lease["metadata"]["resourceVersion"]
+        if spec.get("holderIdentity") in (None, "", self._settings.identity):
+            return lease
+        if version != self._seen:
+            self._seen = version
+            self._taken_until = self._clock() + (spec.get("leaseDurationSeconds") or self._settings.duration_seconds)
+        return lease if self._clock() >= self._taken_until else None
+
+    def _renewed(self, lease: Object) -> Object:
+        """`lease` as this process's, from now on."""
+        spec, now = lease.get("spec") or {}, datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        ours = spec.get("holderIdentity") == self._settings.identity
+        renewed = {
+            "holderIdentity": self._settings.identity,
+            "leaseDurationSeconds": self._settings.duration_seconds,
+            "acquireTime": spec["acquireTime"] if ours else now,
+            "renewTime": now,
+            "leaseTransitions": spec.get("leaseTransitions", 0) + (not ours),
+        }
+        return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": lease["metadata"], "spec": renewed}
+
+    async def _write(self, lease: Object) -> Object:
+        """Create the Lease, or replace the very one that was read."""
+        if "resourceVersion" in lease["metadata"]:
+            return await self._cluster.request("PUT", f"{self._collection}/{self._settings.name}", lease)
+        return await self._cluster.request("POST", self._collection, lease)
+
+    @property
+    def _collection(self) -> str:
+        return f"/apis/coordination.k8s.io/v1/namespaces/{self._settings.namespace}/leases"
+
+
+async def lead(settings: LeaseSettings, cluster: Cluster, operate: Callable[[], Awaitable[None]]) -> None:
+    """Wait for the Lease, then operate while this process holds it."""
+    lease = Lease(settings, cluster)
+    await lease.acquire()
+    logger.info("leading as %s", settings.identity)
+    await first_to_end(lease.keep(), operate())
+    await lease.release()
 
 
 async def first_to_end(*work: Awaitable[None]) -> None:

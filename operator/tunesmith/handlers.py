@@ -7,6 +7,7 @@ from typing import Any
 
 import kopf
 
+from tunesmith.cluster import configure
 from tunesmith.controller import Controller
 from tunesmith.resources import RESOURCES
 
@@ -91,5 +92,15 @@ async def _stop(controller: Controller, **_: Any) -> None:
     controller.stop()
 
 
-def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+async def _login(**_: Any) -> kopf.ConnectionInfo:
+    """As our own client, read anew: kopf asks again when its token is refused. (Its own login needs the cluster's name service.)"""
+    chosen = await configure()
+    token = await chosen.get_api_key_with_prefix("BearerToken")
+    return kopf.ConnectionInfo(
+        server=chosen.host,
+        ca_path=chosen.ssl_ca_cert,
+        insecure=not chosen.verify_ssl,
+        certificate_path=chosen.cert_file,
+        private_key_path=chosen.key_file,
+        token=token.partition(" ")[2] if token else None,
+    )

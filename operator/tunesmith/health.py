@@ -8,8 +8,6 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-STALE_SECONDS = 150.0
-
 
 class Health:
     """Tells whether this process does its work.
@@ -18,7 +16,8 @@ class Health:
     A replica that waits to lead is alive and not ready.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stale_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stale_seconds = stale_seconds
         self._clock = clock
         self._leading_since: float | None = None
         self._synced: Callable[[], float | None] = lambda: None
@@ -32,7 +31,7 @@ class Health:
         """Whether the last relist, or the begin of leading, is recent enough."""
         if self._leading_since is None:
             return True
-        return self._clock() - (self._synced() or self._leading_since) < STALE_SECONDS
+        return self._clock() - (self._synced() or self._leading_since) < self._stale_seconds
 
     def ready(self) -> bool:
         """Whether the first relist is done."""

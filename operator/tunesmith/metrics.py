@@ -23,6 +23,9 @@ DEPTH = Gauge("workqueue_depth", "Keys that wait for a worker.", ["name"])
 REQUESTS = Counter("rest_client_requests", "Requests to the API server by code and method.", ["code", "method"])
 RESYNC_SECONDS = Histogram("tunesmith_resync_seconds", "Duration of a complete relist.", buckets=BUCKETS)
 REPORTS = Counter("tunesmith_progress_reports", "Progress reports by answer.", ["code"])
+STATUSES_REFUSED = Counter(
+    "tunesmith_statuses_refused", "Status writes that the API server refused: a fault of the operator, or of its rights.", ["controller"]
+)
 VERDICTS = Counter("tunesmith_verdicts", "Verdicts of EvalRuns.", ["namespace", "verdict"])
 STAGE_SECONDS = Histogram("tunesmith_stage_seconds", "A stage's first start to its end.", ["controller", "stage", "state"], buckets=STAGE_BUCKETS)
 ATTEMPTS = Counter("tunesmith_attempts", "Attempts of stages that ended.", ["controller", "stage", "outcome", "reason"])

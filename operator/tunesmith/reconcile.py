@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -15,6 +16,8 @@ from tunesmith.errors import InvalidSpec, TunesmithError
 from tunesmith.kinds import Kind
 from tunesmith.store import Store, key_of
 from tunesmith.values import LABEL_UID, Config, Key, Object, Observed, Plan
+
+logger = logging.getLogger(__name__)
 
 CONFLICT_PATIENCE = 30.0
 """Seconds that a name may be taken before it is called a conflict: garbage collection of an object's namesake takes a while."""
@@ -60,8 +63,10 @@ class Reconciler:
             observed = self._observe(key, owner)
             status, plan = decide(self._kinds[key.kind], observed)
         if status != observed.recorded:
-            self._learn(await self._cluster.write_status(owner, status))
-            metrics.count_outcomes(key, observed.recorded, status)
+            await self._record(key, observed, status)
+        elif self._is_drastic(plan):
+            # The status was not just written, so nobody has confirmed that our view is not an old one, of before all this was done.
+            await self._cluster.confirm(owner)
         pause = await self._carry_out(key, plan)
         return min((wait for wait in (plan.wake_after, pause) if wait is not None), default=None)
 
@@ -77,6 +82,23 @@ class Reconciler:
             progress=self._store.progress(uid),
             problem=self._problems.get(key),
         )
+
+    async def _record(self, key: Key, observed: Observed, status: Object) -> None:
+        """Write the status. If the server refuses it, say so as loudly as can be: nothing more happens to the object."""
+        try:
+            self._learn(await self._cluster.write_status(observed.owner, status))
+        except Refused as error:
+            metrics.STATUSES_REFUSED.labels(key.kind).inc()
+            logger.error("the status is refused, so nothing is done for this object: %s", error)
+            told = _with_error(observed, dict(observed.recorded), InvalidSpec("StatusRefused", error.message[: conditions.MESSAGE_LIMIT]))
+            if told != observed.recorded:
+                self._learn(await self._cluster.write_status(observed.owner, told))
+            raise
+        metrics.count_outcomes(key, observed.recorded, status)
+
+    def _is_drastic(self, plan: Plan) -> bool:
+        """Whether the plan creates or deletes anything."""
+        return any(self._store.get(key_of(obj)) is None for obj in plan.create) or any(not _is_told_to_end(obj) for obj in plan.delete)
 
     async def _look_at_pods(self, owner: Object) -> bool:
         """List the pods of `owner`; return whether that told something new.
@@ -125,8 +147,7 @@ class Reconciler:
             await self._delete(obj)
 
     async def _delete(self, obj: Object) -> None:
-        # What is being deleted needs no second word, but for a pod that has been given up: its node will never confirm it.
-        if "deletionTimestamp" in obj["metadata"] and obj["kind"] != "Pod":
+        if _is_told_to_end(obj):
             return
         left = await self._cluster.delete(obj)
         concerned = self._store.put(left) if left is not None else self._store.remove(obj)
@@ -161,6 +182,11 @@ def decide(kind: Kind, observed: Observed) -> tuple[Object, Plan]:
         return status, kind.build(observed, status)
     except TunesmithError as error:
         return _with_error(observed, status, error), Plan()
+
+
+def _is_told_to_end(obj: Object) -> bool:
+    """Whether a deletion needs no second word. A pod that has been given up does: its node will never confirm the first."""
+    return "deletionTimestamp" in obj["metadata"] and obj["kind"] != "Pod"
 
 
 def _ended_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

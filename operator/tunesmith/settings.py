@@ -41,9 +41,11 @@ class LeaseSettings:
     namespace: str = "default"
     identity: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """The pod's name in a cluster, so that a restarted container takes its own lease back at once."""
-    duration_seconds: int = 15
-    deadline_seconds: int = 10
-    retry_seconds: int = 3
+    duration_seconds: int = 10
+    """Another takes over when it has seen no renewal for so long; with its own retries and first relist, within 15 s."""
+    deadline_seconds: int = 6
+    """The leader stops when it has not renewed for so long: well before another takes over."""
+    retry_seconds: int = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Settings:
     health_port: int = 8080
     """Serves /healthz, /readyz and /metrics."""
     resync_seconds: float = 60.0
+    stale_seconds: float = 150.0
+    """Without a complete relist for so long the operator is not alive."""
     workers: int = 4
     log_level: str = "INFO"
     progress: ProgressSettings = ProgressSettings()
@@ -87,6 +91,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         health_address=env.get("HEALTH_ADDRESS", default.health_address),
         health_port=int(env.get("HEALTH_PORT", default.health_port)),
         resync_seconds=float(env.get("RESYNC_SECONDS", default.resync_seconds)),
+        stale_seconds=float(env.get("STALE_SECONDS", default.stale_seconds)),
         workers=int(env.get("WORKERS", default.workers)),
         log_level=env.get("LOG_LEVEL", default.log_level),
         progress=_progress(env, default.progress),

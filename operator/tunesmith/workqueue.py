@@ -64,6 +64,11 @@ class WorkQueue:
         """The next failure of `key` is its first."""
         self._failures.pop(key, None)
 
+    def hasten(self) -> None:
+        """Work on all keys that failed as soon as a worker is free."""
+        for key in list(self._failures):
+            self.add(key)
+
     def take(self) -> Key | None:
         """The next key to work on, which is then running until `done`; None if there is none now."""
         self._promote()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.edge import CONFIG, KINDS, changed, child, key, owner
-from tunesmith.cluster import Conflict, Refused
+from tunesmith.cluster import ApiError, Conflict, Refused
 from tunesmith.conditions import find
 from tunesmith.corrections import PAUSE, Corrections
 from tunesmith.reconcile import CONFLICT_PATIENCE, Reconciler
@@ -21,7 +21,8 @@ Write = tuple[str, str]
 class Double:
     """Remembers what is written and answers as the API server would.
 
-    `refuse` names the verbs that fail, and how; `inject` is what an injector makes of all that is applied.
+    `refuse` names the verbs that fail, and how, `refuse_status` a member that a status may not have; `inject` is what an injector
+    makes of all that is applied.
     """
 
     def __init__(self) -> None:
@@ -31,10 +32,19 @@ class Double:
         self.pods: list[Object] = []
         self.lists: list[str] = []
         self.inject: Object = {}
+        self.confirmed: list[str] = []
+        self.refuse_status = ""
 
     async def write_status(self, owner: Object, status: Object) -> Object:
+        if self.refuse_status and self.refuse_status in status:
+            raise Refused(422, "Invalid", f"{self.refuse_status}: Invalid value")
         self._write("status", owner)
         return {**changed(owner, self.version), "status": status}
+
+    async def confirm(self, owner: Object) -> None:
+        self.confirmed.append(owner["metadata"]["name"])
+        if "confirm" in self.refuse:
+            raise self.refuse["confirm"]
 
     async def apply(self, obj: Object, live: Object | None) -> Object:
         self._write("apply", obj)
@@ -271,3 +281,37 @@ async def test_the_plan_says_when_to_look_again() -> None:
     tune = owner(wake=12.5)
     bench = Bench(tune)
     assert await bench.reconciler.reconcile(key(tune)) == 12.5
+
+
+async def test_what_was_not_just_written_is_confirmed_before_anything_is_created_or_deleted() -> None:
+    tune = owner()
+    bench = Bench(tune)
+    bench.cluster.refuse["create"] = ApiError(503, "ServiceUnavailable", "later")
+    with pytest.raises(ApiError):
+        await bench.run(tune)
+    assert bench.cluster.confirmed == []
+    bench.cluster.refuse = {"confirm": Conflict(409, "Stale", "it has changed")}
+    with pytest.raises(Conflict):
+        await bench.run(tune)
+    assert bench.cluster.writes == []
+    bench.cluster.refuse = {}
+    assert await bench.run(tune) == [("create", "job")]
+    assert bench.cluster.confirmed == ["tune", "tune"]
+
+
+async def test_a_status_that_the_server_refuses_is_told_in_a_condition_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    tune = owner()
+    bench = Bench(tune)
+    bench.cluster.refuse_status = "phase"
+    with pytest.raises(Refused):
+        await bench.run(tune)
+    told = find(bench.status(tune), "Stalled")
+    assert told and (told["status"], told["reason"], told["message"]) == ("True", "StatusRefused", "phase: Invalid value")
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    with pytest.raises(Refused):
+        await bench.run(tune)
+    assert bench.cluster.writes == [], "the refusal is told once, and nothing else is done"
+    bench.cluster.refuse_status = ""
+    await bench.run(tune)
+    stalled = find(bench.status(tune), "Stalled")
+    assert stalled and stalled["status"] == "False"

@@ -105,6 +105,13 @@ def test_an_event_cuts_the_pause_short(queue: WorkQueue) -> None:
     assert queue.take() == A
 
 
+def test_what_failed_comes_at_once_when_it_is_hastened(queue: WorkQueue) -> None:
+    queue.add_failed(A)
+    queue.add_after(B, 10)
+    queue.hasten()
+    assert [queue.take(), queue.take()] == [A, None]
+
+
 async def test_get_waits_for_an_add_and_for_a_time(queue: WorkQueue) -> None:
     waiting = asyncio.create_task(queue.get())
     await asyncio.sleep(0)

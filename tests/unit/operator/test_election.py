@@ -1,0 +1,132 @@
+"""The Lease on a double of the API server that can hang: who may act, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tunesmith.cluster import Conflict, NotFound
+from tunesmith.election import Lease
+from tunesmith.settings import LeaseSettings
+from tunesmith.values import Object
+
+SETTINGS = LeaseSettings(name="lease", namespace="system", identity="first", duration_seconds=10, deadline_seconds=6, retry_seconds=2)
+
+
+class Double:
+    """Keeps one Lease as the API server would; hangs, or takes its time, when told to."""
+
+    def __init__(self) -> None:
+        self.lease: Object | None = None
+        self.requests: list[str] = []
+        self.hang = False
+
+    async def request(self, method: str, path: str, body: Object | None = None) -> Object:
+        self.requests.append(method)
+        if self.hang:
+            await asyncio.Event().wait()
+        if method == "GET":
+            if self.lease is None:
+                raise NotFound(404, "NotFound", path)
+            return self.lease
+        assert body is not None
+        version = self.lease["metadata"]["resourceVersion"] if self.lease else None
+        if body["metadata"].get("resourceVersion") != version:
+            raise Conflict(409, "Conflict", path)
+        self.lease = {**body, "metadata": {**body["metadata"], "resourceVersion": str(int(version or 0) + 1)}}
+        return self.lease
+
+    def holder(self) -> str:
+        return str(self.lease["spec"]["holderIdentity"]) if self.lease else ""
+
+
+class Clock:
+    """Time that passes when somebody sleeps, or waits for what hangs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self._yield = asyncio.sleep
+        monkeypatch.setattr("tunesmith.election.asyncio.sleep", self.sleep)
+        monkeypatch.setattr("tunesmith.election.asyncio.timeout", self.timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await self._yield(0)
+
+    def timeout(self, seconds: float) -> Any:
+        clock = self
+
+        class Timeout:
+            async def __aenter__(self) -> None:
+                asyncio.get_running_loop().call_later(0.02, self.expire, asyncio.current_task())
+                self.expired = self.left = False
+
+            def expire(self, task: asyncio.Task[None]) -> None:
+                if not self.left:
+                    clock.now += seconds
+                    self.expired = bool(task.cancel())
+
+            async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+                self.left = True
+                if self.expired and kind is asyncio.CancelledError:
+                    raise TimeoutError
+
+        return Timeout()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def lease(cluster: Any, clock: Clock, identity: str) -> Lease:
+    return Lease(replace(SETTINGS, identity=identity), cluster, lambda: clock.now)
+
+
+async def test_a_renewal_is_one_write_and_no_read(clock: Clock) -> None:
+    cluster = Double()
+    first = lease(cluster, clock, "first")
+    await first.acquire()
+    keeping = asyncio.create_task(first.keep())
+    while cluster.requests.count("PUT") < 5:
+        await clock._yield(0)
+    keeping.cancel()
+    assert cluster.requests[:7] == ["GET", "POST", *["PUT"] * 5]
+
+
+async def test_a_leader_whose_requests_hang_stops_at_its_deadline_before_another_may_act(clock: Clock) -> None:
+    cluster = Double()
+    first = lease(cluster, clock, "first")
+    await first.acquire()
+    renewed = clock.now
+    cluster.hang = True
+    await first.keep()
+    assert clock.now - renewed == SETTINGS.deadline_seconds
+    cluster.hang = False
+    second = lease(cluster, clock, "second")
+    await second.acquire()
+    assert cluster.holder() == "second"
+    assert SETTINGS.duration_seconds <= clock.now - renewed - SETTINGS.deadline_seconds <= SETTINGS.duration_seconds + SETTINGS.retry_seconds
+
+
+async def test_a_lease_that_was_let_go_is_taken_at_once(clock: Clock) -> None:
+    cluster = Double()
+    first, second = lease(cluster, clock, "first"), lease(cluster, clock, "second")
+    await first.acquire()
+    await first.release()
+    before = clock.now
+    await second.acquire()
+    assert (cluster.holder(), clock.now) == ("second", before)
+
+
+async def test_a_lease_that_another_has_taken_is_not_let_go(clock: Clock) -> None:
+    cluster = Double()
+    first, second = lease(cluster, clock, "first"), lease(cluster, clock, "second")
+    await first.acquire()
+    clock.now += SETTINGS.deadline_seconds
+    await second.acquire()
+    await first.release()
+    assert cluster.holder() == "second"
