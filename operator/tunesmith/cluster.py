@@ -185,8 +185,10 @@ class Cluster:
             raise Refused(409, "NameConflict", message)
         return live
 
-    async def request(self, method: str, path: str, body: Object | None = None, query: Query = (), content_type: str = JSON) -> Object:
-        """One call; the answer as JSON, or the ApiError that it tells."""
+    async def request(
+        self, method: str, path: str, body: Object | None = None, query: Query = (), content_type: str = JSON, anew: bool = False
+    ) -> Object:
+        """One call; the answer as JSON, or the ApiError that it tells. `anew`: with credentials that were just read."""
         headers = {"Accept": JSON, "Content-Type": content_type}
         request = await self.client.param_serialize(
             method, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
@@ -194,6 +196,11 @@ class Cluster:
         response = await self.client.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
         data = await response.read()
         metrics.REQUESTS.labels(str(response.status), method).inc()
+        if response.status == 401 and not anew:
+            # The library reads the token's file once a minute; a token may be replaced and revoked in between.
+            fresh, known = await configure(), self.client.configuration
+            known.api_key, known.refresh_api_key_hook = fresh.api_key, fresh.refresh_api_key_hook
+            return await self.request(method, path, body, query, content_type, anew=True)
         if not 200 <= response.status <= 299:
             raise _error(response.status, data)
         answer: Object = json.loads(data)
