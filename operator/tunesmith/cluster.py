@@ -154,7 +154,7 @@ class Cluster:
         resource, metadata = RESOURCES[owner["kind"]], owner["metadata"]
         live = await self.request("GET", resource.path(metadata["namespace"], metadata["name"]))
         if live["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
-            raise Conflict(409, "Stale", f"{owner['kind']} {metadata['name']} has changed since it was read")
+            raise Conflict(409, "Conflict", f"{owner['kind']} {metadata['name']} has changed since it was read")
 
     async def list(self, kind: str, namespace: str | None, selector: str | None = None) -> tuple[list[Object], int]:
         """All objects of `kind` that we watch, or those that `selector` takes, and the version of the list."""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 OPERATOR = ROOT / "operator" / "tunesmith"
 ERRORS = (ROOT / "trainer-image/tunesmith_trainer/errors.py", ROOT / "serving-image/tunesmith_serving/errors.py")
 # Parameters named `reason` that are not a condition's: of a validation rule in a CRD, and of an answer of the API server.
-NO_CONDITIONS = frozenset(("FieldValueForbidden", "FieldValueInvalid", "Unknown"))
+NO_CONDITIONS = frozenset(("Conflict", "FieldValueForbidden", "FieldValueInvalid", "Unknown"))
 CAMEL_CASE = re.compile(r"[A-Z][A-Za-z]+")
 
 
