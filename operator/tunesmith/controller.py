@@ -15,7 +15,7 @@ from tunesmith.logs import current_key
 from tunesmith.reconcile import Reconciler
 from tunesmith.resources import RESOURCES, tidy
 from tunesmith.settings import Settings
-from tunesmith.store import Store
+from tunesmith.store import Store, version_of
 from tunesmith.values import Key, Object
 from tunesmith.workqueue import WorkQueue
 
@@ -42,7 +42,7 @@ class Controller:
     def feed(self, kind: str, event: str | None, obj: Object) -> None:
         """Take in a watch event and queue whom it concerns."""
         seen = tidy(obj, RESOURCES[kind])
-        self.wake(self.store.remove(seen) if event == "DELETED" else self.store.put(seen))
+        self.wake(self.store.remove(seen, version_of(seen)) if event == "DELETED" else self.store.put(seen))
 
     def wake(self, keys: frozenset[Key]) -> None:
         """Queue `keys`."""

@@ -7,6 +7,7 @@ answer arrive does not matter. Every change tells whom it concerns: the keys to 
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,8 +54,9 @@ class Store:
         self._named: dict[Key, frozenset[Key]] = {}
         self._namers: defaultdict[Key, set[Key]] = defaultdict(set)
         self._reports: dict[str, Mapping[str, Any]] = {}
-        # A uid never comes back, so an event or an answer that arrives after the deletion is known to be late.
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        # Uid -> the version at which it was gone: an event or an answer that is older is known to be late. A newer one is not, for one
+        # that only loses the label that the watch selects on is told to be deleted too.
+        self._gone: OrderedDict[str, float] = OrderedDict()
 
     def get(self, key: Key) -> Object | None:
         """The object of that key, if it is known."""
@@ -102,7 +104,7 @@ class Store:
         """Take in `obj` unless something newer is known; return the keys that it concerns."""
         key, uid = key_of(obj), obj["metadata"]["uid"]
         old = self._objects.get(key)
-        if uid in self._gone or (old is not None and version_of(old) >= version_of(obj)):
+        if version_of(obj) < self._gone.get(uid, 0) or (old is not None and version_of(old) >= version_of(obj)):
             return NOBODY
         concerned = NOBODY if old is None else self._take_out(key, old)
         self._objects[key] = obj
@@ -113,10 +115,10 @@ class Store:
             self._children[owner_uid(obj) or ""].add(key)
         return concerned | self._concerned(key, obj)
 
-    def remove(self, obj: Object) -> frozenset[Key]:
-        """Take in that `obj` is gone; a newer object of the same name stays. Return the keys that it concerns."""
+    def remove(self, obj: Object, version: float = math.inf) -> frozenset[Key]:
+        """Take in that `obj` is gone, as of `version` (by default for good); a newer one of the same name stays. Return the keys that it concerns."""
         key, uid = key_of(obj), obj["metadata"]["uid"]
-        self._bury(uid)
+        self._bury(uid, version)
         old = self._objects.get(key)
         if old is None or old["metadata"]["uid"] != uid:
             return NOBODY
@@ -135,7 +137,7 @@ class Store:
         known = self.keys(kind) if uid is None else [key for key in self._children.get(uid, ()) if key.kind == kind]
         for obj in [self._objects[key] for key in known if namespace in (None, key.namespace)]:
             if obj["metadata"]["uid"] not in present and version_of(obj) <= version:
-                concerned |= self.remove(obj)
+                concerned |= self.remove(obj, version)
         return concerned
 
     def _concerned(self, key: Key, obj: Object) -> frozenset[Key]:
@@ -178,8 +180,8 @@ class Store:
             for target in named:
                 self._namers[target].add(key)
 
-    def _bury(self, uid: str) -> None:
+    def _bury(self, uid: str, version: float) -> None:
         self._reports.pop(uid, None)
-        self._gone[uid] = None
+        self._gone[uid] = version
         if len(self._gone) > TOMBSTONES:
             self._gone.popitem(last=False)

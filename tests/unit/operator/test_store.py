@@ -38,6 +38,17 @@ def test_a_late_event_does_not_bring_back_what_was_deleted(store: Store) -> None
     assert store.get(key(TUNE)) is None
 
 
+def test_what_only_left_the_watch_may_come_back(store: Store) -> None:
+    """Losing the label that the watch selects on is told as a deletion, at the version at which the object then stands."""
+    job = child("Job", "job", TUNE, version=5)
+    store.put(TUNE)
+    store.put(job)
+    assert store.remove(changed(job, 7), 7) == {key(TUNE)}
+    assert store.put(changed(job, 6)) == frozenset(), "an event that was on its way"
+    assert store.put(changed(job, 7)) == {key(TUNE)}
+    assert store.get(key(job)) == changed(job, 7)
+
+
 def test_a_late_deletion_does_not_take_the_namesake_made_after_it(store: Store) -> None:
     store.put(TUNE)
     again = owner(version=5, uid="second")
