@@ -160,7 +160,10 @@ class _Book:
         else:
             entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
-            self._end(key, _excused(judge(key.name, pods, entry.get("disruption", "")), entry, deleted), pods)
+            # Labels are anybody's to set: what a pod tells counts only if the Job's controller made it.
+            made_by = job["metadata"]["uid"] if job else entry.get("jobUID", "")
+            ours = [pod for pod in pods if attempts.is_made_by(pod, made_by)]
+            self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), pods)
 
     def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:
         """The attempt is to end, if not all of its pods find a node and it can do with those that did."""

@@ -6,7 +6,7 @@ Every pod passes Pod Security "restricted", holds no credential but the progress
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ UNREACHABLE_SECONDS = 10
 GPU_RESOURCE, CPU, MEMORY, SHARED_MEMORY = "nvidia.com/gpu", "1", "4Gi", "1Gi"
 JOB_LABEL = "batch.kubernetes.io/job-name"
 _PVC = "pvc://"
+_FREE_FIELDS = frozenset(("overrides", "nodeSelector"))
+"""Maps whose keys are the user's."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,25 @@ class Workload:
     """Further fields of the container (ports, probes)."""
 
 
-def claims(value: Any) -> list[str]:
-    """Names of the PersistentVolumeClaims that the `pvc://` URIs anywhere in a JSON value name, sorted."""
+def claims(*values: Any) -> list[str]:
+    """Names of the PersistentVolumeClaims that are named by URIs: those given, and those in the URI fields of JSON values; sorted.
+
+    Only fields that hold URIs count. A pattern or an engine's setting that looks like one is what a user wrote for another purpose:
+    it must not have a volume mounted.
+    """
+    return sorted({uri.removeprefix(_PVC).split("/")[0] for value in values for uri in _uris(value) if uri.startswith(_PVC)})
+
+
+def _uris(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        return [value.removeprefix(_PVC).split("/")[0]] if value.startswith(_PVC) else []
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return sorted({claim for item in items for claim in claims(item)})
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if name not in _FREE_FIELDS and (not isinstance(item, str) or name in ("uri", "includePath") or name.endswith("URI")):
+                yield from _uris(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from () if isinstance(item, str) else _uris(item)
 
 
 def child_metadata(owner: Object, name: str, labels: Mapping[str, str]) -> Object:
@@ -187,7 +202,7 @@ def _used_claims(workload: Workload) -> list[str]:
 
 
 def _mounts(workload: Workload, config: Config) -> list[Object]:
-    writable = claims([workload.input.get("runURI"), workload.input.get("outputURI")])
+    writable = claims(*(workload.input[name] for name in ("runURI", "outputURI") if name in workload.input))
     mounts: list[Object] = [
         {"name": "stage", "mountPath": STAGE_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},

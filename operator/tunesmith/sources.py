@@ -60,7 +60,7 @@ def model_of(observed: Observed, source: Mapping[str, Any]) -> Object:
 
 def require_claims(observed: Observed, *values: Any) -> None:
     """Refuse more volumes than a pod may mount, and wait for those that do not exist."""
-    named, namespace = claims(values), observed.owner["metadata"]["namespace"]
+    named, namespace = claims(*values), observed.owner["metadata"]["namespace"]
     if len(named) > MAX_CLAIMS:
         raise InvalidSpec("TooManyVolumes", f"{len(named)} PersistentVolumeClaims are named, at most {MAX_CLAIMS} can be: {', '.join(named)}")
     missing = [name for name in named if Key("PersistentVolumeClaim", namespace, name) not in observed.references]

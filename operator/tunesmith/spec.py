@@ -140,7 +140,11 @@ class Toleration(Block):
 class Scheduling(Block):
     """Where pods may run."""
 
-    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+    priority_class_name: ObjectName | None = Field(
+        None,
+        description="PriorityClass of the pods; not one of the cluster's own.",
+        json_schema_extra=rules(rule("!self.startsWith('system-')", "must not begin with `system-`: those are for the cluster's own pods")),
+    )
     node_selector: Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=16)] | None = Field(
         None, description="Labels that the nodes must have."
     )

@@ -21,7 +21,7 @@ def check_volumes(observed: Observed, model: str) -> None:
     if defaults.parallelism(observed.spec)["nodes"] == 1:
         return
     # Datasets are read by Prepare alone, which is one pod.
-    for claim in claims([model, observed.spec["output"]]):
+    for claim in claims(model, observed.spec["output"]):
         volume = observed.references.get(Key("PersistentVolumeClaim", observed.owner["metadata"]["namespace"], claim))
         # One that only the FineTuneJob of the model names is unknown once that is gone; it was looked at before.
         if volume and "ReadWriteMany" not in volume["spec"]["accessModes"]:

@@ -152,7 +152,9 @@ class World:
         job = self.job(stage, part)
         for index in range(job["spec"]["parallelism"]):
             annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
-            metadata = {"name": f"{job['metadata']['name']}-{index}-x", "labels": job["metadata"]["labels"], "annotations": annotations}
+            made_by = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
+            name, labels = f"{job['metadata']['name']}-{index}-x", job["metadata"]["labels"]
+            metadata = {"name": name, "labels": labels, "annotations": annotations, "ownerReferences": [made_by]}
             self.children["Pod", metadata["name"]] = {"kind": "Pod", "metadata": metadata, "status": {"phase": phase}}
         return self
 

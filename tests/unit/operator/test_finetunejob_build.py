@@ -129,4 +129,17 @@ def test_names_stay_within_a_host_name_with_their_index_and_differ_by_part() -> 
 
 
 def test_claims_are_found_at_any_depth() -> None:
-    assert pods.claims({"a": [{"b": "pvc://x/y"}, "hf://z"], "c": "pvc://w"}) == ["w", "x"]
+    assert pods.claims({"a": [{"uri": "pvc://x/y"}, {"uri": "hf://z"}], "runURI": "pvc://w"}, "pvc://v/u") == ["v", "w", "x"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"overrides": {"uri": "pvc://trick/x"}},
+        {"dropPatterns": ["pvc://trick/x"]},
+        {"nodeSelector": {"uri": "pvc://trick/x"}},
+        {"tolerations": [{"value": "pvc://trick/x"}]},
+    ],
+)
+def test_a_setting_that_looks_like_a_uri_mounts_no_volume(block: dict[str, Any]) -> None:
+    assert pods.claims({"uri": "pvc://models/base", "block": block}) == ["models"]

@@ -141,6 +141,16 @@ def test_a_result_is_not_believed_while_another_pod_lives() -> None:
     assert life.states()["Train"] == "Running"
 
 
+def test_a_pod_that_only_bears_the_labels_tells_no_result() -> None:
+    life = trained()
+    life.end("Train", answer("Train"))
+    (pod,) = life.pods("Train")
+    pod["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "theirs", "uid": "theirs", "controller": True}]
+    life.step()
+    assert life.states()["Train"] == "Waiting"
+    assert life.status["attempts"][-1]["reason"] == "NoResult"
+
+
 def test_the_other_pods_success_is_no_result() -> None:
     life = trained(parallelism=TWO_NODES)
     life.end("Train", answer("Train"))

@@ -1,0 +1,94 @@
+"""Objects that somebody means ill with: each is refused where it is written, or does no harm. Pod Security "restricted" is enforced."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import PurePosixPath
+
+import pytest
+
+from tests.integration.hostile import HOSTILE, Hostile
+from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
+from tests.integration.schema_server import Server
+from tunesmith.conditions import is_true
+from tunesmith.values import Object
+
+REFUSED = [entry for entry in HOSTILE if entry.field]
+LET_IN = [entry for entry in HOSTILE if not entry.field]
+CLAIM, UNNAMED = "models", "unnamed"
+MOUNTS = ("/etc/tunesmith", "/tmp", "/home/tunesmith", "/dev/shm", f"/mnt/pvc/{CLAIM}", "/var/run/secrets/tunesmith.dev")
+COMMANDS = (["python", "-m", "tunesmith_trainer"], ["python", "-m", "tunesmith_serving"])
+VARIABLES = re.compile(r"^(HOME|HF_HUB_OFFLINE|TMPDIR|TORCH_EXTENSIONS_DIR|TRITON_CACHE_DIR|OMP_NUM_THREADS|KUBEFLOW_TRAINER_SERVER_[A-Z_]+|VLLM_[A-Z_]+)$")
+STATUS_LIMIT = 64 * 1024
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len({entry.what for entry in HOSTILE}) == len(HOSTILE) >= 60
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=lambda entry: entry.what)
+def test_what_the_schema_can_tell_is_refused_with_its_place(api: Server, namespace: str, entry: Hostile) -> None:
+    space = Namespace(api, namespace)
+    answer = api.send("POST", space.path(entry.kind) + "?fieldValidation=Strict", entry.manifest("hostile"))
+    assert answer.code in (400, 422), answer.body
+    assert entry.field in json.dumps(answer.body), answer.body
+    assert not space.all(entry.kind)
+
+
+@pytest.mark.parametrize("entry", LET_IN, ids=lambda entry: entry.what)
+def test_what_is_let_in_does_no_harm(operator: OperatorProcess, api: Server, namespace: str, entry: Hostile) -> None:
+    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    api.send("PATCH", f"/api/v1/namespaces/{namespace}", labels, "application/merge-patch+json")
+    space = Namespace(api, namespace)
+    space.claim(CLAIM)
+    space.claim(UNNAMED)
+    answer = api.send("POST", space.path(entry.kind) + "?fieldValidation=Strict", entry.manifest("hostile"))
+    assert answer.code == 201, answer.body
+    space.wait(lambda: settled(space, entry), "an outcome", lambda: space.status(entry.kind, "hostile"))
+    status = space.status(entry.kind, "hostile")
+    reasons = {condition["type"]: condition.get("reason") for condition in status["conditions"]}
+    assert not entry.stalled or reasons["Stalled"] == entry.stalled, status
+    assert len(json.dumps(status)) < STATUS_LIMIT
+    assert not [condition for condition in status["conditions"] if CONTROL.search(condition.get("message", ""))]
+    for pod in space.all("Pod"):
+        check(pod)
+    # What it asked for is not what others get.
+    if entry.kind == "FineTuneJob":
+        sane = space.create("FineTuneJob", "sane", FINE_TUNE_JOB)
+        space.wait_pods(sane, "Prepare")
+    forget(space, entry)
+
+
+def settled(space: Namespace, entry: Hostile) -> bool:
+    """Whether its first pod is there, or its status tells why there is none."""
+    status = space.status(entry.kind, "hostile")
+    if entry.stalled:
+        return is_true(status, "Stalled")
+    waits = [condition for condition in status.get("conditions", ()) if condition["type"] == "Reconciling" and condition["reason"] == "VolumeNotFound"]
+    return bool(space.all("Pod") or waits or is_true(status, "Stalled"))
+
+
+def check(pod: Object) -> None:
+    """The pod has what ours have, and nothing else."""
+    spec = pod["spec"]
+    for volume in spec["volumes"]:
+        (kind,) = set(volume) - {"name"}
+        assert kind in ("configMap", "emptyDir", "projected", "persistentVolumeClaim"), volume
+        assert kind != "persistentVolumeClaim" or volume[kind]["claimName"] == CLAIM, volume
+    (container,) = spec["containers"]
+    assert [str(PurePosixPath(mount["mountPath"])) for mount in container["volumeMounts"] if mount["mountPath"] not in MOUNTS] == []
+    assert not [mount for mount in container["volumeMounts"] if "subPath" in mount or "subPathExpr" in mount]
+    assert container["command"] in COMMANDS and not container.get("args"), container
+    assert [entry["name"] for entry in container["env"] if not VARIABLES.match(entry["name"])] == []
+    assert "envFrom" not in container and "initContainers" not in spec
+    assert (spec["serviceAccountName"], spec["automountServiceAccountToken"]) == ("default", False)
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & {name for name, value in spec.items() if value}
+    assert spec["priority"] == 0
+
+
+def forget(space: Namespace, entry: Hostile) -> None:
+    """Delete it, so that a hundred of them do not go on waiting side by side."""
+    space.patch(entry.kind, "hostile", {"metadata": {"finalizers": None}})
+    space.delete(entry.kind, "hostile")
