@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.integration.operators import EVAL_RUN, FINE_TUNE_JOB, MODEL_DEPLOYMENT
+from tests.integration.operators import EVAL_RUN, FINE_TUNE_JOB
 from tunesmith.values import Object
 
 SPECS: dict[str, Object] = {
@@ -89,21 +89,27 @@ def _names() -> Iterator[Hostile]:
     yield Hostile("a name too long for its children", "FineTuneJob", {}, "metadata.name", {"name": "a" * 41})
     yield Hostile("a name no Service can have", "ModelDeployment", {}, "metadata.name", {"name": "1a"})
     yield Hostile("a dataset's name as a path", "FineTuneJob", _dataset(name="../x"), "spec.datasets[0].name")
-    yield Hostile("a dataset's name in look-alike letters", "FineTuneJob", _dataset(name="сhat"), "spec.datasets[0].name")
+    yield Hostile("a dataset's name in look-alike letters", "FineTuneJob", _dataset(name="\u0441hat"), "spec.datasets[0].name")
     quantization = {"scheme": "W8A8", "algorithm": "GPTQ"}
     for what, name in {"the name of another artefact": "Merged", "a path": "a/b", "an option": "-rf"}.items():
         variant = {"name": name, "quantization": quantization}
         yield Hostile(f"a variant with {what}", "FineTuneJob", {"variants": [variant]}, "spec.variants[0].name")
     twins = [{"name": "twin", "quantization": quantization}] * 2
     yield Hostile("two variants of one name", "FineTuneJob", {"variants": twins}, "spec.variants")
-    yield Hostile("a baseline that takes the tested model's name", "EvalRun", {"baselines": [{"name": "tested", "model": {"uri": "pvc://models/x"}}]}, "name")
+    yield Hostile(
+        "a baseline that takes the tested model's name", "EvalRun", {"baselines": [{"name": "tested", "model": {"uri": "pvc://models/x"}}]}, "name"
+    )
     yield Hostile("a suite's name as a path", "EvalRun", {"suites": [{"name": "../a", "harness": {"tasks": ["t"]}}]}, "spec.suites[0].name")
-    yield Hostile("a task's name as a path", "EvalRun", {"suites": [{"name": "a", "harness": {"tasks": ["../../etc/x"]}}]}, "spec.suites[0].harness.tasks[0]")
+    yield Hostile(
+        "a task's name as a path", "EvalRun", {"suites": [{"name": "a", "harness": {"tasks": ["../../etc/x"]}}]}, "spec.suites[0].harness.tasks[0]"
+    )
     elsewhere = {"fineTuneJobRef": {"name": "tune", "namespace": "victim"}, "artifact": "Merged"}
     yield Hostile("a reference with a namespace", "ModelDeployment", {"model": elsewhere}, "namespace")
     slashed = {"fineTuneJobRef": {"name": "victim/tune"}, "artifact": "Merged"}
     yield Hostile("a reference with a slash", "ModelDeployment", {"model": slashed}, "spec.model.fineTuneJobRef.name")
-    yield Hostile("an artefact's name as a path", "ModelDeployment", {"model": {"fineTuneJobRef": {"name": "tune"}, "artifact": "../x"}}, "spec.model.artifact")
+    yield Hostile(
+        "an artefact's name as a path", "ModelDeployment", {"model": {"fineTuneJobRef": {"name": "tune"}, "artifact": "../x"}}, "spec.model.artifact"
+    )
 
 
 def _pods() -> Iterator[Hostile]:
@@ -119,7 +125,9 @@ def _pods() -> Iterator[Hostile]:
         "command": ["sh"],
     }.items():
         yield Hostile(f"a field {field} of a pod", "FineTuneJob", {field: value}, field)
-    yield Hostile("the priority of the cluster's own pods", "FineTuneJob", {"scheduling": {"priorityClassName": "system-node-critical"}}, "priorityClassName")
+    yield Hostile(
+        "the priority of the cluster's own pods", "FineTuneJob", {"scheduling": {"priorityClassName": "system-node-critical"}}, "priorityClassName"
+    )
     yield Hostile("the volume of another namespace", "FineTuneJob", {"model": {"uri": "pvc://victims/model"}})
     yield Hostile("a volume named in a pattern", "FineTuneJob", {"preparation": {"dropPatterns": ["pvc://unnamed/x"]}})
     yield Hostile("a volume named in a setting", "FineTuneJob", _overrides(uri="pvc://unnamed/x"))
@@ -150,7 +158,9 @@ def _strings() -> Iterator[Hostile]:
     yield Hostile("an engine's setting that loads code", "ModelDeployment", {"engine": {"vllm": {"overrides": {"worker_cls": '"os.system"'}}}})
     yield Hostile("control characters in a node's label", "FineTuneJob", {"scheduling": {"nodeSelector": {"\x07bell": "x"}}}, stalled="Invalid")
     yield Hostile("a template in a node's label", "FineTuneJob", {"scheduling": {"nodeSelector": {"{{x}}": "{{y}}"}}}, stalled="Invalid")
-    yield Hostile("a line break in a toleration", "FineTuneJob", {"scheduling": {"tolerations": [{"key": "a\nb", "operator": "Exists"}]}}, stalled="Invalid")
+    yield Hostile(
+        "a line break in a toleration", "FineTuneJob", {"scheduling": {"tolerations": [{"key": "a\nb", "operator": "Exists"}]}}, stalled="Invalid"
+    )
 
 
 def _sizes() -> Iterator[Hostile]:

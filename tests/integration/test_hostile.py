@@ -19,7 +19,9 @@ LET_IN = [entry for entry in HOSTILE if not entry.field]
 CLAIM, UNNAMED = "models", "unnamed"
 MOUNTS = ("/etc/tunesmith", "/tmp", "/home/tunesmith", "/dev/shm", f"/mnt/pvc/{CLAIM}", "/var/run/secrets/tunesmith.dev")
 COMMANDS = (["python", "-m", "tunesmith_trainer"], ["python", "-m", "tunesmith_serving"])
-VARIABLES = re.compile(r"^(HOME|HF_HUB_OFFLINE|TMPDIR|TORCH_EXTENSIONS_DIR|TRITON_CACHE_DIR|OMP_NUM_THREADS|KUBEFLOW_TRAINER_SERVER_[A-Z_]+|VLLM_[A-Z_]+)$")
+VARIABLES = re.compile(
+    r"^(HOME|HF_HUB_OFFLINE|TMPDIR|TORCH_EXTENSIONS_DIR|TRITON_CACHE_DIR|OMP_NUM_THREADS|KUBEFLOW_TRAINER_SERVER_[A-Z_]+|VLLM_[A-Z_]+)$"
+)
 STATUS_LIMIT = 64 * 1024
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
 
@@ -66,7 +68,9 @@ def settled(space: Namespace, entry: Hostile) -> bool:
     status = space.status(entry.kind, "hostile")
     if entry.stalled:
         return is_true(status, "Stalled")
-    waits = [condition for condition in status.get("conditions", ()) if condition["type"] == "Reconciling" and condition["reason"] == "VolumeNotFound"]
+    waits = [
+        condition for condition in status.get("conditions", ()) if condition["type"] == "Reconciling" and condition["reason"] == "VolumeNotFound"
+    ]
     return bool(space.all("Pod") or waits or is_true(status, "Stalled"))
 
 
