@@ -16,6 +16,7 @@ from tunesmith.election import first_to_end, lead
 from tunesmith.health import Health
 from tunesmith.kinds import KINDS
 from tunesmith.progress import Progress, tls
+from tunesmith.resources import RESOURCES
 from tunesmith.settings import Settings, from_environment
 
 
@@ -33,7 +34,8 @@ async def main(settings: Settings) -> None:
 
 async def operate(settings: Settings, cluster: Cluster, health: Health) -> None:
     """Watch, reconcile and take progress reports until one of them ends; kopf ends on SIGTERM."""
-    controller = Controller(settings, cluster, KINDS)
+    optional = [resource for resource in RESOURCES.values() if resource.optional]
+    controller = Controller(settings, cluster, KINDS, frozenset([resource.kind for resource in optional if await cluster.serves(resource)]))
     metrics.WORKERS.labels("tunesmith").set(settings.workers)
     health.lead(lambda: controller.synced)
     async with AsyncExitStack() as stack:

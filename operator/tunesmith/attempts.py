@@ -130,8 +130,6 @@ def describe(job: Object | None, pods: Sequence[Object]) -> Note:
     live = [pod for pod in pods if is_live(pod)]
     if job is None or job["metadata"].get("deletionTimestamp"):
         return Note("Ending", _ending(live))
-    if job["spec"].get("suspend"):
-        return Note("Queued", "its Job is held by a queue")
     blocked = next((note for pod in live if (note := obstacle(pod))), None)
     if blocked:
         return blocked

@@ -16,7 +16,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from tunesmith import __version__, metrics
-from tunesmith.resources import RESOURCES, tidy
+from tunesmith.resources import RESOURCES, Resource, tidy
 from tunesmith.store import owner_uid, version_of
 from tunesmith.values import FIELD_MANAGER, Object
 
@@ -168,6 +168,14 @@ class Cluster:
             more = answer["metadata"].get("continue") or ""
             if not more:
                 return items, version_of(answer)
+
+    async def serves(self, resource: Resource) -> bool:
+        """Whether the API server has that resource."""
+        try:
+            answer = await self.request("GET", resource.api_path)
+        except NotFound:
+            return False
+        return any(found["name"] == resource.plural for found in answer["resources"])
 
     async def review_token(self, token: str, audience: str) -> Object:
         """The status of a TokenReview of `token`."""

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from tunesmith import metrics
 from tunesmith.cluster import Cluster, Conflict, NotFound, Refused
 from tunesmith.kinds import Kind
+from tunesmith.kueue import QUEUE
 from tunesmith.logs import current_key
 from tunesmith.reconcile import Reconciler
 from tunesmith.resources import RESOURCES, tidy
@@ -28,10 +29,19 @@ RETRY_SECONDS = 5.0
 class Controller:
     """Feeds the store, and works off the queue with a fixed number of workers."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, kinds: Mapping[str, Kind], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        kinds: Mapping[str, Kind],
+        installed: frozenset[str] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`installed`: which optional kinds the API server has; the others are not watched."""
         self._settings = settings
         self._cluster = cluster
         self._clock = clock
+        self.watched = [resource for resource in RESOURCES.values() if not resource.optional or resource.kind in installed]
         self.store = Store({name: kind.references for name, kind in kinds.items()})
         self.queue = WorkQueue(clock)
         self._reconciler = Reconciler(kinds, self.store, cluster, settings.config(), self.queue.add, lambda: datetime.now(UTC), clock)
@@ -69,16 +79,16 @@ class Controller:
     async def resync(self) -> None:
         """List everything, put the store right, and look at what that concerns; the first time, at everything."""
         with metrics.RESYNC_SECONDS.time():
-            for kind in RESOURCES:
+            for kind in (resource.kind for resource in self.watched):
                 for namespace in self._settings.namespaces or (None,):
                     items, version = await self._cluster.list(kind, namespace)
                     concerned = self.store.sweep(kind, items, version, namespace)
                     if self.synced is not None:
                         self.wake(concerned)
         if self.synced is None:
-            for kind, resource in RESOURCES.items():
+            for resource in self.watched:
                 if resource.ours:
-                    self.wake(frozenset(self.store.keys(kind)))
+                    self.wake(frozenset(self.store.keys(resource.kind)))
         self.synced = self._clock()
 
     async def _resync_forever(self) -> None:
@@ -87,6 +97,7 @@ class Controller:
             await asyncio.sleep(min(self._settings.resync_seconds, RETRY_SECONDS) if away else self._settings.resync_seconds)
             try:
                 await self.resync()
+                await self._look_for_kueue()
             except Exception:
                 # The API server may be away for a while. The health endpoint tells when it is too long.
                 logger.exception("relisting failed")
@@ -96,6 +107,15 @@ class Controller:
                 # What failed meanwhile need not wait for its turn, which may be minutes off.
                 self.queue.hasten()
             away = False
+
+    async def _look_for_kueue(self) -> None:
+        """Stop if Kueue has been installed since the start and our Jobs wait for it: only a new start can watch what is new."""
+        missing = [resource for resource in RESOURCES.values() if resource not in self.watched]
+        waiting = missing and any(QUEUE in job["metadata"].get("labels", {}) for job in map(self.store.get, self.store.keys("Job")) if job)
+        for resource in missing if waiting else ():
+            if await self._cluster.serves(resource):
+                logger.warning("%s is served now: starting anew to watch it", resource.api_path)
+                self.stop()
 
     async def _work_forever(self) -> None:
         while True:

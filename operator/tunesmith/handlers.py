@@ -20,7 +20,7 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
     kopf.on.login(registry=handlers, id="login")(_login)
     kopf.on.cleanup(registry=handlers, id="cleanup")(functools.partial(_stop, controller))
-    for resource in RESOURCES.values():
+    for resource in controller.watched:
         handler = functools.partial(_feed, controller, resource.kind)
         kopf.on.event(resource.group, resource.version, resource.plural, registry=handlers, id=resource.plural)(handler)
     return handlers

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from tunesmith import accounting, attempts, limits
+from tunesmith import accounting, attempts, kueue, limits
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
 from tunesmith.results import Result
@@ -30,7 +30,7 @@ SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
 """What may differ from one attempt to the next."""
 Sizing = Callable[[StageKey, Entry], Entry | None]
 """The SIZE of the next attempt of a stage, none for stages that have no such; None: there is no other within the entry's limits."""
-_PASSING = ("jobUID", "attemptStartTime", "disruption", "ending", "notBefore", "nodesLimit", "gpus", "stateTime", "ranSeconds")
+_PASSING = ("jobUID", "attemptStartTime", "disruption", "ending", "notBefore", "nodesLimit", "gpus", "stateTime", "ranSeconds", "queue")
 _OVER = ("Succeeded", "Failed", "Stopped")
 
 
@@ -149,7 +149,11 @@ class _Book:
             return
         entry |= {"disruption": text} if (text := attempts.disruption_of(pods)[:DISRUPTION_LIMIT]) else {}
         if any(attempts.is_live(pod) for pod in pods) or (job is not None and not attempts.is_finished(job)):
-            note = self.notes[key] = attempts.describe(job, pods)
+            note = attempts.describe(job, pods)
+            entry |= kueue.recorded(entry.get("queue", {}), job, self.observed.children, note.running) if job else {}
+            if job and job["spec"].get("suspend") and "deletionTimestamp" not in job["metadata"]:
+                note = kueue.note(entry.get("queue", {}), pods)
+            self.notes[key] = note
             if job and note != attempts.NOTHING_RUNS:
                 # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
                 entry |= {"jobUID": job["metadata"]["uid"]} | accounting.asked(job)

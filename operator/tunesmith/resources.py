@@ -10,13 +10,17 @@ from tunesmith.values import API_VERSION, MANAGED_BY, Object
 
 @dataclass(frozen=True)
 class Resource:
-    """One resource type. `ours`: one of the three kinds. `selector`: only objects with these labels are watched and listed."""
+    """One resource type. `ours`: one of the three kinds. `selector`: only objects with these labels are watched and listed.
+
+    `optional`: another project's, watched where it is installed.
+    """
 
     kind: str
     api_version: str
     plural: str
     selector: str = ""
     ours: bool = False
+    optional: bool = False
 
     @property
     def group(self) -> str:
@@ -28,10 +32,14 @@ class Resource:
         """The API version."""
         return self.api_version.rpartition("/")[2]
 
+    @property
+    def api_path(self) -> str:
+        """The REST path of its API version."""
+        return f"/apis/{self.api_version}" if self.group else f"/api/{self.api_version}"
+
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
         """The REST path of the collection, the object or the object's subresource; all namespaces if none is given."""
-        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.api_version}"
-        parts = [root, *(("namespaces", namespace) if namespace else ()), self.plural, name, subresource]
+        parts = [self.api_path, *(("namespaces", namespace) if namespace else ()), self.plural, name, subresource]
         return "/".join(part for part in parts if part)
 
 
@@ -50,11 +58,17 @@ RESOURCES: Mapping[str, Resource] = {
         Resource("Service", "v1", "services", _CHILDREN),
         # Those that a spec names are the users' own: no label of ours is on them.
         Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims"),
+        # Kueue's. No label says which are of our Jobs: their controllers do.
+        Resource("Workload", "kueue.x-k8s.io/v1beta2", "workloads", optional=True),
     )
 }
 
 
 def tidy(obj: Object, resource: Resource) -> Object:
-    """`obj` as the store keeps it: with its type (items of a LIST lack it), without `managedFields` (half of its size, never read)."""
+    """`obj` as the store keeps it: with its type (items of a LIST lack it), without `managedFields` (half of its size, never read).
+
+    Of an optional resource the spec is left out too: the store holds everybody's, and only owner and conditions are read.
+    """
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
-    return {**obj, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+    kept = {key: value for key, value in obj.items() if key != "spec"} if resource.optional else obj
+    return {**kept, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}

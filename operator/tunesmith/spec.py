@@ -138,8 +138,10 @@ class Toleration(Block):
 
 
 class Scheduling(Block):
-    """Where pods may run."""
+    """Where pods may run, and the Kueue queue that they wait in."""
 
+    queue_name: ObjectName | None = Field(None, description="Kueue LocalQueue of this namespace. Needs Kueue: without it nothing would ever start.")
+    workload_priority_class_name: ObjectName | None = Field(None, description="Kueue WorkloadPriorityClass: order in the queue and preemption.")
     priority_class_name: ObjectName | None = Field(
         None,
         description="PriorityClass of the pods; not one of the cluster's own.",
@@ -149,6 +151,12 @@ class Scheduling(Block):
         None, description="Labels that the nodes must have."
     )
     tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(None, description="Taints that the pods tolerate.")
+
+
+class StageScheduling(Scheduling):
+    """Where the pods of stages may run, and the Kueue queues that their Jobs wait in."""
+
+    cpu_queue_name: ObjectName | None = Field(None, description="Kueue LocalQueue of the stages without GPUs. Default: queueName.")
 
 
 class Limited(Block):

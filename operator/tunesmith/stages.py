@@ -4,7 +4,7 @@
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
-    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, disruption?, ending?}
+    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?}
     after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tunesmith import attempts, conditions, limits, pods
+from tunesmith import attempts, conditions, kueue, limits, pods
 from tunesmith.contract import JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
@@ -143,7 +143,7 @@ def stage_objects(owner: Object, config: Config, key: StageKey, attempt: int, st
         grace_period_seconds=stage.grace_period_seconds,
         progress_path=pods.progress_path(owner) if stage.reports else "",
     )
-    job = pods.stage_job(metadata, workload, config, stage.nodes)
+    job = kueue.queued(pods.stage_job(metadata, workload, config, stage.nodes), kueue.labels(stage.scheduling, bool(stage.resources.get("gpus"))))
     config_map = pods.stage_config_map(metadata, content, config.progress_ca if stage.reports else "")
     service = [pods.headless_service(metadata, {pods.JOB_LABEL: name}, RENDEZVOUS_PORT)] if stage.nodes > 1 else []
     return job, config_map, *service

@@ -110,6 +110,18 @@ class Size(Block):
     gradient_accumulation_steps: Count | None = Field(None, description="Train: forward passes a step.")
 
 
+class Queue(Block):
+    """Where a Job stands in its Kueue queue, as its Workload tells."""
+
+    name: Word = Field(description="The LocalQueue.")
+    workload: Annotated[str, Field(max_length=253)] | None = Field(None, description="Name of the Workload; absent: none has been seen.")
+    quota_reserved: bool | None = Field(None, description="Its condition QuotaReserved.")
+    admitted: bool | None = Field(None, description="Its condition Admitted.")
+    evicted: bool | None = Field(None, description="Its condition Evicted.")
+    reason: Reason | None = Field(None, description="Why it does not run, in Kueue's words.")
+    message: Message | None = Field(None, description="For people; as it was when the reason came.")
+
+
 class Stage(Size):
     """One stage, or one part of it; `nodes` and the batch are its newest attempt's."""
 
@@ -138,6 +150,7 @@ class Stage(Size):
     state_time: Time | None = Field(None, description="Since when the attempt under way is Pending or Running; absent: since it began.")
     ran_seconds: BigCount | None = Field(None, description="How long the attempt under way ran before a queue took its pods away.")
     gpus: Count | None = Field(None, description="GPUs that the attempt under way asks for.")
+    queue: Queue | None = Field(None, description="Where the attempt under way stands in its queue.")
 
 
 class Attempt(Size):

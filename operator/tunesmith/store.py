@@ -67,8 +67,10 @@ class Store:
         return [key for key in self._objects if key.kind == kind]
 
     def children(self, uid: str) -> tuple[Object, ...]:
-        """What belongs to the object of ours with that uid, in a fixed order."""
-        return tuple(self._objects[key] for key in sorted(self._children.get(uid, ())))
+        """What belongs to the object of ours with that uid, in a fixed order; a child Job's own children (Kueue's Workload) too."""
+        own = self._children.get(uid, set())
+        theirs = (self._children.get(self._objects[key]["metadata"]["uid"], set()) for key in own if key.kind == "Job")
+        return tuple(self._objects[key] for key in sorted(own.union(*theirs)))
 
     def references(self, key: Key) -> dict[Key, Object]:
         """What the object names and what those of our kinds name in turn, as far as it exists.
@@ -142,9 +144,18 @@ class Store:
 
     def _concerned(self, key: Key, obj: Object) -> frozenset[Key]:
         """Whom a change of `obj` concerns: itself if it is ours, its owner, and those that name it."""
-        owner = self._owners.get(owner_uid(obj) or "")
+        owner = self._owner_of(obj)
         itself = {key} if RESOURCES[key.kind].ours else set()
         return frozenset(itself | ({owner} if owner else set()) | self._namers.get(key, set()))
+
+    def _owner_of(self, obj: Object) -> Key | None:
+        """The key of the object of ours that `obj` belongs to: directly, or through a Job as a Workload does."""
+        uid = owner_uid(obj) or ""
+        if RESOURCES[obj["kind"]].optional:
+            names = [reference["name"] for reference in obj["metadata"].get("ownerReferences", ()) if reference["uid"] == uid]
+            jobs = [self._objects.get(Key("Job", obj["metadata"]["namespace"], name)) for name in names]
+            uid = next((owner_uid(job) or "" for job in jobs if job and job["metadata"]["uid"] == uid), "")
+        return self._owners.get(uid)
 
     def _take_out(self, key: Key, old: Object) -> frozenset[Key]:
         """Remove `old` from the indexes and return whom it concerned."""

@@ -17,7 +17,7 @@ from tunesmith.spec import (
     ModelSource,
     Name,
     Resources,
-    Scheduling,
+    StageScheduling,
     immutable,
     only_while_suspended,
     rule,
@@ -138,7 +138,7 @@ class Spec(Limited):
     precision: Literal["BF16", "FP32"] | None = Field(None, description="Of weights that are not quantized. Default: BF16.")
     output: Output | None = Field(None, description="Default: the FineTuneJob's.")
     resources: Resources | None = Field(None, description="Of each evaluation pod.")
-    scheduling: Scheduling | None = Field(None, description="Where pods may run.")
+    scheduling: StageScheduling | None = Field(None, description="Where pods may run.")
     retries: int | None = Field(
         None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3."
     )

@@ -19,7 +19,7 @@ from tunesmith.spec import (
     Overrides,
     Quantity,
     Resources,
-    Scheduling,
+    StageScheduling,
     immutable,
     only_while_suspended,
     rule,
@@ -234,7 +234,7 @@ class Spec(Limited):
     stage_resources: Annotated[list[StageResources], Field(max_length=3)] | None = Field(
         None, description="Of the other stages' pods. Default: as `resources`, without GPUs."
     )
-    scheduling: Scheduling | None = Field(None, description="Where pods may run.")
+    scheduling: StageScheduling | None = Field(None, description="Where pods may run.")
     checkpoints: Checkpoints | None = Field(None, description="How often, how many.")
     retries: int | None = Field(
         None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3."

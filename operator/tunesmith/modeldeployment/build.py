@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith import kueue
 from tunesmith.contract import ObjectRef, ServeInput, UnpinnedModel, stage_json
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
@@ -94,7 +95,8 @@ def _deployment(observed: Observed, revision: Revision, metadata: Object) -> Obj
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": {"metadata": {"labels": metadata["labels"]}, "spec": pod_spec(workload, observed.config)},
     }
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+    named = metadata | {"labels": metadata["labels"] | kueue.labels(workload.scheduling)}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": named, "spec": spec}
 
 
 def _container() -> Object:

@@ -154,7 +154,7 @@ def test_a_job_that_a_queue_holds_is_not_taken_for_one_that_finds_no_nodes() -> 
     life = waiting(elastic(), without=1)
     life.job("Train")["spec"]["suspend"] = True
     life.later(500).step()
-    assert life.condition("Reconciling")["reason"] == "Queued"
+    assert life.condition("Reconciling")["reason"] == "Ending"
     assert "ending" not in life.status["stages"][1]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.operator.edge import KINDS, changed, child, key, owner
 from tunesmith.store import Store
-from tunesmith.values import Key
+from tunesmith.values import Key, Object
 
 TUNE = owner()
 
@@ -167,3 +167,30 @@ def test_whatever_the_order_of_events_the_end_is_the_same() -> None:
         assert store.get(key(TUNE)) == changed(second, 21)
         assert [obj["metadata"]["name"] for obj in store.children("second")] == ["job"]
         assert store.get(Key("FineTuneJob", "team", "other")) is None
+
+
+def workload(job: str, version: int = 5) -> Object:
+    """Kueue's Workload of that Job."""
+    reference = {"kind": "Job", "name": job, "uid": f"uid-Job-{job}", "controller": True}
+    made = child("Workload", f"job-{job}", version=version)
+    return {**made, "metadata": {**made["metadata"], "ownerReferences": [reference]}}
+
+
+def test_the_workload_of_a_child_job_belongs_to_the_jobs_owner_in_whatever_order_they_are_seen(store: Store) -> None:
+    store.put(TUNE)
+    job = child("Job", "train", TUNE)
+    assert store.put(workload("train")) == frozenset()
+    assert store.put(job) == {key(TUNE)}
+    assert [seen["kind"] for seen in store.children("uid-tune")] == ["Job", "Workload"]
+    assert store.put(workload("train", 6)) == {key(TUNE)}
+    assert store.remove(workload("train", 7)) == {key(TUNE)}
+    assert [seen["kind"] for seen in store.children("uid-tune")] == ["Job"]
+
+
+def test_the_workload_of_a_namesake_concerns_nobody(store: Store) -> None:
+    store.put(TUNE)
+    store.put(child("Job", "train", TUNE))
+    stranger = workload("train")
+    stranger["metadata"]["ownerReferences"][0]["uid"] = "uid-of-another"
+    assert store.put(stranger) == frozenset()
+    assert [seen["kind"] for seen in store.children("uid-tune")] == ["Job"]

@@ -1,0 +1,86 @@
+"""What the controller watches: all that is ours, and of others' kinds those that are installed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.unit.operator.edge import KINDS, child, owner
+from tunesmith.controller import Controller
+from tunesmith.kueue import QUEUE
+from tunesmith.resources import RESOURCES, Resource, tidy
+from tunesmith.settings import Settings
+from tunesmith.values import Object
+
+
+class Double:
+    """An API server with or without Kueue; lists what it is given."""
+
+    def __init__(self, *jobs: Object, kueue: bool = False) -> None:
+        self.jobs, self.kueue = list(jobs), kueue
+        self.asked: list[str] = []
+        self.listed: list[str] = []
+
+    async def serves(self, resource: Resource) -> bool:
+        self.asked.append(resource.kind)
+        return self.kueue
+
+    async def list(self, kind: str, namespace: str | None) -> tuple[list[Object], int]:
+        self.listed.append(kind)
+        return (self.jobs if kind == "Job" else [owner()] if kind == "FineTuneJob" else []), 9
+
+
+def controller(cluster: Any, *installed: str) -> Controller:
+    return Controller(Settings(resync_seconds=0.01), cluster, KINDS, frozenset(installed))
+
+
+def job(**labels: str) -> Object:
+    made = child("Job", "train", owner(wake=None), spec={})
+    made["metadata"]["labels"] |= labels
+    return made
+
+
+@pytest.mark.parametrize("installed", [(), ("Workload",)])
+async def test_anothers_kind_is_listed_only_where_it_is_installed(installed: tuple[str, ...]) -> None:
+    cluster = Double()
+    made = controller(cluster, *installed)
+    await made.resync()
+    assert ("Workload" in cluster.listed) is bool(installed)
+    assert set(cluster.listed) == {resource.kind for resource in made.watched}
+
+
+async def runs(made: Controller) -> bool:
+    """Whether it still runs after some relists."""
+    run = asyncio.create_task(made.run())
+    await asyncio.wait([run], timeout=0.2)
+    alive = not run.done()
+    made.stop()
+    await run
+    return alive
+
+
+async def test_it_ends_when_kueue_has_come_and_jobs_wait_for_it() -> None:
+    cluster: Any = Double(job(**{QUEUE: "gpus"}), kueue=True)
+    cluster.write_status = cluster.create = cluster.apply = lambda *_: asyncio.sleep(1)
+    assert not await runs(controller(cluster))
+
+
+@pytest.mark.parametrize("installed", [(), ("Workload",)])
+async def test_it_does_not_end_when_nothing_has_come_or_it_watches_it_already(installed: tuple[str, ...]) -> None:
+    cluster: Any = Double(job(**{QUEUE: "gpus"}), kueue=bool(installed))
+    cluster.write_status = cluster.create = cluster.apply = lambda *_: asyncio.sleep(1)
+    assert await runs(controller(cluster, *installed))
+
+
+async def test_nobody_is_asked_for_kueue_while_no_job_names_a_queue() -> None:
+    cluster: Any = Double(job(), kueue=True)
+    cluster.write_status = cluster.create = cluster.apply = lambda *_: asyncio.sleep(1)
+    assert await runs(controller(cluster))
+    assert cluster.asked == []
+
+
+def test_of_a_workload_no_spec_is_kept_since_it_holds_whole_pod_templates() -> None:
+    assert "spec" not in tidy({"metadata": {}, "spec": {"podSets": []}, "status": {}}, RESOURCES["Workload"])
+    assert "spec" in tidy({"metadata": {}, "spec": {}}, RESOURCES["Job"])
