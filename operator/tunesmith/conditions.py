@@ -47,13 +47,13 @@ def done(reason: str, message: str) -> tuple[Condition, ...]:
     )
 
 
-def stalled(reason: str, message: str, ready: bool = False) -> tuple[Condition, ...]:
-    """Nothing more happens until a person acts: kstatus Failed. `ready`: an earlier revision still serves."""
-    return (
-        Condition("Ready", "True" if ready else "False", reason, message),
-        Condition("Reconciling", "False", reason, ""),
-        Condition("Stalled", "True", reason, message),
-    )
+def stalled(reason: str, message: str, serving: str = "") -> tuple[Condition, ...]:
+    """Nothing more happens until a person acts: kstatus Failed. `serving`: what serves on meanwhile, in words; both conditions tell both."""
+    ready = Condition("Ready", "False", reason, message)
+    if serving:
+        ready = Condition("Ready", "True", "Serving", f"{serving}; {message}")
+        message = f"{message[: MESSAGE_LIMIT - len(serving) - 2]}; {serving}"
+    return (ready, Condition("Reconciling", "False", reason, ""), Condition("Stalled", "True", reason, message))
 
 
 def suspended(message: str) -> tuple[Condition, ...]:

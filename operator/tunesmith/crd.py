@@ -68,6 +68,8 @@ class Kind:
     status: type[BaseModel]
     columns: tuple[Schema, ...]
     scale: bool = False
+    rules: tuple[dict[str, str], ...] = ()
+    """CEL for the whole object, where its name is known."""
 
 
 def column(name: str, path: str, type_: str = "string", wide: bool = False, description: str = "") -> Schema:
@@ -102,6 +104,7 @@ KINDS = (
             column("Checkpoint", ".status.lastCheckpoint.step", "integer", wide=True, description="Step of the newest complete checkpoint."),
             *WHY,
         ),
+        rules=finetunejob.RULES,
     ),
     Kind(
         evalrun.KIND,
@@ -235,7 +238,7 @@ def _root_schema(kind: Kind) -> Schema:
             "spec": _of_model(kind.spec),
             "status": status,
         },
-    }
+    } | ({"x-kubernetes-validations": list(kind.rules)} if kind.rules else {})
 
 
 class _Dumper(yaml.SafeDumper):

@@ -31,9 +31,11 @@ STAGE_SECONDS = Histogram("tunesmith_stage_seconds", "A stage's first start to i
 ATTEMPTS = Counter("tunesmith_attempts", "Attempts of stages that ended.", ["controller", "stage", "outcome", "reason"])
 GATES = Counter("tunesmith_gate_decisions", "Gate decisions by the condition's status and reason.", ["namespace", "status", "reason"])
 
+REVISIONS = Counter("tunesmith_revisions", "Revisions made, by what the gate said: Passed, or NoGate (served unjudged).", ["namespace", "verdict"])
+
 
 def count_outcomes(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Count what is new in `after`: stages and attempts that ended, a verdict, a gate's decision."""
+    """Count what is new in `after`: stages and attempts that ended, a verdict, a gate's decision, revisions."""
     for entry in _new("stages", before, after):
         if "startTime" in entry and "completionTime" in entry:
             seconds = datetime.fromisoformat(entry["completionTime"]) - datetime.fromisoformat(entry["startTime"])
@@ -46,6 +48,10 @@ def count_outcomes(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]
     old, new = find(before, "GatePassed"), find(after, "GatePassed")
     if new and (old is None or (old["status"], old["reason"]) != (new["status"], new["reason"])):
         GATES.labels(key.namespace, new["status"], new["reason"]).inc()
+    known = {entry["name"] for entry in before.get("revisions", ())}
+    for entry in after.get("revisions", ()):
+        if entry["name"] not in known:
+            REVISIONS.labels(key.namespace, entry["verdict"]).inc()
 
 
 def _new(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Reads the models that a spec names by FineTuneJob: waits for those to come, and tells when they will not."""
+"""Reads the models that a spec names by FineTuneJob or ModelDeployment: waits for those to come, and tells when they will not."""
 
 from __future__ import annotations
 
@@ -44,18 +44,33 @@ def artifact_of(job: Object, artifact: str) -> Object:
     raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} has not finished artifact {artifact}")
 
 
-def require_hope(job: Object, awaited: str) -> None:
-    """Refuse to wait for what a FineTuneJob that has failed will not make."""
-    stalled = find(status_of(job), "Stalled")
+def require_hope(dependency: Object, awaited: str) -> None:
+    """Refuse to wait for what an object that has failed will not make."""
+    stalled = find(status_of(dependency), "Stalled")
     if stalled and stalled["status"] == "True":
-        raise DependencyFailed(f"FineTuneJob {job['metadata']['name']} failed before {awaited}: {stalled['reason']}: {stalled['message']}")
+        failed = f"{dependency['kind']} {dependency['metadata']['name']} failed before {awaited}"
+        raise DependencyFailed(f"{failed}: {stalled['reason']}: {stalled['message']}")
 
 
 def model_of(observed: Observed, source: Mapping[str, Any]) -> Object:
     """`{uri, digest?}` of a ModelSource; a plain URI gets its digest from the stage that reads it."""
     if "uri" in source:
         return {"uri": source["uri"]}
+    if "modelDeploymentRef" in source:
+        return served_by(observed, source["modelDeploymentRef"]["name"])
     return artifact_of(named_job(observed, source["fineTuneJobRef"]["name"]), source["artifact"])
+
+
+def served_by(observed: Observed, name: str) -> Object:
+    """`{uri, digest?}` of what the ModelDeployment of that name serves now: its active revision's."""
+    deployment = observed.references.get(Key("ModelDeployment", observed.owner["metadata"]["namespace"], name))
+    if deployment is None:
+        raise NotReadyYet("DependencyNotReady", f"ModelDeployment {name} does not exist")
+    active = next((entry for entry in status_of(deployment).get("revisions", ()) if entry["state"] == "Active"), None)
+    if active:
+        return {field: active[field] for field in ("uri", "digest") if field in active}
+    require_hope(deployment, "it served a model")
+    raise NotReadyYet("DependencyNotReady", f"ModelDeployment {name} does not serve a model yet")
 
 
 def require_claims(observed: Observed, *values: Any) -> None:

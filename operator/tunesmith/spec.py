@@ -98,20 +98,21 @@ class Reference(Block):
     name: Name = Field(description="Name of the object, in this namespace.")
 
 
+ARTIFACT_RULES = (
+    rule("has(self.artifact) == has(self.fineTuneJobRef)", "`artifact` goes with `fineTuneJobRef`, and must be set with it"),
+    rule("!has(self.artifact) || self.artifact != 'Adapter'", "an Adapter is no model by itself: name Merged or a variant", ".artifact"),
+)
+
+
 class ModelSource(Block):
     """The one way to name a model."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            union("uri", "fineTuneJobRef"),
-            rule("has(self.artifact) == has(self.fineTuneJobRef)", "`artifact` goes with `fineTuneJobRef`, and must be set with it"),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=rules(union("uri", "fineTuneJobRef"), *ARTIFACT_RULES))
 
     uri: URI | None = Field(None, description="`pvc://<claim>/<path>`: a folder of safetensors on a PersistentVolumeClaim of this namespace.")
     fine_tune_job_ref: Reference | None = Field(None, description="A FineTuneJob whose artifact is meant; it is waited for.")
     artifact: Annotated[str, Field(pattern=ARTIFACT, min_length=1, max_length=40)] | None = Field(
-        None, description="`Adapter`, `Merged`, or the name of one of the FineTuneJob's variants."
+        None, description="`Merged`, or the name of one of the FineTuneJob's variants."
     )
 
 

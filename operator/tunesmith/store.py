@@ -73,14 +73,16 @@ class Store:
         return tuple(self._objects[key] for key in sorted(own.union(*theirs)))
 
     def references(self, key: Key) -> dict[Key, Object]:
-        """What the object names and what those of our kinds name in turn, as far as it exists.
+        """What the object names and what that names in turn, to the ends of the chains, as far as it exists.
 
-        One level deep suffices: an EvalRun needs the claim of its FineTuneJob, a ModelDeployment the FineTuneJob of its EvalRun.
-        Only those who name an object directly are woken by it; a change further away reaches them through the status in between.
+        An EvalRun of a ModelDeployment of a FineTuneJob needs the claim of the latter. Only those who name an object directly are
+        woken by it; a change further away reaches them through the status in between.
         """
-        direct = self._named.get(key, NOBODY)
-        indirect = frozenset[Key]().union(*(self._named.get(named, NOBODY) for named in direct))
-        return {named: self._objects[named] for named in sorted(direct | indirect) if named in self._objects}
+        found, new = NOBODY, self._named.get(key, NOBODY)
+        while new:
+            found |= new
+            new = frozenset[Key]().union(*(self._named.get(named, NOBODY) for named in new)) - found
+        return {named: self._objects[named] for named in sorted(found) if named in self._objects}
 
     def owner(self, uid: str) -> Key | None:
         """The key of the object of ours with that uid."""

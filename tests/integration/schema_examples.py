@@ -51,7 +51,7 @@ FULL: dict[str, Spec] = {
     },
     "EvalRun": {
         "model": {"fineTuneJobRef": {"name": "support-bot"}, "artifact": "w8a8"},
-        "baselines": [{"name": "base"}, {"name": "unquantized"}, {"name": "rival", "model": {"uri": "pvc://models/rival"}}],
+        "baselines": [{"name": "base"}, {"name": "unquantized"}, {"name": "rival", "model": {"modelDeploymentRef": {"name": "rival"}}}],
         "suites": [
             {"name": "knowledge", "harness": {"tasks": ["mmlu"], "numFewshot": 5, "limit": 200, "includePath": "pvc://datasets/tasks"}},
             {"name": "heldOut", "perplexity": {"dataset": MESSAGES, "maxLength": 512}},
@@ -93,7 +93,7 @@ CHANGED: dict[str, Spec] = {
         "variants": [{"name": "w8a8", "quantization": {"scheme": "W8A8", "algorithm": "GPTQ"}}],
     },
     "EvalRun": {
-        "model": {"fineTuneJobRef": {"name": "support-bot"}, "artifact": "Adapter"},
+        "model": {"fineTuneJobRef": {"name": "support-bot"}, "artifact": "Merged"},
         "baselines": [{"name": "base"}, {"name": "unquantized"}],
         "suites": [{"name": "knowledge", "harness": {"tasks": ["arc_easy"]}}],
         "gate": [{"metric": "knowledge/mmlu/acc", "min": "0.5"}],

@@ -2,116 +2,123 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
+
+import pytest
 
 from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
-from tests.integration.operators import Namespace, OperatorProcess, Writes
+from tests.integration import served
+from tests.integration.operators import DIGEST, Namespace, OperatorProcess, Writes
 from tunesmith.conditions import is_true
 from tunesmith.modeldeployment.revision import DRAIN_SECONDS, LABEL_REVISION
 from tunesmith.values import Object
 
 SPEC: Object = {"model": {"uri": "pvc://models/base"}}
 OTHER_ENGINE: Object = {"spec": {"engine": {"vllm": {"maxModelLen": 64}}}}
-MISMATCH = {
-    "schemaVersion": 1,
-    "stage": "Serve",
-    "outcome": "Failed",
-    "startTime": "2026-01-01T00:00:00Z",
-    "completionTime": "2026-01-01T00:00:01Z",
-    "exitCode": 65,
-    "reason": "DigestMismatch",
-    "message": "weights have changed",
-}
-
-
-def revision(space: Namespace, state: str) -> str:
-    """Name of the revision in that state; empty if there is none."""
-    entries = space.status("ModelDeployment", "serve").get("revisions", ())
-    return next((entry["name"] for entry in entries if entry["state"] == state), "")
-
-
-def wait_revision(space: Namespace, state: str) -> str:
-    """Wait for a revision in that state."""
-    space.wait(lambda: revision(space, state), f"a revision to be {state}", lambda: space.status("ModelDeployment", "serve"))
-    return revision(space, state)
-
-
-def pods(space: Namespace, name: str) -> list[Object]:
-    """The revision's pods."""
-    return [pod for pod in space.all("Pod") if pod["metadata"]["labels"].get(LABEL_REVISION) == name]
-
-
-def wait_pod(space: Namespace, name: str) -> Object:
-    """Wait for the revision's pod."""
-    space.wait(lambda: pods(space, name), f"a pod of revision {name}", lambda: sorted(space.names("Deployment", "Pod")))
-    return pods(space, name)[0]
-
-
-def answer_requests(space: Namespace, name: str) -> None:
-    """Say that the revision's pods are ready, as their kubelet would."""
-    wait_pod(space, name)
-    for pod in pods(space, name):
-        ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-        space.patch("Pod", pod["metadata"]["name"], {"status": ready}, "status")
-
-
-def serve(space: Namespace) -> str:
-    """Have the first revision serve."""
-    space.create("ModelDeployment", "serve", SPEC)
-    answer_requests(space, wait_revision(space, "Candidate"))
-    space.wait_condition("ModelDeployment", "serve", "Ready")
-    return wait_revision(space, "Active")
-
-
-def selected(space: Namespace) -> str:
-    """The revision that the Service selects."""
-    service = space.get("Service", "serve")
-    return str(service["spec"]["selector"][LABEL_REVISION]) if service else ""
+OTHER_DIGEST = "sha256:" + "1" * 64
+GATED: Object = {**SPEC, "gate": {"evalRunRefs": [{"name": "first"}]}}
+OTHER_MODEL: Object = {"spec": {"model": {"uri": "pvc://models/other"}, "gate": {"evalRunRefs": [{"name": "second"}]}}}
 
 
 def test_a_change_is_rolled_out_beside_the_old_revision_which_is_drained_before_it_goes(operator: OperatorProcess, space: Namespace) -> None:
-    old = serve(space)
+    old = served.serve(space, SPEC)
     space.patch("ModelDeployment", "serve", OTHER_ENGINE)
-    new = wait_revision(space, "Candidate")
-    wait_pod(space, new)
-    assert (selected(space), revision(space, "Active")) == (old, old)
-    assert is_true(space.status("ModelDeployment", "serve"), "Ready")
-    answer_requests(space, new)
-    assert wait_revision(space, "Draining") == old
-    space.wait(lambda: selected(space) == new, "the Service to be switched")
-    assert pods(space, old), "the old pods answer what was sent to them before the switch"
-    wait_until(lambda: not pods(space, old), "the old revision to go", DRAIN_SECONDS + 30)
-    assert revision(space, "Active") == new
+    new = served.wait_revision(space, "Candidate")
+    served.wait_pod(space, new)
+    assert (served.selected(space), served.revision(space, "Active")) == (old, old)
+    assert is_true(served.status(space), "Ready")
+    served.answer_requests(space, new)
+    assert served.wait_revision(space, "Draining") == old
+    space.wait(lambda: served.selected(space) == new, "the Service to be switched")
+    assert served.pods(space, old), "the old pods answer what was sent to them before the switch"
+    wait_until(lambda: not served.pods(space, old), "the old revision to go", DRAIN_SECONDS + 30)
+    assert served.revision(space, "Active") == new
     assert len(space.all("Deployment")) == 1
 
 
-def test_a_candidate_whose_weights_were_changed_is_told_and_goes_when_the_spec_changes_back(operator: OperatorProcess, space: Namespace) -> None:
-    old = serve(space)
+# name -> (restarts, the end of the container, reason, part of the message)
+FAILURES: dict[str, tuple[int, Object, str, str]] = {
+    "changed weights": (
+        1,
+        {"exitCode": 65, "message": served.refusal("DigestMismatch", 65, "weights have changed")},
+        "DigestMismatch",
+        "have changed",
+    ),
+    "bad weights": (1, {"exitCode": 65, "message": served.refusal("InvalidModel", 65, "no config.json")}, "InvalidModel", "no config.json"),
+    "out of memory": (3, {"exitCode": 137, "reason": "OOMKilled"}, "OutOfMemory", "more memory than its limit"),
+    "crash loop": (3, {"exitCode": 70, "message": served.refusal("EngineFailed", 70, "CUDA error")}, "EngineFailed", "CUDA error"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_candidate_that_cannot_start_is_told_beside_the_old_revision_which_serves_on(
+    operator: OperatorProcess, space: Namespace, name: str
+) -> None:
+    restarts, ended, reason, words = FAILURES[name]
+    old = served.serve(space, SPEC)
     space.patch("ModelDeployment", "serve", OTHER_ENGINE)
-    new = wait_revision(space, "Candidate")
-    ended = {"exitCode": 65, "reason": "Error", "message": json.dumps(MISMATCH)}
-    container = {"name": "stage", "ready": False, "restartCount": 1, "image": "", "imageID": "", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
-    status = {"phase": "Running", "containerStatuses": [{**container, "lastState": {"terminated": ended}}]}
-    space.patch("Pod", wait_pod(space, new)["metadata"]["name"], {"status": status}, "status")
-    told = space.wait_condition("ModelDeployment", "serve", "Stalled")
-    stalled = next(entry for entry in told["conditions"] if entry["type"] == "Stalled")
-    assert (stalled["reason"], is_true(told, "Ready"), selected(space)) == ("DigestMismatch", True, old)
+    new = served.wait_revision(space, "Candidate")
+    served.fail_to_start(space, new, restarts, **ended)
+    served.wait_told(space, "Stalled", reason)
+    assert (served.told(space, "Ready"), served.selected(space)) == (("True", "Serving"), old)
+    for condition in ("Ready", "Stalled"):
+        assert words in served.message(space, condition)
+        assert f"revision {old} serves" in served.message(space, condition)
     space.patch("ModelDeployment", "serve", {"spec": {"engine": None}})
-    space.wait(lambda: not pods(space, new), "the candidate to go")
-    space.wait(lambda: not is_true(space.status("ModelDeployment", "serve"), "Stalled"), "it to serve as before")
-    assert revision(space, "Active") == old
+    space.wait(lambda: not served.pods(space, new), "the candidate to go")
+    space.wait(lambda: served.told(space, "Stalled")[0] == "False", "it to serve as before")
+    assert served.revision(space, "Active") == old
+
+
+# name -> (path that the second EvalRun measures, its verdict, reason, part of the message)
+CLOSED: dict[str, tuple[str, str, str, str]] = {
+    "a failed verdict": ("pvc://models/other", "Failed", "GateFailed", "EvalRun second: heldOut/perplexity is 123.5, must have max 100"),
+    "a verdict on another model": ("pvc://models/third", "Passed", "DigestNotEvaluated", f"evaluated {OTHER_DIGEST} at pvc://models/third"),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_gate_that_does_not_hold_starts_nothing_and_the_old_revision_serves_on(operator: OperatorProcess, space: Namespace, name: str) -> None:
+    uri, verdict, reason, words = CLOSED[name]
+    served.judge(space, "first", "pvc://models/base", DIGEST)
+    old = served.serve(space, GATED)
+    served.judge(space, "second", uri, OTHER_DIGEST, verdict)
+    space.patch("ModelDeployment", "serve", OTHER_MODEL)
+    served.wait_told(space, "Stalled", reason)
+    assert (served.told(space, "GatePassed"), served.told(space, "Ready")) == (("False", reason), ("True", "Serving"))
+    for condition in ("Ready", "Stalled"):
+        assert words in served.message(space, condition)
+        assert f"revision {old} serves" in served.message(space, condition)
+    assert (served.selected(space), served.revision(space, "Candidate")) == (old, "")
+    assert [entry["metadata"]["labels"][LABEL_REVISION] for entry in space.all("Deployment")] == [old]
+
+
+def test_a_model_whose_gate_passed_takes_over(operator: OperatorProcess, space: Namespace) -> None:
+    served.judge(space, "first", "pvc://models/base", DIGEST)
+    served.serve(space, GATED)
+    space.patch("ModelDeployment", "serve", OTHER_MODEL)
+    served.wait_told(space, "Reconciling", "EvalRunNotFinished")
+    served.judge(space, "second", "pvc://models/other", OTHER_DIGEST)
+    new = served.wait_revision(space, "Candidate")
+    served.answer_requests(space, new)
+    space.wait(lambda: served.selected(space) == new, "the Service to be switched")
+    revisions: list[Any] = served.status(space)["revisions"]
+    assert {(entry["state"], entry["digest"], entry["verdict"]) for entry in revisions} == {
+        ("Active", OTHER_DIGEST, "Passed"),
+        ("Draining", DIGEST, "Passed"),
+    }
 
 
 def test_the_scale_subresource_reaches_the_pods(operator: OperatorProcess, space: Namespace) -> None:
-    name = serve(space)
+    name = served.serve(space, SPEC)
     scale = space.patch("ModelDeployment", "serve", {"spec": {"replicas": 2}}, "scale").body
     assert scale["status"]["selector"].endswith(f"{LABEL_REVISION}={name}")
-    space.wait(lambda: len(pods(space, name)) == 2, "the second pod")
+    space.wait(lambda: len(served.pods(space, name)) == 2, "the second pod")
 
 
 def test_a_deployment_that_serves_is_written_no_more(operator: OperatorProcess, space: Namespace, control_plane: ControlPlane) -> None:
-    serve(space)
+    served.serve(space, SPEC)
     operator.wait_resyncs(2)
     writes = Writes(control_plane)
     operator.wait_resyncs(3)

@@ -22,6 +22,7 @@ IMMUTABLE = [("FineTuneJob", name) for name in finetunejob.IMMUTABLE] + [("EvalR
 EVERY_IMMUTABLE = pytest.mark.parametrize(("kind", "field"), IMMUTABLE)
 W8A8 = FULL["FineTuneJob"]["variants"][0]
 JOB_MODEL = {"fineTuneJobRef": {"name": "other"}, "artifact": "Merged"}
+ADAPTER = {"fineTuneJobRef": {"name": "other"}, "artifact": "Adapter"}
 
 
 def changed(kind: str, path: str, value: Any) -> Object:
@@ -78,6 +79,8 @@ REFUSED = [
     ("FineTuneJob", "model", {}, "spec.model", "exactly one of `uri`, `fineTuneJobRef`"),
     ("FineTuneJob", "model", {"fineTuneJobRef": {"name": "other"}}, "spec.model", "`artifact` goes with `fineTuneJobRef`"),
     ("FineTuneJob", "model", {"uri": "pvc://models/base", "artifact": "Merged"}, "spec.model", "`artifact` goes with `fineTuneJobRef`"),
+    ("EvalRun", "model.modelDeploymentRef", {"name": "served"}, "spec.model", "exactly one of `uri`, `fineTuneJobRef`, `modelDeploymentRef`"),
+    ("EvalRun", "model", {"modelDeploymentRef": {"name": "a"}, "artifact": "Merged"}, "spec.model", "`artifact` goes with `fineTuneJobRef`"),
     ("FineTuneJob", "validation", {"fraction": "0.1", "dataset": MESSAGES}, "spec.validation", "exactly one of"),
     ("FineTuneJob", "validation", {}, "spec.validation", "exactly one of"),
     ("FineTuneJob", "method", {}, "spec.method", "exactly one of"),
@@ -108,6 +111,11 @@ REFUSED = [
     ("FineTuneJob", "datasets.0.name", "n" * 41, "spec.datasets[0].name", "more than 40"),
     ("EvalRun", "model.artifact", "merged_model", "spec.model.artifact", "should match"),
     ("EvalRun", "baselines.0.name", "tested", "spec.baselines[0].name", "the model under test"),
+    # an adapter is no model
+    ("EvalRun", "model.artifact", "Adapter", "spec.model.artifact", "no model by itself: name Merged or a variant"),
+    ("EvalRun", "baselines.2.model", ADAPTER, "spec.baselines[2].model.artifact", "no model by itself: name Merged or a variant"),
+    ("ModelDeployment", "model.artifact", "Adapter", "spec.model.artifact", "no model by itself: name Merged or a variant"),
+    ("FineTuneJob", "model", ADAPTER, "spec.model.artifact", "no model by itself: name Merged or a variant"),
     # references stay in the namespace
     ("EvalRun", "model.fineTuneJobRef.name", "other-team/job", "spec.model.fineTuneJobRef.name", "should match"),
     ("ModelDeployment", "gate.evalRunRefs.0.name", "other-team.job", "spec.gate.evalRunRefs[0].name", "should match"),
@@ -141,9 +149,19 @@ def test_a_bad_value_is_refused_with_its_path(server: Server, kind: str, path: s
     assert told in answer.refused[field], answer.refused
 
 
-def test_a_plain_model_needs_an_output(server: Server) -> None:
-    spec = MINIMAL["EvalRun"] | {"model": {"uri": "pvc://models/base"}}
+@pytest.mark.parametrize("model", [{"uri": "pvc://models/base"}, {"modelDeploymentRef": {"name": "served"}}], ids=["uri", "served"])
+def test_a_model_that_is_not_a_jobs_needs_an_output(server: Server, model: Object) -> None:
+    spec = MINIMAL["EvalRun"] | {"model": model}
     assert "`output` is needed" in server.create("EvalRun", spec).refused["spec.output"]
+    assert server.create("EvalRun", spec | {"output": {"uri": "pvc://models/out"}}).code == 201
+
+
+def test_a_job_cannot_be_trained_from_its_own_model(server: Server) -> None:
+    spec = MINIMAL["FineTuneJob"] | {"model": JOB_MODEL}
+    answer = server.create("FineTuneJob", spec, "other")
+    assert answer.code == 422, answer.body
+    assert "cannot be trained from its own model" in answer.refused["spec.model.fineTuneJobRef.name"]
+    assert server.create("FineTuneJob", spec, "another").code == 201
 
 
 @EVERY_KIND

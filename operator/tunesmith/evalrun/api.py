@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from tunesmith.pods import claims
 from tunesmith.spec import (
+    ARTIFACT_RULES,
     URI,
     Block,
     DataSource,
@@ -16,6 +17,7 @@ from tunesmith.spec import (
     Limited,
     ModelSource,
     Name,
+    Reference,
     Resources,
     StageScheduling,
     immutable,
@@ -34,6 +36,16 @@ TESTED = "tested"
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", min_length=1, max_length=40)]
 
 
+class JudgedModel(ModelSource):
+    """A model to measure: also one that is served already."""
+
+    model_config = ConfigDict(json_schema_extra=rules(union("uri", "fineTuneJobRef", "modelDeploymentRef"), *ARTIFACT_RULES))
+
+    model_deployment_ref: Reference | None = Field(
+        None, description="A ModelDeployment: the model of its active revision is meant, pinned when it is first seen; it is waited for."
+    )
+
+
 class Baseline(Block):
     """A model to compare with. `base` (the FineTuneJob's base model) and `unquantized` (its Merged artefact) need no `model`."""
 
@@ -45,7 +57,7 @@ class Baseline(Block):
     )
 
     name: Name = Field(description="base, unquantized, or a name of your own.")
-    model: ModelSource | None = Field(None, description="Needed for a name of your own.")
+    model: JudgedModel | None = Field(None, description="Needed for a name of your own.")
 
 
 class Harness(Block):
@@ -129,7 +141,7 @@ class Spec(Limited):
         )
     )
 
-    model: ModelSource = Field(description="The model under test.")
+    model: JudgedModel = Field(description="The model under test.")
     baselines: Annotated[list[Baseline], Field(max_length=8)] | None = Field(None, description="Models to compare with.")
     suites: Annotated[list[Suite], Field(min_length=1, max_length=16)] = Field(description="What to measure.")
     gate: Annotated[list[Criterion], Field(max_length=16)] | None = Field(
@@ -148,5 +160,6 @@ class Spec(Limited):
 def references(spec: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     """Kind and name of every object that `spec` names, in its own namespace."""
     models = [spec["model"], *(baseline["model"] for baseline in spec.get("baselines", ()) if "model" in baseline)]
-    jobs = {("FineTuneJob", model["fineTuneJobRef"]["name"]) for model in models if "fineTuneJobRef" in model}
-    return frozenset(jobs | {("PersistentVolumeClaim", name) for name in claims(spec)})
+    kinds = {"fineTuneJobRef": "FineTuneJob", "modelDeploymentRef": "ModelDeployment"}
+    named = {(kind, model[member]["name"]) for model in models for member, kind in kinds.items() if member in model}
+    return frozenset(named | {("PersistentVolumeClaim", name) for name in claims(spec)})

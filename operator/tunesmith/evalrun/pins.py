@@ -36,7 +36,7 @@ def _read(observed: Observed) -> Object:
     tested = model_of(observed, spec["model"])
     baselines = [{"name": each["name"], **_baseline(observed, each)} for each in spec.get("baselines", ())]
     output, lineage = _output_uri(observed), _lineage(observed)
-    require_claims(observed, spec, tested, baselines, output)
+    require_claims(observed, spec, output, *(model for source, model in _sources(spec, tested, baselines) if "modelDeploymentRef" not in source))
     resolved = {
         "images": {"trainer": observed.config.images.trainer},
         "outputURI": output,
@@ -44,6 +44,12 @@ def _read(observed: Observed) -> Object:
         "baselines": baselines,
     }
     return {"evaluated": tested, "resolved": resolved | ({"lineage": lineage} if lineage else {})}
+
+
+def _sources(spec: Mapping[str, Any], tested: Object, baselines: list[Object]) -> list[tuple[Mapping[str, Any], Object]]:
+    """Each model with how the spec names it. The claim of one that a ModelDeployment serves is there: its pods have it mounted."""
+    sources = [spec["model"], *(each.get("model", {}) for each in spec.get("baselines", ()))]
+    return list(zip(sources, [tested, *baselines], strict=True))
 
 
 def _baseline(observed: Observed, baseline: Mapping[str, Any]) -> Object:

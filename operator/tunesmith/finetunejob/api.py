@@ -200,6 +200,16 @@ class Variant(Block):
 IMMUTABLE = ("model", "datasets", "validation", "preparation", "method", "adapter", "training", "parallelism", "output", "variants")
 
 
+RULES = (
+    rule(
+        "!has(self.spec.model.fineTuneJobRef) || self.spec.model.fineTuneJobRef.name != self.metadata.name",
+        "a FineTuneJob cannot be trained from its own model, which it would wait for for ever",
+        ".spec.model.fineTuneJobRef.name",
+    ),
+)
+"""Of the object as a whole."""
+
+
 class Spec(Limited):
     """What to train, from what, and what to make of it.
 

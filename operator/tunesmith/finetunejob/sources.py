@@ -12,6 +12,9 @@ from tunesmith.values import Key, Observed
 def model_uri(observed: Observed) -> str:
     """Where the base model lies: pinned once it is known, since the FineTuneJob that made it may be deleted."""
     pinned = observed.recorded.get("resolved", {}).get("model", {}).get("uri")
+    metadata = observed.owner["metadata"]
+    if not pinned and Key("FineTuneJob", metadata["namespace"], metadata["name"]) in observed.references:
+        raise InvalidSpec("DependencyCycle", "the FineTuneJobs named by `model`, one after another, lead back to this one: none can begin")
     return str(pinned or model_of(observed, observed.spec["model"])["uri"])
 
 

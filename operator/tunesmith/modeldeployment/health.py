@@ -74,6 +74,8 @@ def _container_failure(container: Mapping[str, Any]) -> Failure | None:
         return Failure(result.reason or "Failed", result.message or "")
     if container.get("restartCount", 0) < RESTARTS_TO_FAIL:
         return None
+    if terminated.get("reason") == "OOMKilled":
+        return Failure("OutOfMemory", "it used more memory than its limit: raise `resources.memory`, or lower what the engine keeps in it")
     # An engine that died without its launcher leaves other text or none.
     cause = (result.message if result else text[-512:]) or ""
     return Failure("EngineFailed", f"{cause or terminated.get('reason', 'Error')} (exit code {terminated['exitCode']})")

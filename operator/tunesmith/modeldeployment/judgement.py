@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.conditions import Condition, find, is_true
-from tunesmith.errors import InvalidSpec, TunesmithError
+from tunesmith.errors import TunesmithError
+from tunesmith.modeldeployment.revision import in_state, recorded_revisions
 from tunesmith.sources import model_of, require_claims, status_of
 from tunesmith.values import Key, Object, Observed
 
@@ -59,26 +60,26 @@ def source_of(spec: Mapping[str, Any]) -> str:
 def resolve(observed: Observed, in_use: bool) -> Model:
     """The model that the spec means.
 
-    `in_use`: a revision has been made from the recorded model. It then stays pinned, whatever becomes of the FineTuneJob. Before
-    that a FineTuneJob that was made anew under its name is read again: its first model may have failed the gate.
+    `in_use`: a revision has been made from the recorded model. It then stays pinned, whatever becomes of the FineTuneJob, until the
+    gate has passed another one under the same name. Before that what was made anew under its name is read again: its first model
+    may have failed the gate.
     """
     source = source_of(observed.spec)
     recorded = observed.recorded.get("model") or {}
     pinned = Model(source, recorded["uri"], recorded.get("digest")) if recorded.get("source") == source else None
-    if pinned and in_use:
-        return pinned
     try:
-        return _resolve_now(observed, source)
+        now = _resolve_now(observed, source)
     except TunesmithError:
         if pinned:
             return pinned
         raise
+    # Without a gate nothing says that the other one is any good.
+    kept = pinned and in_use and not (gate_names(observed.spec) and judge(observed, now, ()).outcome == "Open")
+    return pinned if pinned and kept else now
 
 
 def _resolve_now(observed: Observed, source: str) -> Model:
     given = observed.spec["model"]
-    if given.get("artifact") == "Adapter":
-        raise InvalidSpec("InvalidModel", "an Adapter cannot be served by itself: name the Merged artifact or a variant")
     require_claims(observed, given)
     model = model_of(observed, given)
     return Model(source, model["uri"], model.get("digest") or _evaluated_digest(observed, model["uri"]))
@@ -97,7 +98,7 @@ def judge(observed: Observed, model: Model | None, passed: tuple[str, ...]) -> J
     names = gate_names(observed.spec)
     if not names:
         return Judgement("Open", Condition("GatePassed", "Unknown", "NoGate", "the spec has no gate: served unjudged"))
-    answers = [_passed(name) if name in passed else _ask(name, _refer(observed, "EvalRun", name), model) for name in names]
+    answers = [_passed(name) if name in passed else _ask(observed, name, model) for name in names]
     # What a person must mend is told before what is merely awaited.
     worst = max(answers, key=lambda answer: ("Open", "Waiting", "Closed").index(answer.outcome))
     if worst.outcome != "Open":
@@ -114,10 +115,14 @@ def _waiting(message: str) -> Judgement:
     return Judgement("Waiting", Condition("GatePassed", "Unknown", "EvalRunNotFinished", message))
 
 
-def _ask(name: str, run: Object | None, model: Model | None) -> Judgement:
+def _ask(observed: Observed, name: str, model: Model | None) -> Judgement:
+    run = _refer(observed, "EvalRun", name)
     if run is None:
         return _waiting(f"EvalRun {name} does not exist")
     status = status_of(run)
+    if _waits_for_us(observed, name):
+        message = f"EvalRun {name} waits for this ModelDeployment to serve, which it does not before {name} has passed"
+        return Judgement("Closed", Condition("GatePassed", "Unknown", "GateCycle", message))
     if "verdict" not in status:
         if is_true(status, "Stalled"):
             cause = (find(status, "Stalled") or {}).get("message", "")
@@ -133,6 +138,31 @@ def _ask(name: str, run: Object | None, model: Model | None) -> Judgement:
     if status["verdict"] != "Passed":
         return Judgement("Closed", Condition("GatePassed", "False", "GateFailed", f"EvalRun {name}: {_failures(run)}"))
     return _passed(name)
+
+
+def _waits_for_us(observed: Observed, name: str) -> bool:
+    """Whether the EvalRun waits for a first revision of this ModelDeployment, itself or by others that wait for one another."""
+    seen, runs = set[str](), [name]
+    while runs:
+        run = runs.pop()
+        seen.add(run)
+        for deployment in _awaited(_refer(observed, "EvalRun", run)):
+            other = observed.owner if deployment == observed.owner["metadata"]["name"] else _refer(observed, "ModelDeployment", deployment)
+            # One that serves already may be measured and compared with.
+            if other is None or in_state(recorded_revisions(status_of(other)), "Active"):
+                continue
+            if other is observed.owner:
+                return True
+            runs += [each for each in gate_names(other["spec"]) if each not in seen]
+    return False
+
+
+def _awaited(run: Object | None) -> list[str]:
+    """Names of the ModelDeployments that an EvalRun has yet to find a model at."""
+    if run is None or "evaluated" in status_of(run):
+        return []
+    sources = [run["spec"]["model"], *(each.get("model", {}) for each in run["spec"].get("baselines", ()))]
+    return [source["modelDeploymentRef"]["name"] for source in sources if "modelDeploymentRef" in source]
 
 
 def _failures(run: Object) -> str:

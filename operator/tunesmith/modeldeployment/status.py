@@ -10,7 +10,7 @@ from tunesmith.modeldeployment.health import count, deployment_of, failure_of, i
 from tunesmith.modeldeployment.judgement import Judgement, Model, judge, resolve
 from tunesmith.modeldeployment.revision import Revision, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import advance, find, want
-from tunesmith.values import Object, Observed
+from tunesmith.values import Key, Object, Observed
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,14 @@ def _wish(observed: Observed, revisions: list[Revision]) -> _Wish:
     except TunesmithError as error:
         return _Wish(None, judge(observed, None, ()), error)
     found = find(observed, revisions, model)
-    return _Wish(model, judge(observed, model, found.eval_runs if found else ()))
+    return _Wish(model, judge(observed, model, found.eval_runs if found else _passed_before(observed, revisions, model)))
+
+
+def _passed_before(observed: Observed, revisions: list[Revision], model: Model) -> tuple[str, ...]:
+    """EvalRuns that are gone, and are on record to have passed this very model: other settings for it need no new verdict."""
+    same = [r for r in revisions if model.digest and (r.uri, r.digest) == (model.uri, model.digest)]
+    namespace = observed.owner["metadata"]["namespace"]
+    return tuple(name for r in same for name in r.eval_runs if Key("EvalRun", namespace, name) not in observed.references)
 
 
 def _model(observed: Observed, revisions: list[Revision]) -> Model:
@@ -84,16 +91,17 @@ def _tell(observed: Observed, wish: _Wish, revisions: list[Revision]) -> _Told:
     active = in_state(revisions, "Active")
     serves = active if ready_pods(observed, active) > 0 else None
     if observed.problem:
-        return _Told("Failed", stalled(observed.problem["reason"], observed.problem["message"], serves is not None))
-    if isinstance(wish.error, NotReadyYet):
-        return _Told("WaitingForModel", _moving(wish.error.reason, wish.error.message, serves))
-    if wish.error:
-        return _Told("Failed", stalled(wish.error.reason, wish.error.message, serves is not None))
+        return _Told("Failed", stalled(observed.problem["reason"], observed.problem["message"], _serving(serves)))
+    if wish.error and not isinstance(wish.error, NotReadyYet):
+        return _Told("Failed", stalled(wish.error.reason, wish.error.message, _serving(serves)))
     gate = wish.judgement.condition
+    # Ahead of the wait for the model: what a person must mend is told before what is merely awaited.
+    if wish.judgement.outcome == "Closed":
+        return _Told("GateFailed" if gate.status == "False" else "Failed", stalled(gate.reason, gate.message, _serving(serves)))
+    if wish.error:
+        return _Told("WaitingForModel", _moving(wish.error.reason, wish.error.message, serves))
     if wish.judgement.outcome == "Waiting":
         return _Told("WaitingForGate", _moving(gate.reason, gate.message, serves))
-    if wish.judgement.outcome == "Closed":
-        return _Told("GateFailed" if gate.status == "False" else "Failed", stalled(gate.reason, gate.message, serves is not None))
     # With an open gate the spec's revision exists, and `advance` puts it first.
     return _tell_of_pods(observed, revisions[0], serves)
 
@@ -105,7 +113,7 @@ def _tell_of_pods(observed: Observed, revision: Revision, serves: Revision | Non
         return _Told(reason, done(reason, f"revision {revision.name} serves with {ready} of {replicas} pods"))
     failure = failure_of(observed, revision)
     if failure and (revision.state == "Candidate" or serves is None):
-        return _Told("Failed", stalled(failure.reason, f"revision {revision.name}: {failure.message}", serves is not None))
+        return _Told("Failed", stalled(failure.reason, f"revision {revision.name}: {failure.message}", _serving(serves)))
     obstacle = obstacle_of(observed, revision)
     message = f"revision {revision.name}: {ready} of {replicas} pods are ready" + (f"; {obstacle}" if obstacle else "")
     word = "Starting" if revision.state == "Candidate" or serves is None else "Scaling"
@@ -116,5 +124,9 @@ def _moving(reason: str, message: str, serves: Revision | None) -> tuple[Conditi
     """Going on by itself (kstatus InProgress by Reconciling); Ready stays True while an active revision answers."""
     ready, *others = working(reason, message)
     if serves:
-        ready = replace(ready, status="True", reason="Serving", message=f"revision {serves.name} serves")
+        ready = replace(ready, status="True", reason="Serving", message=_serving(serves))
     return (ready, *others)
+
+
+def _serving(revision: Revision | None) -> str:
+    return f"revision {revision.name} serves" if revision else ""

@@ -50,7 +50,8 @@ def evaluation(verdict: str | None = "Passed", digest: str = GOOD, name: str = "
         outcome = {"outcome": verdict, "value": "0.41", "baselineValue": "0.40"}
         state |= {"verdict": verdict, "evaluated": {"uri": at, "digest": digest}, "gate": [outcome, {"outcome": "Passed", "value": "3.1"}]}
     gate = [{"metric": "knowledge/mmlu/acc", "min": "0.45"}, {"metric": "heldOut/perplexity", "max": "4"}]
-    return {"kind": "EvalRun", "metadata": {"name": name}, "spec": {"gate": gate}, "status": state}
+    spec = {"model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Merged"}, "gate": gate}
+    return {"kind": "EvalRun", "metadata": {"name": name}, "spec": spec, "status": state}
 
 
 class World:

@@ -20,6 +20,7 @@ from tests.unit.operator.evalruns import (
     job,
 )
 from tests.unit.operator.makers import claim, refusal
+from tunesmith.evalrun.api import references
 from tunesmith.status_schema import EvalRunStatus
 from tunesmith.values import Key, Object
 
@@ -74,6 +75,69 @@ def test_a_job_that_will_never_make_the_artifact_stalls_it_but_does_not_end_it(n
     assert world.jobs() == ["Evaluate base 1", "Evaluate tested 1", "Evaluate unquantized 1"]
 
 
+def deployment(*states: str, **conditions: str) -> Object:
+    """A ModelDeployment with revisions in these states; the n-th serves the n-th digest."""
+    digests = (W8A8, MERGED)
+    revisions = [{"state": state, "uri": f"{RUN}/{state}", "digest": digest} for state, digest in zip(states, digests, strict=False)]
+    told = [condition(kind, "True", reason, "for a reason") for kind, reason in conditions.items()]
+    status = {"revisions": revisions, "conditions": told}
+    return {"kind": "ModelDeployment", "metadata": {"name": "served"}, "spec": {}, "status": status}
+
+
+OF_SERVED: Object = BY_URI | {"model": {"modelDeploymentRef": {"name": "served"}}}
+
+
+@pytest.mark.parametrize(
+    ("named", "condition", "reason", "message"),
+    [
+        ((), "Reconciling", "DependencyNotReady", "ModelDeployment served does not exist"),
+        ((deployment("Candidate"),), "Reconciling", "DependencyNotReady", "ModelDeployment served does not serve a model yet"),
+        (
+            (deployment("Candidate", Stalled="OutOfMemory"),),
+            "Stalled",
+            "DependencyFailed",
+            "ModelDeployment served failed before it served a model: OutOfMemory: for a reason",
+        ),
+    ],
+)
+def test_a_deployment_that_serves_nothing_yet_is_waited_for(named: tuple[Object, ...], condition: str, reason: str, message: str) -> None:
+    world = Evaluation(OF_SERVED, *named, *CLAIMS)
+    world.rest()
+    assert (world.told(condition), world.message("Ready")) == (("True", reason), message)
+    world.references[Key("ModelDeployment", "team-a", "served")] = deployment("Active")
+    world.rest()
+    assert world.jobs() == ["Evaluate tested 1"]
+
+
+def test_of_a_deployment_what_serves_is_measured_and_stays_pinned_when_it_changes_or_goes() -> None:
+    baseline = {"name": "served", "model": {"modelDeploymentRef": {"name": "served"}}}
+    world = Evaluation(OF_SERVED | {"baselines": [baseline]}, deployment("Candidate", "Active"), *CLAIMS)
+    world.rest()
+    pinned = {"uri": f"{RUN}/Active", "digest": MERGED}
+    assert (world.status["evaluated"], world.status["resolved"]["baselines"]) == (pinned, [{"name": "served", **pinned}])
+    world.references[Key("ModelDeployment", "team-a", "served")] = deployment("Active")
+    world.rest()
+    assert world.status["evaluated"] == pinned
+    del world.references[Key("ModelDeployment", "team-a", "served")]
+    assert world.finish()["evaluated"] == pinned
+
+
+def test_the_volume_of_a_served_model_need_not_be_named_by_anything_that_is_left() -> None:
+    world = Evaluation(OF_SERVED, deployment("Active"), claim("datasets"), claim("results"))
+    world.rest()
+    assert world.jobs() == ["Evaluate tested 1"]
+
+
+def test_references_are_all_that_the_spec_names() -> None:
+    models = [{"fineTuneJobRef": {"name": "bot"}, "artifact": "Merged"}, {"uri": "pvc://models/rival"}]
+    baselines = [{"name": "base"}, *({"name": f"b{number}", "model": model} for number, model in enumerate(models))]
+    assert references(OF_SERVED | {"baselines": baselines}) == {
+        ("ModelDeployment", "served"),
+        ("FineTuneJob", "bot"),
+        *(("PersistentVolumeClaim", name) for name in ("datasets", "models", "results")),
+    }
+
+
 def test_a_base_model_that_is_not_resolved_is_waited_for() -> None:
     early = job(artifact("Merged", MERGED), artifact("w8a8", W8A8), conditions=RUNNING)
     early["status"]["resolved"]["model"].pop("digest")
@@ -84,12 +148,11 @@ def test_a_base_model_that_is_not_resolved_is_waited_for() -> None:
 
 
 def test_unquantized_needs_a_job_that_makes_merged() -> None:
-    spec = GATED | {"model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Adapter"}}
-    world = Evaluation(spec, job(artifact("Adapter", W8A8)), *CLAIMS)
+    world = Evaluation(GATED, job(artifact("w8a8", W8A8)), *CLAIMS)
     world.rest()
     assert world.told("Stalled") == ("True", "NoUnquantizedModel")
     assert "`output.artifacts`" in world.message("Stalled")
-    world.references[JOB] = job(artifact("Adapter", W8A8), conditions=RUNNING)
+    world.references[JOB] = job(artifact("w8a8", W8A8), conditions=RUNNING)
     world.rest()
     assert world.told("Reconciling") == ("True", "DependencyNotReady")
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.operator.finetunejobs import STALLED, SUSPENDED, TWO_NODES, WORKING, Life, trained
 from tests.unit.operator.makers import artifact, claim, owner, refusal, unplace
-from tunesmith.values import Object
+from tunesmith.values import Key, Object
 
 
 def test_suspend_ends_the_attempt_and_holds_only_when_no_pod_is_left_and_resume_is_free() -> None:
@@ -87,6 +87,19 @@ def test_a_model_of_another_job_is_waited_for(named: list[Object], truths: Objec
     life.step()
     assert life.truths() == truths
     assert life.condition("Ready")["reason"] == reason
+
+
+def test_jobs_that_wait_for_one_another_stall_until_one_is_made_anew() -> None:
+    life = Life(claim("datasets"), claim("models"), dependency(), model={"fineTuneJobRef": {"name": "first"}, "artifact": "Merged"})
+    # The other names this one, so this one is among what it names, at whatever distance.
+    ours = Key("FineTuneJob", "team-a", "support-bot")
+    life.references[ours] = life.owner
+    life.step()
+    assert life.truths() == STALLED
+    assert life.condition("Stalled")["reason"] == "DependencyCycle"
+    del life.references[ours]
+    life.step()
+    assert life.condition("Ready")["reason"] == "DependencyNotReady"
 
 
 def test_a_model_once_found_stays_pinned_when_its_job_is_deleted() -> None:

@@ -29,6 +29,19 @@ def values() -> list[float | None]:
     ]
 
 
+def test_a_revision_is_counted_when_it_is_made_with_what_the_gate_said() -> None:
+    def unjudged() -> float:
+        return REGISTRY.get_sample_value("tunesmith_revisions_total", {"namespace": "metrics", "verdict": "NoGate"}) or 0.0
+
+    first = {"name": "aaaa", "state": "Candidate", "verdict": "NoGate"}
+    key, before = Key("ModelDeployment", "metrics", "serve"), unjudged()
+    count_outcomes(key, {}, {"revisions": [first]})
+    count_outcomes(key, {"revisions": [first]}, {"revisions": [{**first, "state": "Active"}]})
+    assert unjudged() - before == 1
+    count_outcomes(key, {"revisions": [first]}, {"revisions": [{**first, "name": "bbbb"}, first]})
+    assert unjudged() - before == 2
+
+
 def test_what_ended_is_counted_once() -> None:
     before = [value or 0.0 for value in values()]
     count_outcomes(KEY, {}, RUNNING)

@@ -165,8 +165,8 @@ FAILURES: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "an engine killed for memory is told",
         {"restartCount": 3, "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}},
-        "EngineFailed",
-        "OOMKilled",
+        "OutOfMemory",
+        "raise `resources.memory`",
     ),
 ]
 
@@ -179,8 +179,10 @@ def test_a_candidate_that_never_gets_ready_stalls_and_the_old_one_serves_on(name
     world.unready(world.named("Candidate"), **container)
     world.step()
     assert (world.told()["Stalled"], world.selected()) == (f"True/{reason}", old)
-    assert world.told()["Ready"].startswith("True/")
-    assert words in world.message("Stalled")
+    assert world.told()["Ready"] == "True/Serving"
+    for kind in ("Ready", "Stalled"):
+        assert words in world.message(kind)
+        assert f"revision {old} serves" in world.message(kind)
 
 
 def test_with_nothing_serving_a_failing_candidate_leaves_ready_false() -> None:

@@ -14,7 +14,6 @@ from tests.unit.operator.deployments import (
     condition,
     evaluation,
     job,
-    uri,
 )
 from tunesmith.modeldeployment.api import references
 
@@ -22,7 +21,6 @@ STALLED = condition("Stalled", "True", "InvalidDataset", "row 3 has no messages"
 SUCCEEDED = condition("Succeeded", "True")
 PLAIN = {"model": {"uri": "pvc://models/base"}, "replicas": 1}
 PLAIN_GATED = {**PLAIN, "gate": GATED["gate"]}
-ADAPTER = {"model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Adapter"}, "replicas": 1}
 
 # name, spec, what it names, stage, Ready, Reconciling, Stalled, GatePassed, number of revisions
 FIRST_LOOKS: list[tuple[str, Any, list[Any], str, str, str, str, str, int]] = [
@@ -30,7 +28,6 @@ FIRST_LOOKS: list[tuple[str, Any, list[Any], str, str, str, str, str, int]] = [
     ("a job without its artefact is waited for", UNGATED, [job("bot", None)], "WaitingForModel", "False", "True", "False", "Unknown/NoGate", 0),
     ("a failed job stalls", UNGATED, [job("bot", None, STALLED)], "Failed", "False", "False", "True", "Unknown/NoGate", 0),
     ("a job that made no such artefact stalls", UNGATED, [job("bot", None, SUCCEEDED)], "Failed", "False", "False", "True", "Unknown/NoGate", 0),
-    ("an adapter alone cannot be served", ADAPTER, [job()], "Failed", "False", "False", "True", "Unknown/NoGate", 0),
     ("without a gate the model starts unjudged", UNGATED, [job()], "Starting", "False", "True", "False", "Unknown/NoGate", 1),
     ("an EvalRun that does not exist is waited for", GATED, [job()], "WaitingForGate", "False", "True", "False", "Unknown/EvalRunNotFinished", 0),
     (
@@ -178,40 +175,6 @@ def test_scaled_to_zero_is_done() -> None:
     assert (status["stage"], world.told()["Ready"]) == ("ScaledToZero", "True/ScaledToZero")
 
 
-@pytest.mark.parametrize("gone", [("FineTuneJob", "bot"), ("EvalRun", "bot-eval")])
-def test_what_was_read_once_may_be_deleted(gone: tuple[str, str]) -> None:
-    world = World(GATED, job(), evaluation())
-    world.serve()
-    before = world.step()
-    world.forget(*gone)
-    assert world.step() == before
-
-
-def test_a_job_made_anew_changes_nothing_that_serves() -> None:
-    world = World(GATED, job(), evaluation())
-    world.serve()
-    before = world.step()
-    world.refer(job("bot", OTHER))
-    assert world.step() == before
-
-
-def test_a_job_made_anew_is_read_again_while_its_model_was_never_served() -> None:
-    world = World(GATED, job(), evaluation("Failed"))
-    world.step()
-    world.refer(job("bot", OTHER))
-    world.refer(evaluation("Passed", OTHER))
-    status = world.step()
-    assert (status["stage"], status["model"]["digest"]) == ("Starting", OTHER)
-
-
-def test_the_model_stays_pinned_while_its_gate_is_still_awaited() -> None:
-    world = World(GATED, job(), evaluation(None))
-    world.step()
-    world.forget("FineTuneJob", "bot")
-    status = world.step()
-    assert (status["stage"], status["model"]["uri"], status["model"]["digest"]) == ("WaitingForGate", uri("bot"), GOOD)
-
-
 def test_a_judged_path_pins_the_digest_that_was_evaluated() -> None:
     world = World(PLAIN_GATED, claim(), evaluation("Passed", GOOD, "bot-eval", "pvc://models/base"))
     assert world.step()["revisions"][0]["digest"] == GOOD
@@ -222,7 +185,7 @@ def test_a_write_that_a_person_must_mend_is_told() -> None:
     world.serve()
     world.problem = {"reason": "NameConflict", "message": "Service support-bot belongs to another"}
     world.step()
-    assert (world.told()["Stalled"], world.told()["Ready"]) == ("True/NameConflict", "True/NameConflict")
+    assert (world.told()["Stalled"], world.told()["Ready"]) == ("True/NameConflict", "True/Serving")
 
 
 def test_an_unscheduled_pod_tells_what_it_waits_for() -> None:

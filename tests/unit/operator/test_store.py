@@ -95,13 +95,15 @@ def test_a_name_no_longer_named_wakes_nobody(store: Store) -> None:
     assert store.put(TUNE) == {key(TUNE)}
 
 
-def test_references_reach_one_level_further(store: Store) -> None:
+def test_references_reach_to_the_ends_of_the_chains_and_wake_only_who_names_directly(store: Store) -> None:
     claim = child("PersistentVolumeClaim", "models")
     tune = owner(names={"PersistentVolumeClaim": "models"})
     run = owner("run", kind="EvalRun", names={"FineTuneJob": "tune", "PersistentVolumeClaim": "missing"})
-    for obj in (run, tune, claim):
+    serve = owner("serve", kind="ModelDeployment", names={"EvalRun": "run"})
+    for obj in (serve, run, tune, claim):
         store.put(obj)
     assert store.references(key(run)) == {key(tune): tune, key(claim): claim}
+    assert store.references(key(serve)) == {key(run): run, key(tune): tune, key(claim): claim}
     assert store.put(changed(claim, 9)) == {key(tune)}
 
 
