@@ -203,6 +203,8 @@ class ServeInput(Input):
     served_model_name: str
     port: int = 8000
     ready_port: int = 8001
+    grace_period_seconds: int
+    pause_seconds: int
 
 
 INPUTS: dict[str, type[Input]] = {

@@ -62,6 +62,10 @@ class ServeInput(Contract):
     served_model_name: Annotated[str, Field(min_length=1)]
     port: Port = 8000
     ready_port: Port = 8001
+    grace_period_seconds: Annotated[int, Field(ge=1)]
+    """From SIGTERM to SIGKILL: the pod's own."""
+    pause_seconds: Annotated[int, Field(ge=0)]
+    """How long new connections may still come after SIGTERM."""
 
 
 class ServeFailure(Contract):

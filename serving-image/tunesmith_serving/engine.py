@@ -11,9 +11,9 @@ from tunesmith_serving.contract import ServeInput
 
 # `vllm serve`, without relying on PATH. The older module vllm.entrypoints.openai.api_server is deprecated.
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
-# How long requests in flight may take after SIGTERM. The pod's terminationGracePeriodSeconds must exceed this by its
-# preStop sleep and by the 15 s that vLLM needs at most to end its own processes.
-DRAIN_SECONDS = 40
+# How long vLLM itself lets requests go on after its SIGTERM, which the launcher sends when none is left, or no time.
+SHUTDOWN_SECONDS = 5
+MIDDLEWARE = "tunesmith_serving.drain.CloseConnections"
 # Asked every second or so by the kubelet, a scraper, and our own readiness check.
 UNLOGGED_ENDPOINTS = "/health,/metrics,/ping,/v1/models"
 DEFAULT_CPU_KV_CACHE_GIB = "1"
@@ -35,7 +35,8 @@ def arguments(stage: ServeInput, folder: Path) -> list[str]:
         *("--tensor-parallel-size", str(vllm.tensor_parallel_size)),
         # Without this, "auto" falls back to unpickling *.bin files.
         *("--load-format", "safetensors"),
-        *("--shutdown-timeout", str(DRAIN_SECONDS)),
+        *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
+        *("--middleware", MIDDLEWARE),
         *("--disable-access-log-for-endpoints", UNLOGGED_ENDPOINTS),
         *overrides.to_flags(chosen),
     ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from tunesmith_serving import engine, machine, result
+from tunesmith_serving import drain, engine, machine, result
 from tunesmith_serving.contract import ServeInput
 from tunesmith_serving.errors import ServeError
 from tunesmith_serving.probes import Answer, ModelCheck, ProbeServer
@@ -21,7 +23,8 @@ from tunesmith_serving.verify import refuse_unsafe_weights, verify
 
 STAGE_FILE = "/etc/tunesmith/stage.json"
 # vLLM ends its processes one after another once the last request is answered; beyond this it hangs.
-TEARDOWN_SECONDS = 15
+TEARDOWN_SECONDS = engine.SHUTDOWN_SECONDS + 15
+LOOK_SECONDS = 0.2
 VERIFYING = "the model's files are being verified"
 STARTING = "the engine is being started"
 
@@ -39,7 +42,10 @@ class Launcher:
         self.engine_command = engine_command
         self.phase = VERIFYING
         self.stopping = False
+        self.drained = False
         self.process: EngineProcess | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="tunesmith-")
+        self._drain_file = Path(self._folder.name) / "draining"
         self._check = ModelCheck(stage.port, stage.served_model_name, os.environ.get("VLLM_API_KEY"))
 
     def run(self) -> int:
@@ -47,14 +53,14 @@ class Launcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             # PID 1 has no default handlers: without these, SIGTERM would be ignored.
             signal.signal(number, self._on_stop)
-        with ProbeServer(self.stage.ready_port, {"/ready": self.ready, "/live": self.live}):
+        with self._folder, ProbeServer(self.stage.ready_port, {"/ready": self.ready, "/live": self.live}):
             self._start_engine(self._verified_command())
             return self._wait()
 
     def ready(self) -> Answer:
-        """Return whether requests may be sent here."""
-        if self.stopping:
-            return Answer(False, "requests in flight are being finished before the end")
+        """Return whether requests may be sent here. While the pod drains they may: where nothing else is ready, proxies still do so."""
+        if self.drained:
+            return Answer(False, "the engine is being stopped")
         if self.process is None:
             return Answer(False, self.phase)
         return self._check()
@@ -77,23 +83,39 @@ class Launcher:
         self.phase = STARTING
         home, cpus = machine.writable_home(), machine.available_cpus()
         log("starting " + " ".join(command))
-        self.process = EngineProcess(command, engine.environment(self.stage, os.environ, home, cpus))
+        base = {**os.environ, drain.FILE_VARIABLE: str(self._drain_file)}
+        self.process = EngineProcess(command, engine.environment(self.stage, base, home, cpus))
         if self.stopping:
             # The signal came while there was no process to pass it on to.
-            self._drain(self.process)
+            self._stop(self.process)
 
     def _on_stop(self, number: int, _: object) -> None:
         log(f"stopping on {signal.Signals(number).name}")
         repeated, self.stopping = self.stopping, True
         if self.process is not None and not repeated:
-            self._drain(self.process)
+            # A signal handler must return: the main thread waits for the engine.
+            threading.Thread(target=self._drain, args=(self.process,), daemon=True).start()
         elif self.phase == VERIFYING:
             # Nothing to drain, and the threads that hash would keep us for as long as the largest file takes.
             os._exit(0)
 
     def _drain(self, process: EngineProcess) -> None:
+        """Let the engine serve until nobody is connected to it, as far as the grace period allows; then stop it."""
+        # An engine that was never ready has never been sent a request.
+        if self._check.listed:
+            start = time.monotonic()
+            self._drain_file.touch()
+            time.sleep(self.stage.pause_seconds)
+            deadline = start + self.stage.grace_period_seconds - TEARDOWN_SECONDS
+            while drain.connections(self.stage.port) and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS)
+            log(f"{drain.connections(self.stage.port)} connections are open {time.monotonic() - start:.0f} s after the signal; stopping the engine")
+        self._stop(process)
+
+    def _stop(self, process: EngineProcess) -> None:
+        self.drained = True
         process.terminate()
-        deadline = threading.Timer(engine.DRAIN_SECONDS + TEARDOWN_SECONDS, process.kill)
+        deadline = threading.Timer(TEARDOWN_SECONDS, process.kill)
         deadline.daemon = True
         deadline.start()
 

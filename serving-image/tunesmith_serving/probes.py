@@ -40,13 +40,15 @@ class ModelCheck:
         self._lock = threading.Lock()
         self._answer = Answer(False, "the engine has not been asked yet")
         self._expires = 0.0
+        self.listed = False
 
     def __call__(self) -> Answer:
-        """Return whether the engine lists the model."""
+        """Return whether the engine lists the model; `listed` is whether it ever did."""
         with self._lock:
             if time.monotonic() >= self._expires:
                 self._answer = self._ask()
                 self._expires = time.monotonic() + CACHE_SECONDS
+                self.listed |= self._answer.ok
             return self._answer
 
     def _ask(self) -> Answer:

@@ -158,5 +158,5 @@ def launch(tmp_path, model):
 
 
 def plain_stage(**changes):
-    """A stage that serves the `model` fixture whatever its digest is."""
-    return golden_stage(model={"uri": MODEL_URI}, **changes)
+    """A stage that serves the `model` fixture whatever its digest is; the launcher need not wait long for proxies."""
+    return golden_stage(**{"model": {"uri": MODEL_URI}, "pauseSeconds": 1} | changes)

@@ -1,6 +1,6 @@
 """Stands in for `vllm serve`: lists a model, answers one slow request, and drains on SIGTERM as vLLM does.
 
-The first argument says how it behaves: `serve`, `hang` (SIGTERM is ignored), `die` (as vLLM does when it cannot start).
+The first argument says how it behaves: `serve`, `hang` (SIGTERM is ignored), `load` (for ever), `die` (as vLLM does when it cannot start).
 """
 
 import json
@@ -54,6 +54,10 @@ def hang():
     serve_forever.wait()
 
 
+def load():
+    threading.Event().wait()
+
+
 def die():
     prefix = "(EngineCore pid=7) ERROR 11-22 16:31:47 [core.py:1510] "
     print(prefix + "Traceback (most recent call last):", file=sys.stderr)
@@ -63,4 +67,4 @@ def die():
 
 
 if __name__ == "__main__":
-    {"serve": serve, "hang": hang, "die": die}[sys.argv[1]]()
+    {"serve": serve, "hang": hang, "load": load, "die": die}[sys.argv[1]]()

