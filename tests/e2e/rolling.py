@@ -1,0 +1,171 @@
+"""A ModelDeployment of tiny models under a driver's load, for test_serving.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dev import checks
+from dev.cluster import images
+from dev.cluster.cluster import Cluster
+from dev.demo import seed
+from dev.demo.kube import Kube, Object, wait_for
+from dev.demo.stack import ROOT
+
+NAME = "rolling"
+PODS = f"--selector=tunesmith.dev/name={NAME},tunesmith.dev/kind=ModelDeployment"
+DRIVER = "driver"
+CLIENTS = 4
+"""Of the driver; each has one request under way at a time."""
+MODELS = {"one": "1", "two": "2"}
+ROLLOUT = 300
+"""Seconds for vLLM to start on a busy machine, and the drain after it."""
+
+
+def api(kind: str, name: str, spec: Object) -> Object:
+    """An object of ours."""
+    return {"apiVersion": "tunesmith.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def upload_models(kube: Kube) -> None:
+    """Put the models, one of them with half of its weights, and some text on the volume `datasets`, below `tiny`."""
+    script = ROOT / "tests/serving/tiny_llama.py"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "tiny"
+        for name, number in MODELS.items():
+            target = folder / name
+            target.mkdir(parents=True)
+            subprocess.run([checks.python("serving"), str(script), str(target), number], check=True, capture_output=True)
+            (target / "model.safetensors").chmod(0o644)
+        shutil.copytree(folder / "one", folder / "broken")
+        weights = folder / "broken/model.safetensors"
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+        (folder / "rows.jsonl").write_text("".join(json.dumps({"text": f"one two three {number}"}) + "\n" for number in range(8)))
+        seed.upload(kube, Path(scratch), "datasets")
+
+
+def evaluation(model: str, limit: str) -> Object:
+    """An EvalRun that passes if the model's perplexity is at most `limit`."""
+    rows = {"uri": "pvc://datasets/tiny/rows.jsonl", "format": "Text"}
+    spec = {
+        "model": {"uri": f"pvc://datasets/tiny/{model}"},
+        "suites": [{"name": "text", "perplexity": {"dataset": rows, "maxLength": 64}}],
+        "gate": [{"metric": "text/perplexity", "max": limit}],
+        "output": {"uri": "pvc://models/tiny"},
+        "resources": {"cpu": "200m", "memory": "3Gi"},
+    }
+    return spec
+
+
+def deployment(model: str, length: int = 256) -> Object:
+    """The spec of the ModelDeployment for a model whose EvalRun has the same name; settings that need little memory."""
+    return {
+        "model": {"uri": f"pvc://datasets/tiny/{model}"},
+        "gate": {"evalRunRefs": [{"name": f"tiny-{model}"}]},
+        "engine": {"vllm": {"maxModelLen": length, "overrides": {"max_num_seqs": "8", "kv_cache_memory_bytes": "67108864"}}},
+        "replicas": 1,
+        "resources": {"cpu": "200m", "memory": "4Gi"},
+    }
+
+
+class Rolling:
+    """The ModelDeployment, and what its clients got."""
+
+    def __init__(self, kube: Kube) -> None:
+        self.kube = kube
+        self.applied: Object = {}
+        self.served: Object = {}
+        """The last spec that was served to the letter: tests go on from there, since each start of an engine takes its time."""
+
+    def apply(self, spec: Object) -> None:
+        """Change the spec."""
+        self.applied = spec
+        self.kube.apply(api("ModelDeployment", NAME, spec))
+
+    def get(self) -> Object:
+        """The object."""
+        return self.kube.get("modeldeployment", NAME)
+
+    def revisions(self) -> dict[str, str]:
+        """State of each revision."""
+        return {entry["name"]: entry["state"] for entry in self.get()["status"].get("revisions", ())}
+
+    def pods(self) -> list[Object]:
+        """All its pods, those on their way out included."""
+        found: list[Object] = self.kube.get("pods", PODS)["items"]
+        return found
+
+    def settle(self, replicas: int = 1, seconds: float = ROLLOUT) -> Object:
+        """Wait until one revision is left with so many pods, all ready; return the object."""
+
+        def settled() -> bool:
+            thing, pods = self.get(), self.pods()
+            status = thing["status"]
+            ready = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+            return (
+                status["observedGeneration"] == thing["metadata"]["generation"]
+                and status["stage"] == "Serving"
+                and status["readyReplicas"] == len(pods) == len(ready) == replicas
+                and list(self.revisions().values()) == ["Active"]
+            )
+
+        wait_for(settled, f"{replicas} pods of one revision", seconds)
+        self.served = self.applied
+        return self.get()
+
+    def start_driver(self, image: str, node: str) -> None:
+        """Have requests sent from a pod on that node, until the test module ends."""
+        script = (Path(__file__).parent / "driver.py").read_text()
+        self.kube.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": DRIVER}, "data": {"driver.py": script}})
+        # By its address: the DNS server may be on a node that a test stops.
+        address = self.kube.get("service", NAME)["spec"]["clusterIP"]
+        pod = seed.loader_pod(image)
+        spec, container = pod["spec"], pod["spec"]["containers"][0]
+        pod["metadata"]["name"] = container["name"] = DRIVER
+        spec["nodeName"] = node
+        spec["volumes"] = [{"name": "script", "configMap": {"name": DRIVER}}, {"name": "tmp", "emptyDir": {}}]
+        container["volumeMounts"] = [{"name": "script", "mountPath": "/script"}, {"name": "tmp", "mountPath": "/tmp"}]
+        container["command"] = ["python3", "/script/driver.py", address, NAME]
+        self.kube.apply(pod)
+        self.kube.run("wait", f"pod/{DRIVER}", "--for=condition=Ready", "--timeout=60s")
+        wait_for(lambda: self.counts()["streamed"] > 0, "the first answers", 60)
+
+    def counts(self) -> Any:
+        """The driver's counts."""
+        text = self.kube.run("exec", DRIVER, "--", "sh", "-c", "cat /tmp/counts.json 2>/dev/null || true")
+        return json.loads(text or '{"answered": 0, "streamed": 0, "lost": [], "unconnected": []}')
+
+    @contextmanager
+    def watched(self) -> Iterator[Object]:
+        """What the clients got while the context lasts, with a second before it and after it: the counts are there at its end."""
+        before, got = self.counts(), {}
+        yield got
+        time.sleep(1)
+        after = self.counts()
+        got |= {name: after[name] - before[name] for name in ("answered", "streamed")}
+        got |= {name: after[name][len(before[name]) :] for name in ("lost", "unconnected")}
+
+
+def expect_no_failure(got: Object) -> None:
+    """Many were answered, streams among them, and every single one in full and at the first attempt."""
+    assert (got["lost"], got["unconnected"]) == ([], [])
+    assert got["answered"] > 20 and got["streamed"] > 5, got
+
+
+def load_other_serving_image() -> str:
+    """Another serving image on the development cluster's nodes, with the same code but for a comment; its name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        code = Path(scratch) / "serving-image/tunesmith_serving"
+        shutil.copytree(ROOT / "serving-image/tunesmith_serving", code, ignore=shutil.ignore_patterns("__pycache__"))
+        with (code / "__init__.py").open("a") as file:
+            file.write("# Another image.\n")
+        (built,) = images.build_thin_images(Path(scratch), report=lambda _: None)
+        Cluster().load([built.archive], lambda _: None)
+    return built.name
