@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -66,6 +67,9 @@ def drive(host: str, model: str, streamed: bool, counts: Counts) -> None:
     """One request after another: streams on new connections, others on one that is kept as long as the server keeps it."""
     client = http.client.HTTPConnection(host, 80)
     while True:
+        # As every pool of connections does before it uses one again: idle for 5 s, the server ends it.
+        if client.sock is not None and select.select([client.sock], [], [], 0)[0]:
+            client.close()
         try:
             if client.sock is None:
                 client.timeout = CONNECT_SECONDS
