@@ -23,7 +23,7 @@ RETRIES = 3
 DISRUPTION_LIMIT = 512
 BACKOFF, BACKOFF_LIMIT = timedelta(seconds=5), timedelta(seconds=300)
 LASTING = timedelta(minutes=10)
-"""After an attempt that lived for so long the pauses begin anew."""
+"""After an attempt that ran for so long the pauses begin anew."""
 PATIENCE = 50
 """So many failures of what is around the program, one after another and none of them LASTING, are enough: about four hours of pauses."""
 SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
@@ -182,7 +182,7 @@ class _Book:
         return {"ending": {"reason": "Unschedulable", "message": message[:DISRUPTION_LIMIT]}, "nodesLimit": placed}
 
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object]) -> None:
-        entry = self.entries[key]
+        entry, used = self.entries[key], accounting.used(self.entries[key], pods, self.now)
         within = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
         if verdict.outcome == "OutOfMemory":
             verdict, within = self._with_less_memory(key, verdict)
@@ -192,9 +192,8 @@ class _Book:
             self.answers[key] = verdict.result
         self.spent += verdict.outcome == "Retry"
         if verdict.outcome in ("Retry", "Later"):
-            lasted = self.now - attempts.moment(entry["attemptStartTime"]) >= LASTING
-            entry["failures"] = 1 if lasted else entry.get("failures", 0) + 1
-        self.ended.append(_ended(entry, verdict, self.now) | accounting.used(entry, pods, self.now))
+            entry["failures"] = 1 if used["runningSeconds"] >= LASTING.total_seconds() else entry.get("failures", 0) + 1
+        self.ended.append(_ended(entry, verdict, self.now) | used)
         reason, message = verdict.reason, verdict.message[:MESSAGE_LIMIT]
         if verdict.outcome == "Succeeded" and verdict.result:
             self.entries[key] = _settled(entry, state="Succeeded", completionTime=timestamp(self.now), result=verdict.result.facts())

@@ -36,7 +36,7 @@ FULL: dict[str, Spec] = {
         "preparation": {"minTokens": 8, "dropPatterns": ["(?i)password"]},
         "adapter": {"lora": {"r": 16, "loraAlpha": 32, "loraDropout": "0.05", "targetModules": ["all-linear"]}},
         "training": {"numTrainEpochs": 3, "learningRate": "2e-4", "maxLength": 512, "precision": "BF16", "overrides": {"adam_beta2": "0.95"}},
-        "parallelism": {"nodes": 2, "processesPerNode": 1, "ddp": {}},
+        "parallelism": {"nodes": 2, "minNodes": 2, "processesPerNode": 1, "ddp": {}},
         "resources": RESOURCES,
         "stageResources": [{"stage": "Finalize", "cpu": "1", "memory": "8Gi"}],
         "scheduling": SCHEDULING,

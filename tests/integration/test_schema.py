@@ -86,6 +86,8 @@ REFUSED = [
     ("FineTuneJob", "method", {}, "spec.method", "exactly one of"),
     ("FineTuneJob", "adapter", {}, "spec.adapter", "exactly one of"),
     ("FineTuneJob", "parallelism", {"nodes": 2}, "spec.parallelism", "exactly one of"),
+    ("FineTuneJob", "parallelism", {"nodes": 2, "minNodes": 3, "ddp": {}}, "spec.parallelism.minNodes", "at most `nodes`"),
+    ("FineTuneJob", "parallelism", {"minNodes": 2, "ddp": {}}, "spec.parallelism.minNodes", "at most `nodes`"),
     ("EvalRun", "suites.0.perplexity", {"dataset": MESSAGES}, "spec.suites[0]", "exactly one of"),
     ("EvalRun", "suites.0.harness", None, "spec.suites[0]", "exactly one of"),
     ("EvalRun", "gate.0.max", "0.9", "spec.gate[0]", "exactly one of"),

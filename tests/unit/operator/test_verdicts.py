@@ -150,6 +150,17 @@ def test_a_store_that_is_away_costs_no_retries_and_the_pauses_grow() -> None:
     assert life.plan.wake_after == 5
 
 
+def test_an_attempt_that_only_waited_for_long_did_not_last() -> None:
+    life, pauses = trained(), []
+    for _ in range(2):
+        over(life, told(69, "StoreUnavailable"))
+        pauses.append(life.plan.wake_after)
+        life.later(300).step()
+        life.run("Train", phase="Pending").step()
+        life.later(600).step()
+    assert pauses == [5, 10]
+
+
 def test_even_patience_with_the_surroundings_has_an_end() -> None:
     life = trained()
     life.status["stages"][1]["failures"] = 49

@@ -1,0 +1,127 @@
+"""Attempts on nodes that are missing or lost, with the real scheduler, Job controller, node controller and taint eviction."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dev.cluster.processes import wait_until
+from tests.integration.nodes import TOLERATIONS, Node
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess
+from tests.integration.schema_server import Server
+from tunesmith.attempts import UNPLACED
+from tunesmith.conditions import timestamp
+from tunesmith.values import Object
+
+WHOLE = FINE_TUNE_JOB | {"scheduling": {"tolerations": TOLERATIONS}}
+REPLACED = 90
+"""Seconds from a node's stop to the pod that takes the place of the one it had."""
+
+
+@pytest.fixture
+def nodes(api: Server, space: Namespace) -> Iterator[list[Node]]:
+    """Two nodes, and a volume for the claim of the namespace: without one the scheduler places nothing."""
+    volume = f"models-{space.name}"
+    claim = {"namespace": space.name, "name": "models"}
+    source = {"hostPath": {"path": "/nowhere"}, "claimRef": claim, "accessModes": ["ReadWriteMany"], "capacity": {"storage": "1Gi"}}
+    body = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume}, "spec": source}
+    assert api.send("POST", "/api/v1/persistentvolumes", body).code == 201
+    made = [Node(api, f"{name}-{space.name}") for name in ("first", "second")]
+    yield made
+    for pod in space.all("Pod"):
+        api.send("DELETE", space.path("Pod", pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
+    for node in made:
+        if api.send("GET", f"/api/v1/nodes/{node.name}").code == 200:
+            node.remove()
+    api.send("DELETE", f"/api/v1/persistentvolumes/{volume}")
+
+
+def node_of(pod: Object) -> str:
+    """Where the pod was placed; empty if it was not."""
+    return str(pod["spec"].get("nodeName", ""))
+
+
+def end_by_force(space: Namespace, pod: Object) -> None:
+    """What a kubelet does in the end: the pod is gone."""
+    space.api.send("DELETE", space.path("Pod", pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
+
+
+def test_a_training_that_finds_one_node_of_two_goes_on_with_one(operator: OperatorProcess, space: Namespace, nodes: list[Node]) -> None:
+    nodes[0].add()
+    tune = space.create("FineTuneJob", "tune", WHOLE | {"parallelism": {"nodes": 2, "minNodes": 1, "ddp": {}}})
+    space.play(tune, "Prepare", RESULTS["Prepare"])
+    space.wait(
+        lambda: [node_of(pod) for pod in sorted(space.stage_pods(tune, "Train", 1), key=node_of)] == ["", nodes[0].name],
+        "one of two pods to be placed",
+        lambda: space.stage_pods(tune, "Train", 1),
+    )
+    space.wait(lambda: waiting(space, tune), "the scheduler to say why the other is not")
+    (pod,) = waiting(space, tune)
+    # Two minutes pass at once: the scheduler keeps the time while what it says stays the same.
+    early = timestamp(datetime.now(UTC) - UNPLACED)
+    conditions = [condition | {"lastTransitionTime": early} for condition in pod["status"]["conditions"]]
+    space.patch("Pod", pod["metadata"]["name"], {"status": {"conditions": conditions}}, "status")
+    space.wait(lambda: all("deletionTimestamp" in pod["metadata"] for pod in space.stage_pods(tune, "Train", 1)), "the attempt to be ended")
+    for pod in space.stage_pods(tune, "Train", 1):
+        end_by_force(space, pod)
+    space.wait_pods(tune, "Train", attempt=2, count=1)
+    space.wait(lambda: [node_of(pod) for pod in space.stage_pods(tune, "Train", 2)] == [nodes[0].name], "the one pod to be placed")
+    status = space.status("FineTuneJob", "tune")
+    (ended,) = (entry for entry in status["attempts"] if entry["stage"] == "Train")
+    assert (ended["reason"], ended["free"], ended["nodes"]) == ("Unschedulable", True, 2)
+    (config,) = (item for item in space.all("ConfigMap") if "-train-2-" in item["metadata"]["name"])
+    told = json.loads(config["data"]["stage.json"])
+    assert (told["rendezvous"]["nodes"], told["training"]["gradientAccumulationSteps"]) == (1, 2)
+
+
+def waiting(space: Namespace, tune: Object) -> list[Object]:
+    """The pods of the first attempt for which the scheduler found no node."""
+    pods = space.stage_pods(tune, "Train", 1)
+    return [pod for pod in pods if any(condition.get("reason") == "Unschedulable" for condition in pod["status"].get("conditions", ()))]
+
+
+def test_a_pod_of_a_stopped_node_is_replaced_within_90_seconds(operator: OperatorProcess, space: Namespace, nodes: list[Node]) -> None:
+    """With the control plane's default times. The grace period of the pod, 120 s, is longer than that."""
+    first, second = nodes
+    first.add()
+    tune = space.create("FineTuneJob", "tune", WHOLE)
+    space.play(tune, "Prepare", RESULTS["Prepare"])
+    space.wait(lambda: [node_of(pod) for pod in space.stage_pods(tune, "Train", 1)] == [first.name], "the training to be placed")
+    (pod,) = space.stage_pods(tune, "Train", 1)
+    now = timestamp(datetime.now(UTC))
+    good = [{"type": name, "status": "True", "lastTransitionTime": now} for name in ("PodScheduled", "Initialized", "ContainersReady", "Ready")]
+    space.patch("Pod", pod["metadata"]["name"], {"status": {"phase": "Running", "conditions": good}}, "status")
+    space.wait(lambda: space.status("FineTuneJob", "tune")["stages"][1]["state"] == "Running", "the training to run")
+    second.add()
+    first.renew()
+    stopped = time.monotonic()
+    deadline = stopped + REPLACED
+
+    def replaced() -> bool:
+        if int(time.monotonic()) % 5 == 0:
+            second.renew()
+        return [node_of(pod) for pod in space.stage_pods(tune, "Train", 2)] == [second.name]
+
+    wait_until(replaced, "the training to be placed on the other node", deadline - time.monotonic(), interval=0.5)
+    print(f"replaced after {time.monotonic() - stopped:.1f} s")
+    (ended,) = (entry for entry in space.status("FineTuneJob", "tune")["attempts"] if entry["stage"] == "Train")
+    assert (ended["reason"], ended["free"]) == ("Disrupted", True)
+
+
+def test_a_node_that_was_only_late_keeps_its_pod(operator: OperatorProcess, space: Namespace, nodes: list[Node]) -> None:
+    """What a kubelet takes back, nobody acts on: the pod was marked, but nobody asked for its end."""
+    (node, _) = nodes
+    node.add()
+    tune = space.create("FineTuneJob", "tune", WHOLE)
+    space.play(tune, "Prepare", RESULTS["Prepare"])
+    (pod,) = space.wait_pods(tune, "Train")
+    early = timestamp(datetime.now(UTC) - timedelta(minutes=1))
+    marked = [{"type": name, "status": state, "lastTransitionTime": early} for name, state in (("ContainersReady", "True"), ("Ready", "False"))]
+    space.patch("Pod", pod["metadata"]["name"], {"status": {"phase": "Running", "conditions": marked}}, "status")
+    operator.wait_resyncs(3)
+    (left,) = space.stage_pods(tune, "Train", 1)
+    assert "deletionTimestamp" not in left["metadata"]
