@@ -237,7 +237,9 @@ class _Book:
         if view.busy(but=attempt if attempt in view.jobs else None) or self.now < attempts.moment(entry.get("notBefore", timestamp(self.now))):
             return
         started = timestamp(self.now)
-        size = self.sizing(key, entry) or {}
+        # If the status was lost and its Job runs, it is as large as that one.
+        found = {"nodesLimit": view.jobs[attempt]["spec"].get("parallelism", 1)} if attempt in view.jobs else {}
+        size = self.sizing(key, entry | found) or {}
         self.entries[key] = _settled(entry, state="Pending", attempt=attempt, attemptStartTime=started, **size)
         self.entries[key].setdefault("startTime", started)
 

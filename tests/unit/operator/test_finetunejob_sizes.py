@@ -166,6 +166,29 @@ def test_the_operator_dying_between_its_record_and_the_deletion_loses_nothing() 
     assert life.job("Train")["spec"]["parallelism"] == 3
 
 
+def test_a_status_that_was_wiped_finds_the_smaller_attempt_again_as_it_is() -> None:
+    life = waiting(elastic(), without=1).later(120)
+    life.step()
+    life.vanish().step()
+    life.run("Train").step()
+    before, prepared = told(life), life.status["stages"][0]
+    life.owner["status"] = {"stages": [prepared], "resolved": life.status["resolved"]}
+    life.step()
+    assert life.status["stages"][1]["nodes"] == 3
+    life.children = {key: child for key, child in life.children.items() if key[0] != "ConfigMap"}
+    life.step()
+    assert told(life) == before
+
+
+def test_what_the_run_is_does_not_depend_on_how_small_its_attempts_may_be() -> None:
+    prepared = []
+    for parallelism in ({"nodes": 4, "ddp": {}}, ELASTIC):
+        life = Life(parallelism=parallelism)
+        life.step()
+        prepared.append(next(child["data"] for key, child in life.children.items() if key[0] == "ConfigMap"))
+    assert prepared[0] == prepared[1]
+
+
 def lost(life: Life, marked: int, grace: int = 120) -> Object:
     """A pod of Train whose node was marked `marked` seconds ago, and which is deleted now."""
     pod = life.pods("Train")[0]
