@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import config
@@ -197,16 +198,18 @@ class Cluster:
         self, method: str, path: str, body: Object | None = None, query: Query = (), content_type: str = JSON, anew: bool = False
     ) -> Object:
         """One call; the answer as JSON, or the ApiError that it tells. `anew`: with credentials that were just read."""
-        headers = {"Accept": JSON, "Content-Type": content_type}
-        request = await self.client.param_serialize(
-            method, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
-        response = await self.client.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+        # The library's own preparation of a request copies the body, value by value, which took a third of a request's time.
+        known = self.client.configuration
+        headers = {**self.client.default_headers, "Accept": JSON, "Content-Type": content_type}
+        if token := await known.get_api_key_with_prefix("BearerToken"):
+            headers["Authorization"] = token
+        url = f"{known.host}{path}?{urlencode(query)}" if query else f"{known.host}{path}"
+        response = await self.client.call_api(method, url, headers, body, _request_timeout=REQUEST_TIMEOUT)
         data = await response.read()
         metrics.REQUESTS.labels(str(response.status), method).inc()
         if response.status == 401 and not anew:
             # The library reads the token's file once a minute; a token may be replaced and revoked in between.
-            fresh, known = await configure(), self.client.configuration
+            fresh = await configure()
             known.api_key, known.refresh_api_key_hook = fresh.api_key, fresh.refresh_api_key_hook
             return await self.request(method, path, body, query, content_type, anew=True)
         if not 200 <= response.status <= 299:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -19,6 +20,9 @@ from tunesmith.settings import LeaseSettings
 from tunesmith.values import Object
 
 logger = logging.getLogger(__name__)
+
+END_SECONDS = 5.0
+"""For what is told to end."""
 
 
 class Lease:
@@ -119,14 +123,20 @@ async def lead(settings: LeaseSettings, cluster: Cluster, operate: Callable[[], 
 
 
 async def first_to_end(*work: Awaitable[None]) -> None:
-    """Run all of `work` until one ends, end the others, and pass on the errors."""
+    """Run all of `work` until one ends, end the others, and pass on the errors.
+
+    kopf was seen to hang when it ends for an error in a watch, and would leave the process alive and blind: then it ends the hard way.
+    """
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    errors = [result for result in results if isinstance(result, Exception)]
+        _, pending = await asyncio.wait(tasks, timeout=END_SECONDS)
+        if pending:
+            logger.critical("ends at once, since this does not: %s", pending)
+            os._exit(1)
+    errors = [error for task in tasks if not task.cancelled() and isinstance(error := task.exception(), Exception)]
     if errors:
         raise ExceptionGroup("the operator ends", errors)

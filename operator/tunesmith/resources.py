@@ -64,11 +64,20 @@ RESOURCES: Mapping[str, Resource] = {
 }
 
 
-def tidy(obj: Object, resource: Resource) -> Object:
-    """`obj` as the store keeps it: with its type (items of a LIST lack it), without `managedFields` (half of its size, never read).
+_NOISE: Mapping[str, frozenset[str]] = {"Job": frozenset(("active", "ready", "terminating", "uncountedTerminatedPods"))}
+"""Counters in a status that nobody reads: without them most changes of a Job are none, and wake nobody."""
 
-    Of an optional resource the spec is left out too: the store holds everybody's, and only owner and conditions are read.
+
+def tidy(obj: Object, resource: Resource) -> Object:
+    """`obj` as the store keeps it: with its type (items of a LIST lack it), without what is never read.
+
+    That is `managedFields` (half of its size), a pod's finalizers (by which the Job controller counts), counters, and the spec of an
+    optional resource: the store holds everybody's, and only owner and conditions are read.
     """
-    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    dropped = ("managedFields", "finalizers") if resource.kind == "Pod" else ("managedFields",)
+    metadata = {key: value for key, value in obj["metadata"].items() if key not in dropped}
     kept = {key: value for key, value in obj.items() if key != "spec"} if resource.optional else obj
-    return {**kept, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+    tidied = {**kept, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+    if noise := _NOISE.get(resource.kind):
+        tidied["status"] = {key: value for key, value in (obj.get("status") or {}).items() if key not in noise}
+    return tidied

@@ -43,6 +43,12 @@ def owner_uid(obj: Object) -> str | None:
     return uid
 
 
+def _same(old: Object, new: Object) -> bool:
+    """Whether two states of one object differ in nothing that is kept, but for the version."""
+    version = new["metadata"]["resourceVersion"]
+    return {**old, "metadata": {**old["metadata"], "resourceVersion": version}} == new
+
+
 class Store:
     """Objects by key, by owner and by who names them."""
 
@@ -109,6 +115,9 @@ class Store:
         key, uid = key_of(obj), obj["metadata"]["uid"]
         old = self._objects.get(key)
         if version_of(obj) < self._gone.get(uid, 0) or (old is not None and version_of(old) >= version_of(obj)):
+            return NOBODY
+        if old is not None and _same(old, obj):
+            self._objects[key] = obj
             return NOBODY
         concerned = NOBODY if old is None else self._take_out(key, old)
         self._objects[key] = obj

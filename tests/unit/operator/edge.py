@@ -41,8 +41,8 @@ def key(obj: Object) -> Key:
 
 
 def changed(obj: Object, version: int, **metadata: Any) -> Object:
-    """`obj` at a later version."""
-    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version), **metadata}}
+    """`obj` at a later version, with a change."""
+    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version), "annotations": {"changed": str(version)}, **metadata}}
 
 
 def references(spec: Mapping[str, Any]) -> frozenset[tuple[str, str]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tunesmith import election
 from tunesmith.cluster import Conflict, NotFound
-from tunesmith.election import Lease
+from tunesmith.election import Lease, first_to_end
 from tunesmith.settings import LeaseSettings
 from tunesmith.values import Object
 
@@ -130,3 +132,38 @@ async def test_a_lease_that_another_has_taken_is_not_let_go(clock: Clock) -> Non
     await second.acquire()
     await first.release()
     assert cluster.holder() == "second"
+
+
+async def test_when_one_part_ends_the_others_end_and_its_error_is_told() -> None:
+    ended = []
+
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("other")
+
+    with pytest.raises(ExceptionGroup, match="the operator ends"):
+        await first_to_end(fail(), wait())
+    assert ended == ["other"]
+
+
+async def test_a_part_that_does_not_end_when_told_to_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    exits: list[int] = []
+    release = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+
+    monkeypatch.setattr(election, "END_SECONDS", 0.05)
+    monkeypatch.setattr(election.os, "_exit", lambda code: (exits.append(code), release.set()))
+    stubborn_task = asyncio.ensure_future(stubborn())
+    with suppress(asyncio.InvalidStateError):
+        await first_to_end(asyncio.sleep(0), stubborn_task)
+    await stubborn_task
+    assert exits == [1]

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from tests.unit.operator.edge import KINDS, changed, child, key, owner
+from tunesmith.resources import RESOURCES, tidy
 from tunesmith.store import Store
 from tunesmith.values import Key, Object
 
@@ -24,6 +25,21 @@ def test_an_older_version_changes_nothing_and_wakes_nobody(store: Store) -> None
     assert store.put(changed(TUNE, 6)) == frozenset()
     assert store.put(newer) == frozenset()
     assert store.get(key(TUNE)) is newer
+
+
+def test_a_new_version_without_a_change_is_kept_and_wakes_nobody(store: Store) -> None:
+    store.put(TUNE)
+    newer = {**TUNE, "metadata": {**TUNE["metadata"], "resourceVersion": "7"}}
+    assert store.put(newer) == frozenset()
+    assert store.get(key(TUNE)) is newer
+
+
+def test_counters_of_a_job_are_no_change(store: Store) -> None:
+    job = child("Job", "job", TUNE, status={"active": 1, "startTime": "now"})
+    store.put(TUNE)
+    store.put(tidy(job, RESOURCES["Job"]))
+    counted = {**job, "metadata": {**job["metadata"], "resourceVersion": "9"}, "status": {"active": 0, "startTime": "now"}}
+    assert store.put(tidy(counted, RESOURCES["Job"])) == frozenset()
 
 
 def test_versions_compare_as_numbers(store: Store) -> None:
@@ -184,7 +200,7 @@ def test_the_workload_of_a_child_job_belongs_to_the_jobs_owner_in_whatever_order
     assert store.put(workload("train")) == frozenset()
     assert store.put(job) == {key(TUNE)}
     assert [seen["kind"] for seen in store.children("uid-tune")] == ["Job", "Workload"]
-    assert store.put(workload("train", 6)) == {key(TUNE)}
+    assert store.put(changed(workload("train"), 6)) == {key(TUNE)}
     assert store.remove(workload("train", 7)) == {key(TUNE)}
     assert [seen["kind"] for seen in store.children("uid-tune")] == ["Job"]
 
