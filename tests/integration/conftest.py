@@ -9,21 +9,38 @@ from pathlib import Path
 import pytest
 
 from dev.cluster.controlplane import ControlPlane
+from tests.integration import rights
 from tests.integration.operators import Namespace, OperatorProcess
 from tests.integration.schema_server import Server
 from tunesmith import crd
 
 _numbers = itertools.count()
 
+UNSEEN = {rights.Right("tunesmith.dev", f"{kind.plural}/finalizers", "update") for kind in crd.KINDS}
+"""Checked by an admission plugin (OwnerReferencesPermissionEnforcement), not asked for by a request."""
+
 
 @pytest.fixture(scope="session")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """etcd, kube-apiserver, kube-controller-manager and kube-scheduler, without a node: tests set the states of pods themselves."""
+def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """etcd, kube-apiserver, kube-controller-manager and kube-scheduler, without a node: tests set the states of pods themselves.
+
+    Operators have the chart's rights. When all tests have run, no right may be left that none of them made use of.
+    """
     state: Path = tmp_path_factory.mktemp("control-plane")
     # At its default limits the controller-manager, not what is tested, would decide how long a burst takes.
     fast = ("--kube-api-qps=1000", "--kube-api-burst=1000", "--concurrent-gc-syncs=20")
     with ControlPlane(state, controller_manager_flags=fast) as running:
         yield running
+        if _is_whole(request.session):
+            idle = rights.granted() - rights.used(running.audit_log) - UNSEEN
+            assert not idle, f"the chart grants what no test saw the operator use: {sorted(idle)}"
+
+
+def _is_whole(session: pytest.Session) -> bool:
+    """Whether every test of this folder was run and none failed."""
+    option = session.config.option
+    whole = [Path(argument).resolve() for argument in session.config.args] == [Path(__file__).parent]
+    return whole and not (option.keyword or option.markexpr or session.testsfailed)
 
 
 @pytest.fixture(scope="session")

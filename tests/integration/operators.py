@@ -18,6 +18,7 @@ from typing import Any
 from dev.cluster.controlplane import ControlPlane, free_ports
 from dev.cluster.pki import Identity
 from dev.cluster.processes import wait_until
+from tests.integration import rights
 from tests.integration.schema_server import MERGE, Answer, Server
 from tunesmith.conditions import is_true
 from tunesmith.resources import RESOURCES
@@ -42,7 +43,8 @@ class OperatorProcess:
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT / "operator"),
-            "KUBECONFIG": str(control_plane.kubeconfig),
+            "KUBECONFIG": str(rights.kubeconfig(control_plane)),
+            "TUNESMITH_LEASE_NAMESPACE": rights.SYSTEM,
             "TUNESMITH_TRAINER_IMAGE": "trainer:1",
             "TUNESMITH_SERVING_IMAGE": "serving:1",
             "TUNESMITH_HEALTH_ADDRESS": "127.0.0.1",
