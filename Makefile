@@ -22,6 +22,14 @@ test: ## lint, types, unit, integration, and the chain end to end
 test-fast: ## the part that needs no kubelet
 	$(PYTHON) -m dev.checks build lint types unit integration trainer serving
 
+.PHONY: images
+images: ## build the operator's, trainer's and serving image with buildah, into OCI archives in the cache
+	$(PYTHON) -m dev.checks images
+
+.PHONY: test-images
+test-images: ## run the chain once with those images (30 GB of disk)
+	$(PYTHON) -m dev.checks images e2e-images down
+
 .PHONY: lint types unit integration trainer serving e2e
 lint types unit integration trainer serving e2e: ## one part of the tests
 	$(PYTHON) -m dev.checks $@

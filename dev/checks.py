@@ -39,6 +39,12 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
     "e2e": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", "tests/e2e"]]),
+    "images": (HOST, {}, [["-m", "dev.images"]]),
+    "e2e-images": (
+        "operator",
+        {"TUNESMITH_REAL_IMAGES": "1"},
+        [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", "tests/e2e/test_chain.py"]],
+    ),
     "down": ("operator", {}, [["-m", "pytest", "-v", "tests/e2e_down"]]),
     "fmt": ("operator", {}, [["-m", "ruff", "format", "."], ["-m", "ruff", "check", "--fix", "."]]),
     "generate": (

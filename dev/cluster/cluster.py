@@ -23,6 +23,7 @@ KEPT_BY_DOWN = ("logs", "audit.log")
 KEPT_AS_CACHE = {
     "bin": "binaries",
     "images": "images and base",
+    "images-built": "the real images",
     "envs": "the images' Python environments",
     "venvs": "Python environments of the tests, and uv",
     "data": "the demo's model and data",

@@ -23,7 +23,10 @@ EVIDENCE = {
     "mount": "mount",
     "gcc": "gcc",
     "libc6-dev": "/usr/include/stdlib.h",
+    "buildah": "buildah",
 }
+# The real images' builder (dev/images.py); a cluster does without.
+CLUSTER = tuple(name for name in EVIDENCE if name != "buildah")
 
 
 def is_present(evidence: str) -> bool:
@@ -33,12 +36,12 @@ def is_present(evidence: str) -> bool:
     return shutil.which(evidence, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
-def missing(names: Iterable[str] = EVIDENCE) -> list[str]:
+def missing(names: Iterable[str] = CLUSTER) -> list[str]:
     """The packages among those that the machine lacks."""
     return [name for name in names if not is_present(EVIDENCE[name])]
 
 
-def ensure(report: Callable[[str], None], names: Iterable[str] = EVIDENCE) -> None:
+def ensure(report: Callable[[str], None], names: Iterable[str] = CLUSTER) -> None:
     """Install what is missing as root on Debian; elsewhere an error says what to type."""
     packages = missing(names)
     if not packages:

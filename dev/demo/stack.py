@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dev import images as built_images
 from dev.cluster import environments, images, paths, preflight, tools
 from dev.cluster.cluster import Cluster
 from dev.cluster.errors import ClusterError
@@ -18,6 +19,9 @@ from .kube import DemoError, Kube
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "tunesmith-demo"
 SYSTEM = "tunesmith-system"
+REAL_IMAGES = "TUNESMITH_REAL_IMAGES"
+"""Set: the images of the Containerfiles (`make images`) instead of thin ones with the environments bound into them."""
+PARTS = ("operator", "trainer", "serving")
 SPACE_FOR_ALL = 35 << 30
 """Bytes on a machine with nothing cached: Go's cache, binaries, the environments for images and for tests, volumes."""
 Say = Callable[[str], None]
@@ -44,7 +48,7 @@ class Stack:
 
 def given_images() -> Images:
     """The images of a cluster that is not ours, from the environment."""
-    names = {part: os.environ.get(f"TUNESMITH_IMAGE_{part.upper()}", "") for part in ("operator", "trainer", "serving")}
+    names = {part: os.environ.get(f"TUNESMITH_IMAGE_{part.upper()}", "") for part in PARTS}
     missing = [f"TUNESMITH_IMAGE_{part.upper()}" for part, name in names.items() if not name]
     if missing:
         raise DemoError(f"KUBECONFIG is set, so set {', '.join(missing)} to images that its nodes can run (README, 'On a cluster of your own')")
@@ -79,7 +83,8 @@ def start_cluster(say: Say) -> tuple[Path, Images]:
     if not cluster.is_running():
         preflight.check_network()
     cluster.build(say)
-    binds = {name: environments.environment(name, report=say) for name in ("operator", "trainer", "serving")}
+    real = bool(os.environ.get(REAL_IMAGES))
+    binds = {} if real else {name: environments.environment(name, report=say) for name in PARTS}
     bound = paths.state_root() / "binds.json"
     wanted = json.dumps({name: str(folder) for name, folder in binds.items()})
     if not cluster.is_running():
@@ -88,7 +93,7 @@ def start_cluster(say: Say) -> tuple[Path, Images]:
         bound.write_text(wanted)
     elif not bound.exists() or bound.read_text() != wanted:
         raise DemoError("the cluster that runs was not started for this version's environments; run `make down` first")
-    built = images.build_thin_images(report=say)
+    built = [built_images.build(name, say) for name in PARTS] if real else images.build_thin_images(report=say)
     cluster.load([image.archive for image in built], say)
     return cluster.kubeconfig, Images(*(image.name for image in built))
 

@@ -1,0 +1,86 @@
+"""The real images: what decides about a new build, what a build sees of the machine, and what an image must not hold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dev import images
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = {"User": "65532:65532", "Labels": {f"org.opencontainers.image.{label}": "x" for label in images.LABELS}}
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
+    assert images.faults(CONFIG, make(tmp_path, "opt/trainer/bin/python", "usr/bin/python3")) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("usr/bin/gcc", "/usr/bin/gcc"),
+        ("opt/uv/bin/uv", "opt/uv"),
+        ("opt/trainer/bin/pip", "installs packages"),
+        ("var/lib/apt/lists/x", "package lists"),
+        ("mnt/pip.conf", "left by the build"),
+        ("etc/apt/sources.list.d/x.sources", "left by the build"),
+    ],
+)
+def test_what_does_not_belong_into_an_image_is_told(tmp_path: Path, file: str, told: str) -> None:
+    (fault, *_) = images.faults(CONFIG, make(tmp_path, file))
+    assert told in fault
+
+
+def test_root_and_missing_labels_are_faults(tmp_path: Path) -> None:
+    told = images.faults({"User": "", "Labels": None}, tmp_path)
+    assert len(told) == 1 + len(images.LABELS)
+
+
+@pytest.mark.parametrize("part", images.PARTS.values(), ids=lambda part: part.name)
+def test_a_containerfile_ends_as_the_user_without_rights_and_installs_by_a_tool_that_is_only_lent(part: images.Part) -> None:
+    text = (ROOT / part.folder / "Containerfile").read_text()
+    lender, _, final = text.partition("\nFROM ${BASE_IMAGE}\n")
+    assert "AS uv" in lender
+    assert "COPY --from" not in final
+    assert "--mount=type=bind,from=uv,source=/opt/uv/bin" in final
+    assert "--require-hashes" in final
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == [images.USER]
+
+
+def test_another_base_is_the_only_way_in_from_outside() -> None:
+    for part in images.PARTS.values():
+        text = (ROOT / part.folder / "Containerfile").read_text()
+        assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE_IMAGE}"}
+
+
+def repository(folder: Path) -> Path:
+    """A repository with one part in it."""
+    make(folder, "operator/Containerfile", "operator/tunesmith/a.py", "README.md")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def test_an_image_is_built_anew_when_a_file_of_its_folder_changes_and_only_then(tmp_path: Path) -> None:
+    part, root = images.PARTS["operator"], repository(tmp_path)
+    before = images.image_key(part, root)
+    (root / "README.md").write_text("more")
+    assert images.image_key(part, root) == before
+    (root / "operator/tunesmith/a.py").write_text("more")
+    assert images.image_key(part, root) != before
+
+
+def test_the_build_mounts_over_folders_that_the_base_has_so_that_none_is_left_behind(tmp_path: Path) -> None:
+    arguments = images.host_arguments(tmp_path / "settings", "/cache/uv")
+    targets = {argument.split(":")[1] for argument in arguments if argument.startswith("--volume=")}
+    assert targets == {"/etc/apt/sources.list.d", "/mnt", "/media"}
+    assert (tmp_path / "settings/pip/ca-certificates.crt").is_file()
