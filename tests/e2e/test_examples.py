@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dev.demo import follow
+from dev.demo import chat, follow
 from dev.demo.kube import Kube
 from dev.demo.stack import ROOT
 
@@ -23,3 +23,22 @@ def test_deleting_a_finished_job_removes_its_children_and_keeps_its_artefacts(ku
     kube.run("delete", "finetunejob", "full", "--wait")
     kube.run("wait", "jobs,configmaps,pods,services", "--selector=tunesmith.dev/name=full", "--for=delete", "--timeout=120s")
     kube.run("exec", "loader", "--", "test", "-e", "/mnt/pvc/" + uri.removeprefix("pvc://") + "/manifest.json")
+
+
+def test_a_model_that_was_not_trained_here_is_measured_judged_and_served(kube: Kube, chain: Any) -> None:
+    kube.run("apply", f"--filename={ROOT / 'examples/gate-existing-model'}")
+    judge, model = ("EvalRun", "existing-eval"), ("ModelDeployment", "existing-gated")
+    things = follow.follow(kube, [judge, model], print, 900)
+    run, served = things[judge]["status"], things[model]["status"]
+    assert run["verdict"] == "Passed"
+    assert [revision["digest"] for revision in served["revisions"]] == [run["evaluated"]["digest"]]
+    assert chat.ask_service(kube, "existing-gated").strip()
+    kube.run("delete", "modeldeployment", "existing-gated", "--wait")
+
+
+def test_a_model_on_a_volume_is_served_without_a_gate_and_says_so(kube: Kube, chain: Any) -> None:
+    kube.run("apply", f"--filename={ROOT / 'examples/serve-existing-model'}")
+    served = follow.follow(kube, [("ModelDeployment", "existing")], print, 600)["ModelDeployment", "existing"]
+    assert follow.condition(served, "GatePassed")["reason"] == "NoGate"
+    assert chat.ask_service(kube, "existing").strip()
+    kube.run("delete", "modeldeployment", "existing", "--wait")

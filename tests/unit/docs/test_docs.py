@@ -119,3 +119,13 @@ def test_every_alert_asks_for_metrics_that_are_exported(alert: dict[str, Any]) -
     asked = set(re.findall(r"[a-z_]+_[a-z_]+", selectors))
     assert asked, "it asks for nothing"
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} <= exported()
+
+
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_listed_and_run_to_its_end(example: Path) -> None:
+    assert f"[{example.name}]({example.name})" in (ROOT / "examples/README.md").read_text(), "add a row to examples/README.md"
+    tests = "".join(path.read_text() for folder in ("tests/e2e", "dev/demo") for path in (ROOT / folder).glob("*.py"))
+    assert f"examples/{example.name}" in tests, "run it in tests/e2e/test_examples.py"
