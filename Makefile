@@ -42,6 +42,10 @@ bench-operator: ## requests, latency, CPU and memory of the operator at 200 and 
 bench-goodput: ## a simulated week of training on 8 nodes that fail, through the real attempt code (ARGS="--every-steps 50")
 	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.goodput $(ARGS)
 
+.PHONY: bench-crash
+bench-crash: ## kill the operator around each write of a life; all must end alike (ARGS="--only NAME" repeats one, "--sample 20" takes fewer)
+	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.crash $(ARGS)
+
 .PHONY: generate
 generate: ## write what is generated: CRDs, the chart's copies, docs/api.md
 	$(PYTHON) -m dev.checks generate

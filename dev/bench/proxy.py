@@ -100,7 +100,12 @@ class Proxy:
         return path
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        return await self.fault(Exchange(request, await request.read(), self._session, self._upstream))
+        exchange = Exchange(request, await request.read(), self._session, self._upstream)
+        try:
+            return await self.fault(exchange)
+        except ConnectionResetError:
+            # The client is gone; the library would print a traceback.
+            return exchange.cut()
 
 
 def _end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict[str]:

@@ -1,0 +1,135 @@
+"""What a campaign sees of the cluster and does in it: a client, and a copy of all that is there kept up to date by watches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiohttp
+import yaml
+
+from dev.cluster.controlplane import ControlPlane
+from tunesmith import crd
+from tunesmith.resources import RESOURCES
+
+Object = dict[str, Any]
+T = TypeVar("T")
+
+JSON, MERGE, APPLY = "application/json", "application/merge-patch+json", "application/apply-patch+yaml"
+PATIENCE = 60.0
+"""Seconds that anything may take."""
+
+
+class GaveUp(Exception):
+    """Something that should have come did not."""
+
+
+def administrator(control_plane: ControlPlane) -> ssl.SSLContext:
+    """TLS with the administrator's certificate."""
+    context = ssl.create_default_context(cafile=str(control_plane.pki.path("ca.crt")))
+    context.load_cert_chain(control_plane.pki.path("admin.crt"), control_plane.pki.path("admin.key"))
+    return context
+
+
+class View:
+    """The API server, and what is there of the kinds that Tunesmith watches, in all namespaces."""
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self._server = control_plane.server
+        self._tls = administrator(control_plane)
+        self._objects: dict[str, dict[tuple[str, str], Object]] = {kind: {} for kind in RESOURCES}
+        self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._watches: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
+        self._session = aiohttp.ClientSession(self._server, connector=connector, trust_env=False, read_bufsize=1 << 20)
+        await self._install()
+        self._watches = [asyncio.create_task(self._watch(kind)) for kind in RESOURCES]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        await self._session.close()
+
+    async def send(self, method: str, path: str, body: Object | None = None, content_type: str = JSON) -> tuple[int, Object]:
+        """One request: the status and the answer."""
+        data = None if body is None else json.dumps(body)
+        async with self._session.request(method, path, data=data, headers={"Content-Type": content_type}) as answer:
+            # A path that is not served yet is refused in plain text.
+            told = await answer.json() if answer.content_type == JSON else {"message": await answer.text()}
+            return answer.status, told
+
+    async def write(self, method: str, path: str, body: Object, content_type: str = JSON) -> Object:
+        """A request that must succeed."""
+        code, answer = await self.send(method, path, body, content_type)
+        if code >= 300:
+            raise GaveUp(f"{method} {path}: {code} {answer.get('message')}")
+        return answer
+
+    def all(self, namespace: str, *kinds: str) -> list[Object]:
+        """The objects of these kinds in a namespace, by name; the root certificates that every namespace has are left out."""
+        found = [(kind, key[1], obj) for kind in kinds for key, obj in self._objects[kind].items() if key[0] == namespace]
+        return [obj for _, name, obj in sorted(found, key=lambda item: item[:2]) if name != "kube-root-ca.crt"]
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """The object, if it is there."""
+        return self._objects[kind].get((namespace, name))
+
+    async def until(self, namespace: str, look: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+        """Wait until `look` finds something (is true) in the namespace; return it."""
+        try:
+            async with asyncio.timeout(patience):
+                while not (found := look()):
+                    self._changed[namespace].clear()
+                    await self._changed[namespace].wait()
+                return found
+        except TimeoutError:
+            raise GaveUp(f"waited {patience:.0f} s for {what}") from None
+
+    async def _install(self) -> None:
+        """Apply the CRDs and wait until they are served."""
+        for kind in crd.KINDS:
+            body = yaml.safe_load(crd.render(kind))
+            path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
+            await self.write("PATCH", f"{path}?fieldManager=bench&force=true", body, APPLY)
+            async with asyncio.timeout(PATIENCE):
+                # Nothing tells when it is so.
+                while (await self.send("GET", RESOURCES[kind.name].path()))[0] != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+
+    async def _watch(self, kind: str) -> None:
+        """List and watch, again and again: the server ends a watch after a while."""
+        while True:
+            _, listed = await self.send("GET", RESOURCES[kind].path())
+            gone = list(self._objects[kind].values())
+            for item in listed["items"]:
+                self._take(kind, "MODIFIED", item)
+            present = {item["metadata"]["uid"] for item in listed["items"]}
+            for item in gone:
+                if item["metadata"]["uid"] not in present:
+                    self._take(kind, "DELETED", item)
+            query = {"watch": "1", "resourceVersion": listed["metadata"]["resourceVersion"]}
+            timeout = aiohttp.ClientTimeout(total=None)
+            async with self._session.get(RESOURCES[kind].path(), params=query, timeout=timeout) as stream:
+                async for line in stream.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        break
+                    self._take(kind, event["type"], event["object"])
+
+    def _take(self, kind: str, event: str, obj: Object) -> None:
+        metadata: Mapping[str, Any] = obj["metadata"]
+        key = metadata.get("namespace", ""), metadata["name"]
+        if event == "DELETED":
+            self._objects[kind].pop(key, None)
+        else:
+            self._objects[kind][key] = {**obj, "kind": kind}
+        self._changed[key[0]].set()
