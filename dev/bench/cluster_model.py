@@ -37,6 +37,8 @@ class Setting:
     nodes: int = 8
     spares: int = 1
     """Nodes that stand by."""
+    min_nodes: int = 0
+    """Down to so many an attempt may shrink that does not find all nodes; 0: it may not."""
     repair: float = 900
     """Until a node that stopped is back."""
     between_faults: float = 3 * 3600
@@ -94,8 +96,10 @@ class Cluster(World):
     """One FineTuneJob on nodes that fail."""
 
     def __init__(self, setting: Setting) -> None:
-        parallelism = {"nodes": setting.nodes, "ddp": {}}
-        super().__init__(status, build, finetunejob(parallelism=parallelism, resources={"gpus": 8}, retries=100))
+        parallelism = {"nodes": setting.nodes, "minNodes": setting.min_nodes or setting.nodes, "ddp": {}}
+        # A batch that can be spread evenly over seven nodes, too.
+        batch = {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 7}
+        super().__init__(status, build, finetunejob(parallelism=parallelism, training=batch, resources={"gpus": 8}, retries=100))
         self.setting = setting
         self.random = random.Random(setting.seed)
         self.seconds = 0.0

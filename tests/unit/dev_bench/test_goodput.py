@@ -61,6 +61,17 @@ def test_without_a_spare_the_training_waits_for_the_node_to_come_back() -> None:
     assert cluster.attempts[1].running == 200 + QUIET.repair
 
 
+def test_without_a_spare_the_training_may_go_on_with_seven_nodes() -> None:
+    """Placed 5 s after its Job was made, given up 120 s later, ended in 2 s; then each step takes 8/7 of its time."""
+    cluster = struck("node stops", setting=replace(QUIET, spares=0, min_nodes=7, repair=5000))
+    _, waited, smaller = cluster.attempts
+    assert (waited.running, smaller.nodes, smaller.created) == (None, 7, waited.created + 5 + 120 + 2)
+    done = cluster.steps(smaller).done
+    spent = account(cluster)
+    assert spent["fewer nodes"] == pytest.approx(done * 10 / 7)
+    assert sum(spent.values()) == pytest.approx(1000)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_overcome_and_all_time_is_accounted_for(fault: str) -> None:
     cluster = struck(fault)
