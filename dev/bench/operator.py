@@ -193,10 +193,10 @@ def count_requests(requests: Counter[tuple[str, str]], objects: int) -> Rows:
     """Requests per object; the Lease's renewals and the reviews of progress tokens are not the objects'."""
     left = {key: count for key, count in requests.items() if key[1] not in ("leases", "tokenreviews")}
     writes = {key: count for key, count in left.items() if key[0] not in READS}
-    beside = sum(count for (_, resource), count in writes.items() if resource not in CHILDREN)
+    beside = sum(count for (_, resource), count in writes.items() if resource not in (*CHILDREN, "events"))
     told = ", ".join(f"{verb} {resource} {count / objects:.2f}" for (verb, resource), count in sorted(writes.items()))
     return {
-        "writes, whole life": f"{sum(writes.values()) / objects:.2f}, {beside / objects:.2f} beside children",
+        "writes, whole life": f"{sum(writes.values()) / objects:.2f}, {beside / objects:.2f} beside children and Events",
         "writes by verb and resource": told,
         "GETs, whole life": f"{sum(count for (verb, _), count in left.items() if verb == 'get') / objects:.2f}",
         "LISTs, whole life": f"{sum(count for (verb, _), count in left.items() if verb == 'list') / objects:.2f}",

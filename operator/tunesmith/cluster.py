@@ -178,6 +178,10 @@ class Cluster:
             return False
         return any(found["name"] == resource.plural for found in answer["resources"])
 
+    async def post_event(self, event: Object) -> None:
+        """POST an Event (events.k8s.io/v1); Conflict if it was posted before."""
+        await self.request("POST", f"/apis/events.k8s.io/v1/namespaces/{event['metadata']['namespace']}/events", event)
+
     async def review_token(self, token: str, audience: str) -> Object:
         """The status of a TokenReview of `token`."""
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token, "audiences": [audience]}}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from tunesmith import metrics
+from tunesmith.announcer import Announcer
 from tunesmith.cluster import Cluster, Conflict, NotFound, Refused
 from tunesmith.kinds import Kind
 from tunesmith.kueue import QUEUE
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
 """Pause after a relist that failed."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Controller:
@@ -44,7 +49,9 @@ class Controller:
         self.watched = [resource for resource in RESOURCES.values() if not resource.optional or resource.kind in installed]
         self.store = Store({name: kind.references for name, kind in kinds.items()})
         self.queue = WorkQueue(clock)
-        self._reconciler = Reconciler(kinds, self.store, cluster, settings.config(), self.queue.add, lambda: datetime.now(UTC), clock)
+        self._announcer = Announcer(cluster, settings.lease.identity, _now)
+        announce = self._announcer.announce
+        self._reconciler = Reconciler(kinds, self.store, cluster, settings.config(), self.queue.add, _now, clock, announce)
         self.synced: float | None = None
         """When the last complete relist ended, by the clock; None before the first."""
         self._stopping = asyncio.Event()
@@ -66,7 +73,7 @@ class Controller:
         """
         await self.resync()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._resync_forever())]
+            tasks = [group.create_task(self._resync_forever()), group.create_task(self._announcer.run())]
             tasks += [group.create_task(self._work_forever()) for _ in range(self._settings.workers)]
             await self._stopping.wait()
             for task in tasks:

@@ -167,7 +167,7 @@ class _Book:
             # Labels are anybody's to set: what a pod tells counts only if the Job's controller made it.
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID", "")
             ours = [pod for pod in pods if attempts.is_made_by(pod, made_by)]
-            self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), pods)
+            self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours)
 
     def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:
         """The attempt is to end, if not all of its pods find a node and it can do with those that did."""

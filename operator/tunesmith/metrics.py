@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from tunesmith.conditions import find
+from tunesmith.accounting import since
+from tunesmith.conditions import find, is_true
+from tunesmith.stages import key_of
 from tunesmith.values import Key
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -28,6 +31,12 @@ STATUSES_REFUSED = Counter(
 )
 VERDICTS = Counter("tunesmith_verdicts", "Verdicts of EvalRuns.", ["namespace", "verdict"])
 STAGE_SECONDS = Histogram("tunesmith_stage_seconds", "A stage's first start to its end.", ["controller", "stage", "state"], buckets=STAGE_BUCKETS)
+QUEUE_SECONDS = Histogram(
+    "tunesmith_queue_seconds", "From an attempt's beginning, or its eviction, until its pods ran.", ["controller", "stage"], buckets=STAGE_BUCKETS
+)
+GPU_SECONDS = Counter("tunesmith_gpu_seconds", "GPU-seconds of attempts that ended: useful, queued or lost.", ["namespace", "use"])
+LOSS = Gauge("tunesmith_training_loss", "Last loss of a training that goes on.", ["namespace", "name"])
+SPEED = Gauge("tunesmith_training_steps_per_second", "Optimizer steps a second of a training that goes on.", ["namespace", "name"])
 ATTEMPTS = Counter("tunesmith_attempts", "Attempts of stages that ended.", ["controller", "stage", "outcome", "reason"])
 GATES = Counter("tunesmith_gate_decisions", "Gate decisions by the condition's status and reason.", ["namespace", "status", "reason"])
 
@@ -35,11 +44,13 @@ REVISIONS = Counter("tunesmith_revisions", "Revisions made, by what the gate sai
 
 
 def count_outcomes(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Count what is new in `after`: stages and attempts that ended, a verdict, a gate's decision, revisions."""
+    """Count what is new in `after`: stages and attempts that ended or began to run, progress, a verdict, a gate's decision, revisions."""
     for entry in _new("stages", before, after):
         if "startTime" in entry and "completionTime" in entry:
             seconds = datetime.fromisoformat(entry["completionTime"]) - datetime.fromisoformat(entry["startTime"])
             STAGE_SECONDS.labels(key.kind, entry["name"], entry["state"]).observe(seconds.total_seconds())
+    _count_gpus(key, before, after)
+    _show_training(key, before, after)
     for entry in _new("attempts", before, after):
         ATTEMPTS.labels(key.kind, entry["stage"], entry["outcome"], entry["reason"]).inc()
     verdict = after.get("verdict")
@@ -52,6 +63,50 @@ def count_outcomes(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]
     for entry in after.get("revisions", ()):
         if entry["name"] not in known:
             REVISIONS.labels(key.namespace, entry["verdict"]).inc()
+
+
+def _count_gpus(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Waits that are over, and GPU-seconds of attempts that ended."""
+    waited = {key_of(entry): entry for entry in before.get("stages", ()) if entry["state"] == "Pending"}
+    for entry in after.get("stages", ()):
+        if entry["state"] == "Running" and key_of(entry) in waited:
+            QUEUE_SECONDS.labels(key.kind, entry["name"]).observe((since(entry) - since(waited[key_of(entry)])).total_seconds())
+    for use, seconds in after.get("gpuSeconds", {}).items():
+        GPU_SECONDS.labels(key.namespace, use).inc(max(0, seconds - before.get("gpuSeconds", {}).get(use, 0)))
+
+
+def _show_training(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Loss and speed, from two reports of progress on end; none once the object is finished, so that there are no more series than trainings."""
+    if is_true(after, "Finished"):
+        forget(key)
+        return
+    old, new = (status.get("progress", {}) for status in (before, after))
+    if new == old:
+        return
+    told = {metric["name"]: float(metric["value"]) for metric in new.get("metrics", ()) if _is_number(metric["value"])}
+    was = {metric["name"]: float(metric["value"]) for metric in old.get("metrics", ()) if _is_number(metric["value"])}
+    if "loss" in told:
+        LOSS.labels(key.namespace, key.name).set(told["loss"])
+    if "current_step" in told and "current_step" in was:
+        seconds = (datetime.fromisoformat(new["lastUpdatedTime"]) - datetime.fromisoformat(old["lastUpdatedTime"])).total_seconds()
+        steps = told["current_step"] - was["current_step"]
+        if seconds > 0 and steps >= 0:
+            SPEED.labels(key.namespace, key.name).set(steps / seconds)
+
+
+def forget(key: Key) -> None:
+    """Drop the series that a FineTuneJob has of its own."""
+    for gauge in (LOSS, SPEED) if key.kind == "FineTuneJob" else ():
+        with suppress(KeyError):
+            gauge.remove(key.namespace, key.name)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _new(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from tunesmith.cluster import Cluster, Refused
 from tunesmith.corrections import Corrections
 from tunesmith.drift import ANNOTATION, differences, stamp
 from tunesmith.errors import InvalidSpec, TunesmithError
+from tunesmith.events import Event, events
 from tunesmith.kinds import Kind
 from tunesmith.store import Store, key_of
 from tunesmith.values import LABEL_UID, Config, Key, Object, Observed, Plan
@@ -35,7 +36,9 @@ class Reconciler:
         wake: Callable[[Key], None],
         now: Callable[[], datetime],
         clock: Callable[[], float] = time.monotonic,
+        announce: Callable[[Object, Sequence[Event]], None] = lambda owner, told: None,
     ) -> None:
+        """`announce` takes in what has happened to an object, once that is on record; it must neither wait nor fail."""
         self._kinds = kinds
         self._store = store
         self._cluster = cluster
@@ -43,6 +46,7 @@ class Reconciler:
         self._wake = wake
         self._now = now
         self._clock = clock
+        self._announce = announce
         self._corrections = Corrections(clock)
         self._problems: dict[Key, Mapping[str, str]] = {}
         self._refused_since: dict[Key, float] = {}
@@ -95,6 +99,7 @@ class Reconciler:
                 self._learn(await self._cluster.write_status(observed.owner, told))
             raise
         metrics.count_outcomes(key, observed.recorded, status)
+        self._announce(observed.owner, events(observed.recorded, status))
 
     def _is_drastic(self, plan: Plan) -> bool:
         """Whether the plan creates or deletes anything."""
@@ -170,6 +175,7 @@ class Reconciler:
             self._wake(key)
 
     def _forget(self, key: Key) -> None:
+        metrics.forget(key)
         self._problems.pop(key, None)
         self._refused_since.pop(key, None)
 
