@@ -7,11 +7,14 @@ from typing import Any
 
 from dev.cluster.processes import wait_until
 from tests.integration.operators import Namespace
+from tests.integration.rights import Right
 from tests.integration.schema_server import APPLY, Server
 from tunesmith.resources import RESOURCES
 from tunesmith.values import Object
 
 WORKLOAD = RESOURCES["Workload"]
+RIGHTS = {Right(WORKLOAD.group, WORKLOAD.plural, verb) for verb in ("list", "watch")}
+"""Of the operator, where Kueue is installed."""
 _ANY: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 _CONDITIONS: Object = {
     "type": "array",

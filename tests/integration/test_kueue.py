@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dev.cluster.controlplane import ControlPlane
-from tests.integration import kueue
+from tests.integration import kueue, rights
 from tests.integration.kueue import Queued
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, Writes, answer
 from tests.integration.schema_server import Server
@@ -162,4 +162,5 @@ def test_admitted_evicted_and_admitted_again_elsewhere_it_is_one_attempt_of_one_
     ]
     assert status.get("retriesSpent", 0) == 0
     jobs = [line for line in writes.seen() if "/jobs" in line]
+    assert kueue.RIGHTS <= rights.used(cluster.audit_log)
     assert [line.split()[0] for line in jobs] == ["create"], f"the operator wrote to a Job that is Kueue's: {jobs}"
