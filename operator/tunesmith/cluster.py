@@ -153,8 +153,9 @@ class Cluster:
     async def confirm(self, owner: Object) -> None:
         """Ask whether `owner` still is as it was read; Conflict if it is not."""
         resource, metadata = RESOURCES[owner["kind"]], owner["metadata"]
-        live = await self.request("GET", resource.path(metadata["namespace"], metadata["name"]))
-        if live["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
+        # As a list, which the operator may ask for anyway.
+        found = await self.request("GET", resource.path(metadata["namespace"]), query=(("fieldSelector", f"metadata.name={metadata['name']}"),))
+        if [live["metadata"]["resourceVersion"] for live in found["items"]] != [metadata["resourceVersion"]]:
             raise Conflict(409, "Conflict", f"{owner['kind']} {metadata['name']} has changed since it was read")
 
     async def list(self, kind: str, namespace: str | None, selector: str | None = None) -> tuple[list[Object], int]:
