@@ -46,6 +46,10 @@ bench-goodput: ## a simulated week of training on 8 nodes that fail, through the
 bench-crash: ## kill the operator around each write of a life; all must end alike (ARGS="--only NAME" repeats one, "--sample 20" takes fewer)
 	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.crash $(ARGS)
 
+.PHONY: bench-train
+bench-train: ## the Train stage's speed beside the same TRL script by hand, and what its checkpoints cost (ARGS="--steps 20 --every 5 --repeats 1" for a short run)
+	$(PYTHON) -m dev.bench.train $(ARGS)
+
 .PHONY: generate
 generate: ## write what is generated: CRDs, the chart's copies, docs/api.md
 	$(PYTHON) -m dev.checks generate
