@@ -22,6 +22,9 @@ CHATML = (
 )
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 
+# What a pod is given beside its own files.
+LAUNCH = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
 
 def make_tokenizer():
     """A byte-level tokenizer trained on a little text, with a ChatML template."""
@@ -109,16 +112,16 @@ def prepare_input(**changes):
     }  # fmt: skip
 
 
-def train_input(prepared, port, nodes=1, attempt=1, **changes):
+def train_input(prepared, port, nodes=1, attempt=1, processes=1, checkpoints=None, **changes):
     """Train's stage file for a run that was prepared with the same blocks."""
     block = run_block(**changes)
     return present({
         "schemaVersion": 1, "stage": "Train", "attempt": attempt, "device": "CPU", "object": OBJECT,
         "runURI": prepared["runURI"], "model": {key: prepared["model"][key] for key in ("uri", "digest")},
         "method": block["method"], "adapter": block.get("adapter"), "training": block["training"],
-        "checkpoints": {"everySteps": 40, "keep": 2, "gracePeriodSeconds": 60},
-        "parallelism": {"nodes": nodes, "processesPerNode": 1, "ddp": {}},
-        "rendezvous": {"endpoint": f"127.0.0.1:{port}", "nodes": nodes, "processesPerNode": 1},
+        "checkpoints": {"everySteps": 40, "keep": 2, "gracePeriodSeconds": 60} | (checkpoints or {}),
+        "parallelism": {"nodes": nodes, "processesPerNode": processes, "ddp": {}},
+        "rendezvous": {"endpoint": f"127.0.0.1:{port}", "nodes": nodes, "processesPerNode": processes},
     })  # fmt: skip
 
 
@@ -169,7 +172,7 @@ class Bench:
 
     def start(self, value, index=0, **extra):
         """Start a stage as a pod would, in a process of its own."""
-        return Pod(self.settings(value) | {"JOB_COMPLETION_INDEX": str(index), "OMP_NUM_THREADS": "1"} | extra)
+        return Pod(self.settings(value) | LAUNCH | {"JOB_COMPLETION_INDEX": str(index)} | extra)
 
 
 class Pod:

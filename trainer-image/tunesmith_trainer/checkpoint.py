@@ -43,13 +43,36 @@ def _attempt_of(folder: Path) -> int:
 
 
 def newest(run_folder: Path) -> Path | None:
-    """Return the newest checkpoint whose every file is the one its manifest lists, or None."""
-    return next((folder for folder in complete(run_folder) if store.is_intact(folder)), None)
+    """Return the newest checkpoint whose every file is the one its manifest lists, or None.
+
+    One that is damaged is told of and deleted: it would otherwise be kept in place of one that can be loaded.
+    """
+    for folder in complete(run_folder):
+        manifest = store.read_manifest(folder)
+        damage = next(store.differences(folder, manifest), None) if manifest else f"{store.MANIFEST} is gone"
+        if damage is None:
+            return folder
+        print(f"checkpoint {folder.parent.name}/{folder.name} is damaged and is passed over: {damage}", flush=True)
+        remove(folder)
+    return None
 
 
-def prune(run_folder: Path, keep: int) -> None:
-    """Delete all complete checkpoints but the newest `keep`, of any attempt."""
+def remove(folder: Path) -> None:
+    """Delete a checkpoint's folder: the manifest first, so that a deletion cut off in the middle leaves nothing half valid."""
+    (folder / store.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(run_folder: Path, keep: int, attempt: int) -> None:
+    """Delete all complete checkpoints but the newest `keep`, never those of a later attempt: the caller may be cut off from it."""
     for folder in complete(run_folder)[keep:]:
-        # Without its manifest a folder is no checkpoint: a deletion cut off in the middle leaves nothing half valid.
-        (folder / store.MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        if _attempt_of(folder) <= attempt:
+            remove(folder)
+
+
+def sweep(run_folder: Path, attempt: int) -> None:
+    """Delete what earlier starts of this attempt and of earlier ones began to write and never completed."""
+    for folder in run_folder.glob("checkpoints/attempt-*/step-*"):
+        if _NAME.match(folder.name) and _attempt_of(folder) <= attempt and store.read_manifest(folder) is None:
+            print(f"checkpoint {folder.parent.name}/{folder.name} is not complete and is deleted", flush=True)
+            remove(folder)

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
+FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+# Errors of a volume that is full, gone, stale or not ours to write: they pass or need an administrator, not a fix here.
+STORE_ERRNOS = FULL_ERRNOS | {
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+}
+
+INTERRUPTED = 75
 EXIT_CODES = {
     "SourceNotFound": 64,
     "InvalidOverrides": 64,
@@ -25,8 +40,8 @@ EXIT_CODES = {
     "OutOfMemory": 70,
     "ProcessLost": 70,
     "InternalError": 70,
-    "Interrupted": 75,
-    "Superseded": 75,
+    "Interrupted": INTERRUPTED,
+    "Superseded": INTERRUPTED,
 }
 
 

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import traceback
 from pathlib import PurePath
 
-from tunesmith_trainer.errors import Interruption, StageError
+from tunesmith_trainer.errors import FULL_ERRNOS, STORE_ERRNOS, Interruption, StageError
 
-FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
-# Errors of a volume that is full, gone, stale or not ours to write: they pass or need an administrator, not a fix here.
-STORE_ERRNOS = FULL_ERRNOS | {
-    errno.EIO,
-    errno.EROFS,
-    errno.ESTALE,
-    errno.ENOTCONN,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ETIMEDOUT,
-    errno.EHOSTDOWN,
-}
 # What gloo and NCCL say when the process at the other end is gone, and when it says nothing for too long.
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "remote process exited", "Broken pipe")
 STUCK_PEER = ("Timed out waiting", "Watchdog caught collective operation timeout")
 # torch.OutOfMemoryError is looked for by name: this module is used where importing torch would cost seconds.
+NO_SPACE = ("No space left on device", "PytorchStreamWriter failed writing")
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory")
+ROOM = "make room or enlarge it; training goes on from its last checkpoint"
 LESS_MEMORY = (
     "lower perDeviceTrainBatchSize and raise gradientAccumulationSteps by as much, set gradientCheckpointing, shorten maxLength, or raise `memory`"
 )
 
 
 def classify(error: BaseException) -> StageError:
-    """Return an exception as the failure it means, with its fingerprint where it is not an interruption."""
+    """Return an exception as the failure it means, with its fingerprint where nobody foresaw it."""
     if isinstance(error, Interruption):
         return StageError("Interrupted", str(error))
-    failure = error if isinstance(error, StageError) else _meaning(error)
-    if failure is not error:
-        traceback.print_exception(error)
-    if failure.exit_code != 75:
-        failure.details.setdefault("fingerprint", fingerprint(error))
+    if isinstance(error, StageError):
+        return error
+    traceback.print_exception(error)
+    failure = _meaning(error)
+    failure.details["fingerprint"] = fingerprint(error)
     return failure
 
 
@@ -50,6 +39,8 @@ def _meaning(error: BaseException) -> StageError:
         return StageError("OutOfMemory", f"out of memory: {first}; {LESS_MEMORY}")
     if isinstance(error, OSError) and error.errno in STORE_ERRNOS:
         return store_failure(error)
+    if any(sign in text for sign in NO_SPACE):
+        return StageError("StorageFull", f"the volume or the node's disk is full: {first}; {ROOM}")
     if isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
         return StageError("PeerUnavailable", f"another training process is gone; see the other pods' results: {first}")
     if isinstance(error, RuntimeError) and any(sign in text for sign in STUCK_PEER):
@@ -60,7 +51,7 @@ def _meaning(error: BaseException) -> StageError:
 def store_failure(error: OSError) -> StageError:
     """Return what an error of the store means: StorageFull or StoreUnavailable."""
     if error.errno in FULL_ERRNOS:
-        return StageError("StorageFull", f"the volume is full: {error}; make room or enlarge it, training goes on from its last checkpoint")
+        return StageError("StorageFull", f"the volume is full: {error}; {ROOM}")
     return StageError("StoreUnavailable", f"the store cannot be used: {error}; check that the volume is mounted, and its rights")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +22,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 from tunesmith_trainer import chat, checkpoint, dataset, store
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.fence import Fence
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
+from tunesmith_trainer.publication import MEETING, Place, Publisher
 from tunesmith_trainer.settings import training_arguments
 from tunesmith_trainer.spec import Adapter
+from tunesmith_trainer.vitals import Vitals
 
 # The label that takes a token out of the loss.
 UNTRAINED = -100
@@ -36,23 +41,38 @@ class Flag(Protocol):
     is_set: bool
 
 
+# What a process tells the others after each step; the highest word goes.
+GO_ON, STOP, FAIL = 0, 1, 2
+
+
 class SaveAndStop(TrainerCallback):
     """Saves at the steps asked for and at the end; when any process was told to stop, all save at one step and stop.
 
     transformers' own save on SIGTERM sets a flag in the process that got the signal alone, so that a drained pod enters
-    the save while the others wait for it in a gradient reduction.
+    the save while the others wait for it in a gradient reduction. A checkpoint that could not be published ends all alike.
     """
 
-    def __init__(self, stop: Flag, every_steps: int) -> None:
-        """Take the flag that SIGTERM sets and how often to save."""
+    def __init__(self, stop: Flag, every_steps: int, publisher: Publisher, vitals: Vitals) -> None:
+        """Take the flag that SIGTERM sets, how often to save, who publishes what is saved, and where to tell of each step."""
         self._stop = stop
         self._every_steps = every_steps
+        self._publisher = publisher
+        self._vitals = vitals
         self.interrupted = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tell that training has begun."""
+        self._vitals.step, self._vitals.phase = state.global_step, "training"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Decide whether this step is saved and whether it is the last."""
+        self._vitals.step = state.global_step
+        word = self._agree(args.device)
+        if word == FAIL:
+            self._publisher.wait()
+            raise StageError("PeerUnavailable", "another training process could not publish its checkpoint; see its result")
         ended = state.global_step >= state.max_steps
-        self.interrupted = self._any_stopped(args.device) and not ended
+        self.interrupted = word == STOP and not ended
         control.should_save = ended or self.interrupted or state.global_step % self._every_steps == 0
         if self.interrupted:
             control.should_training_stop = True
@@ -62,34 +82,36 @@ class SaveAndStop(TrainerCallback):
         if self.interrupted:
             control.should_evaluate = False
 
-    def _any_stopped(self, device: torch.device) -> bool:
+    def _agree(self, device: torch.device) -> int:
+        word = FAIL if self._publisher.failed else STOP if self._stop.is_set else GO_ON
         if not distributed.is_initialized():
-            return self._stop.is_set
-        flag = torch.tensor(int(self._stop.is_set), device=device)
-        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        return bool(flag.item())
+            return word
+        words = torch.tensor(word, device=device)
+        distributed.all_reduce(words, op=distributed.ReduceOp.MAX)
+        return int(words.item())
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer with checkpoints in the run's layout, complete when their manifest is written."""
+    """SFTTrainer with checkpoints in the run's layout: saved on the node, complete in the store when their manifest is written."""
 
-    run_folder: Path
-    keep: int
+    publisher: Publisher
+    vitals: Vitals
+    # Time in which no step could be made because of checkpoints.
+    blocked_seconds = 0.0
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no card: Finalize writes the one that the user reads."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        began = time.monotonic()
+        self.vitals.phase = "saving"
+        self.publisher.wait()
         super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        # Every process writes its random state; the manifest must not be written before the last one has.
+        # Every process writes its own part; nothing must be published before the last one has.
         self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            store.write_manifest(self.saved_folder())
-            checkpoint.prune(self.run_folder, self.keep)
-
-    def saved_folder(self) -> Path:
-        """Return where the checkpoint of the current step lies."""
-        return Path(str(self.args.output_dir)) / f"{checkpoint.PREFIX}-{self.state.global_step}"
+        self.publisher.start(self.state.global_step)
+        self.vitals.phase = "training"
+        self.blocked_seconds += time.monotonic() - began
 
 
 def encoded_rows(path: str, model_folder: str, only_assistant: bool) -> Iterator[dict[str, list[int]]]:
@@ -153,55 +175,76 @@ def restore_to_numbered_cpu(storage: Any, location: str) -> Any:
     return storage if location.startswith("cpu:") else None
 
 
-def build(stage: TrainInput, callbacks: list[TrainerCallback]) -> Trainer:
-    """Return the trainer of a stage, ready to train."""
+def build(stage: TrainInput, staging: Path) -> Trainer:
+    """Return the trainer of a stage, ready to train; it saves into the staging folder."""
     torch.serialization.register_package(100, lambda _: None, restore_to_numbered_cpu)
     # transformers names checkpoints `checkpoint-<step>`; the run's layout says `step-<step>`.
     vars(transformers.trainer)["PREFIX_CHECKPOINT_DIR"] = checkpoint.PREFIX
-    run_folder = store.path_of(stage.run_uri)
-    output = checkpoint.attempt_folder(run_folder, stage.attempt)
-    has_validation = (run_folder / "data" / "validation.jsonl").is_file()
-    arguments = training_arguments(stage.training, stage.method, stage.adapter, stage.device, str(output), validates=has_validation)
+    has_validation = (store.path_of(stage.run_uri) / "data" / "validation.jsonl").is_file()
+    arguments = training_arguments(stage.training, stage.method, stage.adapter, stage.device, str(staging), validates=has_validation)
     if stage.device == "CPU":
         arguments["ddp_backend"] = "gloo"
     arguments.setdefault("ddp_find_unused_parameters", False)
     settings = SFTConfig(**arguments)
-    trainer = Trainer(
+    return Trainer(
         model=load_model(stage),
         args=settings,
         processing_class=load_tokenizer(store.path_of(stage.model.uri)),
         train_dataset=load_rows(stage, "train.jsonl"),
         eval_dataset=load_rows(stage, "validation.jsonl"),
         peft_config=lora_config(stage.adapter),
-        callbacks=callbacks,
     )
-    trainer.run_folder, trainer.keep = run_folder, stage.checkpoints.keep
-    return trainer
 
 
-def train(stage: TrainInput, stop: Flag) -> TrainAnswer:
+def find_start(place: Place) -> tuple[Path | None, str]:
+    """Return the checkpoint to start from, if there is one, and the launch that may commit; the first process tells the others.
+
+    It alone reads every byte of the checkpoints, and clears away what is damaged or half written. They meet at torchrun's store,
+    since the model is built from the checkpoint and there is no process group before.
+    """
+    meeting = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=MEETING)
+    if int(os.environ["RANK"]) == 0:
+        newest = store.persevere(lambda: checkpoint.newest(place.run_folder), "checkpoints")
+        checkpoint.sweep(place.run_folder, place.attempt)
+        meeting.set("start", json.dumps([str(newest or ""), os.environ["TUNESMITH_LAUNCH"]]))
+    folder, launch = json.loads(meeting.get("start"))
+    return Path(folder) if folder else None, launch
+
+
+def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     """Train from the newest checkpoint to the end; raises StageError(Interrupted) naming the checkpoint it saved."""
-    run_folder = store.path_of(stage.run_uri)
-    resumed = checkpoint.newest(run_folder)
+    place = Place(store.path_of(stage.run_uri), stage.attempt, stage.checkpoints.keep)
+    staging = Path(os.environ["TUNESMITH_SCRATCH"]) / "checkpoints"
+    resumed, launch = find_start(place)
     resumed_step = checkpoint.step_of(resumed) if resumed else 0
-    saving = SaveAndStop(stop, stage.checkpoints.every_steps)
-    metrics = MetricsFile(run_folder / "metrics.jsonl", resumed_step)
-    trainer = build(stage, [saving, metrics, ProgressReport()])
+    trainer = build(stage, staging)
+    fence = Fence(place.run_folder, launch)
+    trainer.vitals, trainer.publisher = vitals, Publisher(place, fence, staging)
+    saving = SaveAndStop(stop, stage.checkpoints.every_steps, trainer.publisher, vitals)
+    metrics = MetricsFile(place.run_folder / "metrics.jsonl", fence)
+    for callback in (saving, metrics, ProgressReport()):
+        trainer.add_callback(callback)
     output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    saved = trainer.saved_folder() if trainer.state.global_step > resumed_step else resumed
+    vitals.phase = "ending"
+    eval_loss = None if saving.interrupted else last_eval_loss(trainer)
+    trainer.publisher.wait()
+    metrics.close()
+    step = trainer.state.global_step
+    saved = place.folder(step) if step > resumed_step else resumed
     assert saved is not None
-    made = Checkpoint(uri=store.uri_of(saved), step=trainer.state.global_step)
+    made = Checkpoint(uri=store.uri_of(saved), step=step)
     seconds = float(output.metrics.get("train_runtime", 0.0))
     if saving.interrupted:
         # The last two tell what the GPU time of the steps was worth.
         details = {"globalStep": made.step, "checkpoint": made.dump(), "resumedFromStep": resumed_step, "trainRuntimeSeconds": round(seconds, 3)}
         raise StageError("Interrupted", f"stopped by SIGTERM; the checkpoint of step {made.step} was saved", details)
     tokens = trainer.state.num_input_tokens_seen - trainer._initial_num_input_tokens_seen
+    print(f"checkpoints held training up for {trainer.blocked_seconds:.3f} s of {seconds:.3f} s", flush=True)
     return TrainAnswer(
         global_step=made.step,
         epoch=round(trainer.state.epoch or 0.0, 4),
         train_loss=mean_loss(trainer, output.training_loss),
-        eval_loss=last_eval_loss(trainer),
+        eval_loss=eval_loss,
         train_runtime_seconds=round(seconds, 3),
         tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
         world_size=trainer.accelerator.num_processes,

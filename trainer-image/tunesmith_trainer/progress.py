@@ -7,41 +7,89 @@ interrupted, and it says nothing when the operator cannot be reached.
 from __future__ import annotations
 
 import json
+import math
 import os
+import queue
 import ssl
+import threading
 import time
 import urllib.request
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunesmith_trainer import store
+from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.fence import Fence
+
 MIN_INTERVAL_SECONDS = 5.0
-TIMEOUT_SECONDS = 5.0
+MAX_INTERVAL_SECONDS = 300.0
+TIMEOUT_SECONDS = 3.0
 
 
 class MetricsFile(TrainerCallback):
-    """Appends what transformers logs to `metrics.jsonl`, one JSON object a line."""
+    """Appends what transformers logs to `metrics.jsonl`, one JSON object a line. A thread writes: a store that is slow or away
+    must not hold training up."""
 
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        """Take the file's path; lines of steps that were lost, after the one resumed from, are taken out."""
+    def __init__(self, path: Path, fence: Fence) -> None:
+        """Take the file's path and the claim on its folder."""
         self._path = path
-        self._resumed_step = resumed_step
+        self._fence = fence
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Cut the file back to the step that training starts from."""
-        if state.is_world_process_zero and self._path.is_file():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self._resumed_step]
-            self._path.write_text("".join(kept))
+        """Begin to write, after the lines up to the step that training starts from: those of steps that were lost go."""
+        if state.is_world_process_zero:
+            self._thread = threading.Thread(target=self._run, args=(state.global_step,), name="metrics", daemon=True)
+            self._thread.start()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Append one line."""
         if state.is_world_process_zero and logs:
             line = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self._lines.put(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Wait until all lines are written, or given up."""
+        if self._thread:
+            self._lines.put(None)
+            self._thread.join()
+
+    def _run(self, resumed_step: int) -> None:
+        try:
+            end = store.persevere(lambda: self._cut(resumed_step), "the loss curve")
+            while (line := self._lines.get()) is not None:
+                lines = [line]
+                while not self._lines.empty() and (line := self._lines.get()) is not None:
+                    lines.append(line)
+                text = "".join(lines).encode()
+                store.persevere(partial(self._write, text, end), "the loss curve")
+                end += len(text)
+                if line is None:
+                    return
+        except (OSError, StageError) as error:
+            # What stops a checkpoint ends the training; a curve is not worth that.
+            print(f"the loss curve is not written any further: {error}", flush=True)
+
+    def _cut(self, resumed_step: int) -> int:
+        """Return where in the file the next line goes, with what lies behind cut off."""
+        self._fence.check()
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
+        kept = b"".join(line for line in lines if _step_of(line) <= resumed_step)
+        store.write_bytes(self._path, kept)
+        return len(kept)
+
+    def _write(self, text: bytes, end: int) -> None:
+        """Write at `end`; what lies behind it was left by a write that failed half way."""
+        self._fence.check()
+        with self._path.open("r+b") as file:
+            file.truncate(end)
+            file.seek(end)
+            file.write(text)
 
 
 class ProgressReport(TrainerCallback):
@@ -51,6 +99,7 @@ class ProgressReport(TrainerCallback):
         self._metrics: dict[str, str] = {}
         self._first_step = 0
         self._started = self._posted = time.monotonic()
+        self._pause = MIN_INTERVAL_SECONDS
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Post the step that training starts from."""
@@ -63,7 +112,7 @@ class ProgressReport(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Post, unless the last post was a moment ago."""
-        if time.monotonic() - self._posted >= MIN_INTERVAL_SECONDS:
+        if time.monotonic() - self._posted >= self._pause:
             self._post(state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -81,9 +130,11 @@ class ProgressReport(TrainerCallback):
             request = urllib.request.Request(url, data=body, headers=headers, method="POST")
             context = ssl.create_default_context(cafile=os.environ.get("KUBEFLOW_TRAINER_SERVER_CA_CERT"))
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=context):
-                pass
+                self._pause = MIN_INTERVAL_SECONDS
         except (OSError, ValueError, KeyError) as error:
             print(f"progress was not reported: {error}", flush=True)
+            # Each try may hold training up until it times out.
+            self._pause = min(2 * self._pause, MAX_INTERVAL_SECONDS)
 
     def status(self, state: TrainerState) -> dict[str, Any]:
         """Return the protocol's `trainerStatus` of a training state."""
@@ -100,6 +151,14 @@ class ProgressReport(TrainerCallback):
         figures = self._metrics | {name: str(value) for name, value in steps.items()}
         status["metrics"] = [{"name": name, "value": value} for name, value in figures.items()]
         return status
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a line of the loss curve, infinity for what is no whole line."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _token() -> str:

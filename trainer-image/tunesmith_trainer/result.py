@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith_trainer import store
 from tunesmith_trainer.contract import Answer, Failure, Result, StageInput
-from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.errors import INTERRUPTED, StageError
 
 TERMINATION_LIMIT = 2048
 MESSAGE_LIMIT = 1024
@@ -42,7 +42,7 @@ def fail(stage: str, attempt: int, error: StageError, start_time: str) -> dict[s
     common = Failure(
         stage=stage,
         attempt=attempt,
-        outcome="Interrupted" if error.exit_code == 75 else "Failed",
+        outcome="Interrupted" if error.exit_code == INTERRUPTED else "Failed",
         start_time=start_time,
         completion_time=timestamp(),
         exit_code=error.exit_code,

@@ -82,7 +82,8 @@ def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
     whole = result.succeed(stage, module.run(stage), start_time)
     if is_leader():
         # Prepare is not told where the run lies: it finds out and answers with it.
-        store.write_json(result.result_path(whole.get("runURI") or str(stage.run_uri), stage.result_name), whole)
+        path = result.result_path(whole.get("runURI") or str(stage.run_uri), stage.result_name)
+        store.persevere(lambda: store.write_json(path, whole), "the result")
     return whole
 
 
@@ -91,7 +92,7 @@ def record_failure(value: dict[str, Any], failure: dict[str, Any]) -> None:
     try:
         module = load(str(value.get("stage")))
         stage: StageInput = parse(module.INPUT, value)
-        if stage.run_uri and is_leader():
+        if stage.run_uri and is_leader() and failure["reason"] != "Superseded":
             store.write_json(result.result_path(stage.run_uri, stage.result_name), failure)
     except (StageError, OSError) as error:
         print(f"no result file was written: {error}", flush=True)

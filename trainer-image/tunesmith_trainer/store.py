@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.errors import STORE_ERRNOS, StageError
+from tunesmith_trainer.failure import store_failure
 
 SCHEME = "pvc://"
 MANIFEST = "manifest.json"
 # Cards and reports may be rewritten without making a model another one.
 UNLISTED_NAMES = {MANIFEST, "README.md"}
 UNLISTED_SUFFIXES = {".html"}
+PATIENCE_SECONDS = 300
+# Beside a store's own errors: of a volume that was unmounted the folders are gone.
+PASSING_ERRNOS = STORE_ERRNOS | {errno.ENOENT, errno.ENOTDIR}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,31 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def persevere(act: Callable[[], T], what: str) -> T:
+    """Return act()'s value; errors of a store that is full or away are tried again for some minutes.
+
+    Such errors often pass: a volume is enlarged, a server comes back, a mount recovers. Raises StageError (StorageFull,
+    StoreUnavailable) for one that does not.
+    """
+    deadline = time.monotonic() + patience()
+    for pause in itertools.chain((1.0, 2.0, 5.0, 10.0), itertools.repeat(30.0)):
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in PASSING_ERRNOS:
+                raise
+            if time.monotonic() + pause > deadline:
+                raise store_failure(error) from error
+            print(f"{what}: {error}; trying again in {pause:.0f} s", flush=True)
+        time.sleep(pause)
+    raise AssertionError("the pauses never end")
+
+
+def patience() -> float:
+    """Return for how many seconds a store that is full or away is tried."""
+    return float(os.environ.get("TUNESMITH_STORE_PATIENCE_SECONDS", PATIENCE_SECONDS))
 
 
 def hash_file(path: Path) -> str:

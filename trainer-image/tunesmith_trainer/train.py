@@ -13,14 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tunesmith_trainer import fence, store
 from tunesmith_trainer import stage as stages
-from tunesmith_trainer import store
 from tunesmith_trainer.contract import Answer, StageInput, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.vitals import Ward
 
 INPUT: type[StageInput] = TrainInput
 # How long a pod waits for the first pod's name and for its port.
@@ -33,14 +35,29 @@ POLL_SECONDS = 0.2
 def run(stage: TrainInput) -> Answer:
     """Train on this node; returns TrainAnswer on the first node and a bare Answer on the others.
 
-    Raises StageError: Interrupted after SIGTERM on any node, PeerUnavailable where another node cannot be reached, and
-    whatever the workers report.
+    Raises StageError: Superseded where another start has taken the run over, Interrupted after SIGTERM on any node,
+    PeerUnavailable where another node cannot be reached, Hung, ProcessLost, and whatever the workers report.
     """
+    run_folder = store.path_of(stage.run_uri)
     store.open_artifact(stage.model.uri, stage.model.digest)
+    fence.refuse_late(stage, run_folder)
+    claim = fence.claim(stage, run_folder) if stages.is_leader() else None
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
-        launcher = Launcher(stage, Path(scratch))
-        launcher.run()
-        return launcher.answer()
+        launcher = Launcher(stage, Path(scratch), claim)
+        try:
+            launcher.run()
+            answer = launcher.answer()
+        except StageError:
+            # The successor's result must not be overwritten by that of a start that it took over from.
+            if claim:
+                with suppress(OSError):
+                    claim.check()
+            raise
+        finally:
+            launcher.ward.close()
+        if claim:
+            store.persevere(claim.check, "the claim on the run")
+        return answer
 
 
 def cpu_count() -> int:
@@ -84,14 +101,18 @@ def wait_for_name(host: str, seconds: float = RENDEZVOUS_SECONDS) -> None:
 class Launcher:
     """One node's torchrun: started, told to stop, and waited for."""
 
-    def __init__(self, stage: TrainInput, scratch: Path) -> None:
-        """Take the stage and an empty folder for the workers' outcome files."""
+    def __init__(self, stage: TrainInput, scratch: Path, claim: fence.Fence | None) -> None:
+        """Take the stage, an empty folder for the workers' files, and on the first node the claim on the run."""
         self.stage = stage
         self.scratch = scratch
+        self.claim = claim
+        self.hang: StageError | None = None
         self.terminated = False
         self.deadline = float("inf")
         self.agent: subprocess.Popen[bytes] | None = None
         self.node = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
+        processes = stage.rendezvous.processes_per_node
+        self.ward = Ward(scratch, self.node * processes, processes)
 
     def run(self) -> None:
         """Run torchrun to its end."""
@@ -123,9 +144,12 @@ class Launcher:
             time.sleep(POLL_SECONDS)
             if len(self.outcomes()) == self.stage.rendezvous.processes_per_node:
                 self.deadline = min(self.deadline, time.monotonic() + LAUNCHER_SECONDS / 2)
-            if time.monotonic() > self.deadline:
+            self.hang = self.ward.look()
+            if self.hang or time.monotonic() > self.deadline:
+                self.ward.kill()
                 self.agent.kill()
                 self.agent.wait()
+        self.ward.examine()
 
     def command(self, host: str, port: int) -> list[str]:
         """Return torchrun's command line for this node."""
@@ -156,7 +180,8 @@ class Launcher:
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         }
         threads = max(1, cpu_count() // self.stage.rendezvous.processes_per_node)
-        return defaults | dict(os.environ) | {"TUNESMITH_SCRATCH": str(self.scratch), "OMP_NUM_THREADS": str(threads)}
+        launch = {"TUNESMITH_LAUNCH": self.claim.launch} if self.claim else {}
+        return defaults | dict(os.environ) | launch | {"TUNESMITH_SCRATCH": str(self.scratch), "OMP_NUM_THREADS": str(threads)}
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Return what this node's workers have answered so far, by local rank."""
@@ -164,18 +189,26 @@ class Launcher:
 
     def answer(self) -> Answer:
         """Return the node's answer out of its workers' outcomes; raises StageError where one of them failed."""
+        if self.hang:
+            raise self.hang
         outcomes = self.outcomes()
         failures = [StageError(**outcome["failure"]) for outcome in outcomes if "failure" in outcome]
+        if len(outcomes) < self.stage.rendezvous.processes_per_node:
+            failures.append(self._silence())
         if failures:
             # A worker whose peer was lost only echoes the failure of another.
             raise min(failures, key=lambda failure: failure.reason == "PeerUnavailable")
-        if len(outcomes) < self.stage.rendezvous.processes_per_node:
-            raise self._silence()
         return Answer() if self.node else TrainAnswer.model_validate(outcomes[0]["answer"])
 
     def _silence(self) -> StageError:
         if self.terminated:
             return StageError("Interrupted", "stopped by SIGTERM before the training processes could save a checkpoint")
-        assert self.agent is not None
         log = "its last lines are in the pod's log"
+        lost = self.ward.first_lost()
+        if lost:
+            rank, step = lost
+            details = {} if step is None else {"step": step}
+            message = f"the training process of rank {rank} was killed or crashed without a word (out of memory, a signal, a native library); {log}"
+            return StageError("ProcessLost", message, details)
+        assert self.agent is not None
         return StageError("InternalError", f"torchrun ended with code {self.agent.returncode} and without a result: {log}")

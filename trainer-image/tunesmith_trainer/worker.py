@@ -12,11 +12,13 @@ from typing import Any
 from tunesmith_trainer import stage as stages
 from tunesmith_trainer import store
 from tunesmith_trainer.contract import TrainInput
+from tunesmith_trainer.errors import INTERRUPTED
 from tunesmith_trainer.failure import classify
+from tunesmith_trainer.vitals import Vitals, path_for
 
 
 class StopFlag:
-    """Set by SIGTERM; the trainer asks for it after each step (control.py)."""
+    """Set by SIGTERM; the trainer asks for it after each step (loop.py)."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -26,26 +28,30 @@ class StopFlag:
         self.is_set = True
 
 
-def answer(stop: StopFlag) -> dict[str, Any]:
+def answer(stop: StopFlag, vitals: Vitals) -> dict[str, Any]:
     """Train and return this process's outcome."""
     try:
         stage: TrainInput = stages.parse(TrainInput, stages.read_file())
         # Imported here: the signal handler has to be there before the seconds that these imports take.
         from tunesmith_trainer.loop import train
 
-        return {"answer": train(stage, stop).dump()}
+        return {"answer": train(stage, stop, vitals).dump()}
     except Exception as error:  # the launcher is owed an outcome, whatever happened
         failure = classify(error)
-        return {"failure": {"reason": failure.reason, "message": failure.message, "details": failure.details}}
+        # An interrupted training says which step it saved.
+        place = {} if failure.exit_code == INTERRUPTED or vitals.phase == "starting" else {"step": vitals.step}
+        return {"failure": {"reason": failure.reason, "message": failure.message, "details": place | failure.details}}
 
 
 def main() -> int:
     """Run one training process; returns 0 for done or interrupted and the failure's code otherwise."""
     stop = StopFlag()
     signal.signal(signal.SIGTERM, stop.set)
-    outcome = answer(stop)
-    path = Path(os.environ["TUNESMITH_SCRATCH"]) / f"outcome-{int(os.environ['LOCAL_RANK']):04d}.json"
-    store.write_json(path, outcome)
+    scratch, local_rank = Path(os.environ["TUNESMITH_SCRATCH"]), int(os.environ["LOCAL_RANK"])
+    vitals = Vitals()
+    vitals.start(path_for(scratch, local_rank))
+    outcome = answer(stop, vitals)
+    store.write_json(scratch / f"outcome-{local_rank:04d}.json", outcome)
     failure = outcome.get("failure")
     # torchrun kills a node's other processes when one fails, and these may still be saving.
     return 0 if failure is None or failure["reason"] == "Interrupted" else 1

@@ -1,0 +1,213 @@
+"""Vitals: each training process tells how it is every second, and its node's launcher finds the one that has stopped.
+
+A process is taken for hung when all of this is so for a while: its whole process tree uses no CPU; it completes no step; and it
+is either silent (stopped, or stuck in native code that holds the interpreter) or stands still elsewhere than in a call that
+waits for other processes. A long step is not a hang: it computes, and a process that waits for its GPU spins. A process that
+waits for others is not the one to blame: the launcher of the one that is ends that one, and the connection breaks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from tunesmith_trainer.errors import StageError
+
+BEAT_SECONDS = 1.0
+# Found within a minute, beats and polls included.
+HUNG_SECONDS = 40.0
+# Before, between and after the steps there are waits for the store, which have limits of their own.
+PATIENT_SECONDS = 900.0
+# Below this share of one CPU a process does nothing; its beats and the libraries' own threads take far less.
+IDLE_CPU = 0.02
+# Code that waits for other processes, at the stack's inner end: all of a forward pass is called from DDP's. The reductions of a
+# backward pass are waited for inside of it.
+WAITING_IN = ("/torch/distributed/", "/torch/nn/parallel/distributed.py", "/torch/autograd/graph.py")
+INNER_FRAMES = 4
+
+
+def path_for(scratch: Path, local_rank: int) -> Path:
+    """Return where the process of a local rank writes: in memory, since a node's disk may stand still for a minute."""
+    memory = Path("/dev/shm")
+    return (memory if os.access(memory, os.W_OK) else scratch) / f"{scratch.name}-vitals-{local_rank}.json"
+
+
+class Vitals:
+    """A training process's side: what it is doing, written by a thread."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.phase = "starting"
+
+    def start(self, path: Path) -> None:
+        """Begin to write to `path`."""
+        threading.Thread(target=self._run, args=(path,), name="vitals", daemon=True).start()
+
+    def _run(self, path: Path) -> None:
+        temporary = path.with_suffix(".new")
+        for beat in range(1, sys.maxsize):
+            where = stack(sys._current_frames().get(threading.main_thread().ident or 0))
+            told = {"pid": os.getpid(), "beat": beat, "step": self.step, "phase": self.phase, "stack": where}
+            # A full memory volume must not end the thread.
+            with suppress(OSError):
+                temporary.write_text(json.dumps(told))
+                temporary.replace(path)
+            time.sleep(BEAT_SECONDS)
+
+
+def stack(frame: FrameType | None) -> list[str]:
+    """Return a frame and its callers as `file:line function`, the innermost first."""
+    lines = []
+    while frame:
+        lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
+        frame = frame.f_back
+    return lines
+
+
+def hung_seconds() -> float:
+    """Return for how long a process may stand still in training."""
+    return float(os.environ.get("TUNESMITH_HUNG_SECONDS", HUNG_SECONDS))
+
+
+@dataclass
+class Patient:
+    """What a launcher knows of one process of its node."""
+
+    told: dict[str, Any] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    silent_seconds: float = 0.0
+    lost_at: float = 0.0
+
+    @property
+    def step(self) -> int | None:
+        """The last step it completed, once it has been training."""
+        return None if self.told.get("phase") in (None, "starting") else self.told["step"]
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it said so in its last words."""
+        return any(part in line for line in self.told["stack"][:INNER_FRAMES] for part in WAITING_IN)
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether it stands still, and not because of another."""
+        at_once = self.told["phase"] == "training" or _is_stopped(self.told["pid"])
+        limit = hung_seconds() if at_once else PATIENT_SECONDS
+        return self.idle_seconds > limit and (self.silent_seconds > limit or not self.waits_for_others)
+
+
+class Ward:
+    """A launcher's side: the processes of its node, by local rank."""
+
+    def __init__(self, scratch: Path, first_rank: int, processes: int) -> None:
+        """Take the launcher's own folder, the global rank of its first process, and their number."""
+        self._first_rank = first_rank
+        self._scratch = scratch
+        self._files = [path_for(scratch, rank) for rank in range(processes)]
+        self.patients = [Patient() for _ in range(processes)]
+        self._polled = time.monotonic()
+
+    def look(self) -> StageError | None:
+        """Look at every process, once a beat; returns Hung, naming the process and the pod, where one stands still."""
+        if time.monotonic() - self._polled < BEAT_SECONDS:
+            return None
+        self.examine()
+        hung = [(rank, patient) for rank, patient in enumerate(self.patients) if patient.told and not patient.lost_at and patient.is_hung]
+        return self._diagnosis(*hung[0]) if hung else None
+
+    def examine(self) -> None:
+        """Read what every process tells and has used."""
+        now = time.monotonic()
+        # Where this launcher was held up itself, as when a node is frozen and thawed, so were its processes.
+        passed = min(now - self._polled, 5 * BEAT_SECONDS)
+        self._polled = now
+        for local_rank, patient in enumerate(self.patients):
+            self._examine(local_rank, patient, passed)
+
+    def _examine(self, local_rank: int, patient: Patient, passed: float) -> None:
+        told = _read(self._files[local_rank])
+        if not told:
+            return
+        cpu_seconds = _cpu_seconds(told["pid"])
+        if cpu_seconds is None:
+            patient.told = told
+            if not patient.lost_at and not (self._scratch / f"outcome-{local_rank:04d}.json").exists():
+                patient.lost_at = self._polled
+            return
+        before, patient.told = patient.told, told
+        spoke = told["beat"] != before.get("beat")
+        patient.silent_seconds = 0.0 if spoke else patient.silent_seconds + passed
+        patient.idle_seconds += passed
+        # The share is taken over the whole time of standing still: one beat's worth of CPU is too little to measure.
+        busy = cpu_seconds - patient.cpu_seconds > IDLE_CPU * max(patient.idle_seconds, BEAT_SECONDS * 5)
+        if busy or told["step"] != before.get("step") or told["phase"] != before.get("phase"):
+            patient.idle_seconds, patient.cpu_seconds = 0.0, cpu_seconds
+
+    def _diagnosis(self, local_rank: int, patient: Patient) -> StageError:
+        who = f"rank {self._first_rank + local_rank} in pod {socket.gethostname()}"
+        print(f"{who} hangs; its stack when it last spoke:\n" + "\n".join(patient.told["stack"]), flush=True)
+        how = (
+            "is stopped"
+            if _is_stopped(patient.told["pid"])
+            else f"stands still at {patient.told['stack'][0]}"
+            if patient.told["stack"]
+            else "is silent"
+        )
+        message = f"{who} {how}: no step, no CPU for {patient.idle_seconds:.0f} s after step {patient.told['step']}; its stack is in the pod's log"
+        return StageError("Hung", message, {"step": patient.told["step"]})
+
+    def first_lost(self) -> tuple[int, int | None] | None:
+        """Return rank and last step of the process that was first seen to have ended without an outcome, if one was."""
+        lost = [(patient.lost_at, rank, patient.step) for rank, patient in enumerate(self.patients) if patient.lost_at]
+        return (self._first_rank + min(lost)[1], min(lost)[2]) if lost else None
+
+    def kill(self) -> None:
+        """Kill every process: one that is stopped heeds no other signal."""
+        for patient in self.patients:
+            if patient.told:
+                with suppress(ProcessLookupError):
+                    os.kill(patient.told["pid"], signal.SIGKILL)
+
+    def close(self) -> None:
+        """Delete the files."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        return told
+    except (OSError, ValueError):
+        return {}
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    """Return the CPU time of a process and its children, None where the process is no more."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
