@@ -13,10 +13,12 @@ from tests.unit.operator.makers import World, answer, finetunejob, refusal, vari
 from tunesmith.attempts import is_finished, is_live
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
+from tunesmith.ledger import ATTEMPTS_KEPT
 from tunesmith.stages import attempt_of
 from tunesmith.values import Object
 
 RETRIES = 3
+SPEC: Object = {"retries": RETRIES, "resources": {"gpus": 3}, "parallelism": {"nodes": 2, "ddp": {}}, "variants": [variant("w8a8")]}
 
 
 class Walk:
@@ -24,7 +26,7 @@ class Walk:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.world = World(status, build, finetunejob(retries=RETRIES, parallelism={"nodes": 2, "ddp": {}}, variants=[variant("w8a8")]))
+        self.world = World(status, build, finetunejob(**SPEC))
         self.finished: set[str] = set()
         self.end: Object | None = None
 
@@ -75,6 +77,16 @@ class Walk:
         assert not {str(attempt_of(job)[0]) for job in self.world.plan.create} & self.finished, "a finished stage runs again"
         if self.world.truths()["Suspended"] == "True":
             assert not alive, "suspended, but something lives"
+        self.check_account()
+
+    def check_account(self) -> None:
+        """No GPU-second is counted twice, and none is forgotten."""
+        attempts = self.world.status["attempts"]
+        if len(attempts) < ATTEMPTS_KEPT:
+            held, queued = (sum(each.get("gpus", 0) * each[name] for each in attempts) for name in ("runningSeconds", "queuedSeconds"))
+            account = self.world.status.get("gpuSeconds", {"useful": 0, "queued": 0, "lost": 0})
+            assert (account["useful"] + account["lost"], account["queued"]) == (held, queued)
+            assert min(account.values()) >= 0
 
     def deeds(self) -> list[Callable[[], object]]:
         pause = lambda: self.world.later(20)  # noqa: E731
