@@ -191,8 +191,10 @@ class _Book:
         if verdict.result:
             self.answers[key] = verdict.result
         self.spent += verdict.outcome == "Retry"
+        if used["runningSeconds"] >= LASTING.total_seconds():
+            entry.pop("failures", None)
         if verdict.outcome in ("Retry", "Later"):
-            entry["failures"] = 1 if used["runningSeconds"] >= LASTING.total_seconds() else entry.get("failures", 0) + 1
+            entry["failures"] = entry.get("failures", 0) + 1
         self.ended.append(_ended(entry, verdict, self.now) | used)
         reason, message = verdict.reason, verdict.message[:MESSAGE_LIMIT]
         if verdict.outcome == "Succeeded" and verdict.result:

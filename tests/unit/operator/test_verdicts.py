@@ -150,6 +150,16 @@ def test_a_store_that_is_away_costs_no_retries_and_the_pauses_grow() -> None:
     assert life.plan.wake_after == 5
 
 
+def test_the_pauses_begin_anew_after_an_attempt_that_ran_for_long_whatever_ended_it() -> None:
+    life = trained()
+    for status, seconds in ((told(69, "StoreUnavailable"), 0), (told(69, "StoreUnavailable"), 0), (SAVED, 600), (told(69, "StoreUnavailable"), 0)):
+        over(life.later(seconds), status)
+        pause = life.plan.wake_after
+        life.later(300).step()
+        life.run("Train").step()
+    assert pause == 5
+
+
 def test_an_attempt_that_only_waited_for_long_did_not_last() -> None:
     life, pauses = trained(), []
     for _ in range(2):
