@@ -22,14 +22,17 @@ from tunesmith.results import Result, TrainResult
 from tunesmith.values import Object
 
 Entry = Mapping[str, Any]
-_NOT_DEVICES = frozenset(("cpu", "memory", "ephemeral-storage"))
 
 
 def asked(job: Object) -> dict[str, int]:
-    """`{gpus}` that the pods of a Job ask for together, whatever device its containers name; empty if they ask for none."""
+    """`{gpus}` that the pods of a Job ask for together; empty if they ask for none.
+
+    Whatever device is named: an extended resource has a domain in its name and whole numbers for amounts, what nodes have by themselves has not.
+    Only of our own container, which comes first: others may be injected.
+    """
     spec = job["spec"]
-    limits = [container.get("resources", {}).get("limits", {}) for container in spec["template"]["spec"]["containers"]]
-    devices = sum(int(amount) for each in limits for name, amount in each.items() if name not in _NOT_DEVICES)
+    limits = spec["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    devices = sum(int(amount) for name, amount in limits.items() if "/" in name and str(amount).isdecimal())
     return {"gpus": devices * int(spec.get("parallelism", 1))} if devices else {}
 
 

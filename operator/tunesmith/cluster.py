@@ -172,10 +172,10 @@ class Cluster:
                 return items, version_of(answer)
 
     async def serves(self, resource: Resource) -> bool:
-        """Whether the API server has that resource."""
+        """Whether the API server has that resource, as far as we may know."""
         try:
             answer = await self.request("GET", resource.api_path)
-        except NotFound:
+        except (NotFound, Refused):
             return False
         return any(found["name"] == resource.plural for found in answer["resources"])
 

@@ -153,6 +153,9 @@ class _Book:
             entry |= kueue.recorded(entry.get("queue", {}), job, self.observed.children, note.running) if job else {}
             if job and job["spec"].get("suspend") and "deletionTimestamp" not in job["metadata"]:
                 note = kueue.note(entry.get("queue", {}), pods)
+                if not pods:
+                    # What took the pods that were evicted is no excuse for those that will run next.
+                    entry.pop("disruption", None)
             self.notes[key] = note
             if job and note != attempts.NOTHING_RUNS:
                 # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.

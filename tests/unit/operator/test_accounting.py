@@ -129,7 +129,15 @@ def test_an_account_is_not_changed_by_looking_again() -> None:
     assert life.status["gpuSeconds"] == before
 
 
-@pytest.mark.parametrize(("limits", "parallelism", "gpus"), [({"memory": "1Gi"}, 2, {}), ({"memory": "1Gi", "amd.com/gpu": "4"}, 2, {"gpus": 8})])
-def test_gpus_are_whatever_device_the_pods_ask_for(limits: Object, parallelism: int, gpus: Object) -> None:
-    template = {"spec": {"containers": [{"resources": {"limits": limits}}]}}
-    assert asked({"spec": {"parallelism": parallelism, "template": template}}) == gpus
+@pytest.mark.parametrize(
+    ("limits", "gpus"),
+    [
+        ({"memory": "1Gi"}, {}),
+        ({"memory": "1Gi", "amd.com/gpu": "4"}, {"gpus": 8}),
+        ({"hugepages-2Mi": "2Gi", "ephemeral-storage": "1Gi", "nvidia.com/mig-1g.5gb": "1"}, {"gpus": 2}),
+        ({"example.com/odd": "1k"}, {}),
+    ],
+)
+def test_gpus_are_whatever_device_the_pods_ask_for(limits: Object, gpus: Object) -> None:
+    containers = [{"resources": {"limits": limits}}, {"name": "injected", "resources": {"limits": {"example.com/nic": "1"}}}]
+    assert asked({"spec": {"parallelism": 2, "template": {"spec": {"containers": containers}}}}) == gpus

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.operator import deployments, evalruns
 from tests.unit.operator.finetunejobs import FAILED, SUCCEEDED, WORKING, Life
-from tests.unit.operator.makers import World, answer, checkpoint
+from tests.unit.operator.makers import World, answer, checkpoint, refusal
 from tunesmith.kueue import PRIORITY, QUEUE
 from tunesmith.values import Object
 
@@ -208,6 +208,21 @@ def test_an_evicted_job_saves_waits_and_runs_again_as_the_same_attempt_at_no_cos
     assert life.status.get("retriesSpent", 0) == 0
     # 40 steps of two seconds, on four GPUs; saving, ending and starting twice are lost.
     assert life.status["gpuSeconds"] == {"useful": 4 * 80, "queued": 4 * 1010, "lost": 4 * 100}
+
+
+def test_what_took_evicted_pods_is_no_excuse_for_those_that_run_next() -> None:
+    life = queued()
+    admit(life, "Train")
+    life.step()
+    evict(life, "Train")
+    for pod in life.pods("Train"):
+        pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "spot"}]
+    life.step()
+    life.vanish().step()
+    admit(life, "Train")
+    life.step()
+    life.end("Train", refusal("Train", 70, "InternalError")).step()
+    assert life.status["retriesSpent"] == 1
 
 
 def test_a_job_that_waits_again_has_the_whole_time_to_wait_again() -> None:
