@@ -56,6 +56,7 @@ RESOURCES: Mapping[str, Resource] = {
         Resource("Pod", "v1", "pods", _CHILDREN),
         Resource("ConfigMap", "v1", "configmaps", _CHILDREN),
         Resource("Service", "v1", "services", _CHILDREN),
+        Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies", _CHILDREN),
         # Those that a spec names are the users' own: no label of ours is on them.
         Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims"),
         # Kueue's. No label says which are of our Jobs: their controllers do.

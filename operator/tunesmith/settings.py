@@ -65,6 +65,8 @@ class Settings:
     """Without a complete relist for so long the operator is not alive."""
     workers: int = 4
     log_level: str = "INFO"
+    network_policies: bool = True
+    """Whether served models get a NetworkPolicy."""
     progress: ProgressSettings = ProgressSettings()
     lease: LeaseSettings = field(default_factory=LeaseSettings)
 
@@ -76,6 +78,7 @@ class Settings:
             image_pull_secrets=self.image_pull_secrets,
             progress_url=self.progress.url if self.progress.enabled else "",
             progress_ca=Path(self.progress.ca).read_text() if self.progress.ca else "",
+            network_policies=self.network_policies,
         )
 
 
@@ -94,6 +97,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         stale_seconds=float(env.get("STALE_SECONDS", default.stale_seconds)),
         workers=int(env.get("WORKERS", default.workers)),
         log_level=env.get("LOG_LEVEL", default.log_level),
+        network_policies=env.get("NETWORK_POLICIES", "true").lower() == "true",
         progress=_progress(env, default.progress),
         lease=_lease(env, default.lease),
     )

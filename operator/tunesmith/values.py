@@ -55,6 +55,8 @@ class Config:
     """`https://host:port` of the progress endpoint; empty: none."""
     progress_ca: str = ""
     """PEM of the CA that signed its certificate; goes into the stage's ConfigMap."""
+    network_policies: bool = True
+    """Whether served models get a NetworkPolicy."""
 
 
 @dataclass(frozen=True)

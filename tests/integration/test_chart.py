@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dev.cluster import tools
 from dev.cluster.controlplane import ControlPlane, free_ports
@@ -26,7 +28,10 @@ pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEM, TEAM = "tunesmith-system", "team-a"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:tunesmith"
+CHART = ROOT / "helm" / "tunesmith"
 CRDS = {f"{plural}.tunesmith.dev" for plural in ("finetunejobs", "evalruns", "modeldeployments")}
+
+KEPT = {f"CustomResourceDefinition /{name}" for name in CRDS} | {"APIService /v1alpha1.tunesmith.dev"}
 
 
 class Machine:
@@ -46,10 +51,10 @@ class Machine:
         answer: dict[str, Any] = json.loads(self.run("kubectl", "get", *arguments, "--output=json"))
         return answer
 
-    def install(self, *settings: str) -> None:
+    def install(self, *settings: str, chart: Path = CHART) -> None:
         # Nothing runs pods here, so nothing is waited for.
         arguments = [argument for setting in settings for argument in ("--set", setting)]
-        self.run("helm", "upgrade", "--install", "tunesmith", str(ROOT / "helm" / "tunesmith"), f"--namespace={SYSTEM}", *arguments)
+        self.run("helm", "upgrade", "--install", "tunesmith", str(chart), f"--namespace={SYSTEM}", *arguments)
 
     def uninstall(self) -> None:
         self.run("helm", "uninstall", "tunesmith", f"--namespace={SYSTEM}")
@@ -99,8 +104,90 @@ def test_uninstalling_leaves_nothing_but_the_crds(machine: Machine) -> None:
     machine.install()
     assert len(machine.everything() - before) > 10
     machine.uninstall()
-    left = {f"CustomResourceDefinition /{name}" for name in CRDS} | {"APIService /v1alpha1.tunesmith.dev"}
-    wait_until(lambda: machine.everything() - before == left, "all but the CRDs to go", 60)
+    wait_until(lambda: machine.everything() - before <= KEPT and KEPT <= machine.everything(), "all but the CRDs to go", 60)
+
+
+def test_with_crds_let_go_uninstalling_leaves_nothing_at_all(machine: Machine) -> None:
+    if machine.run("kubectl", "get", "crd", "--output=name").strip():
+        machine.run("kubectl", "delete", "crd", "--wait", *sorted(CRDS))
+    before = machine.everything()
+    machine.install("crds.keep=false")
+    machine.uninstall()
+    wait_until(lambda: machine.everything() == before, "all to go", 60)
+
+
+POD_MONITOR_CRD: dict[str, Any] = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "podmonitors.monitoring.coreos.com", "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}},
+    "spec": {
+        "group": "monitoring.coreos.com",
+        "names": {"kind": "PodMonitor", "plural": "podmonitors"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+ALL_ON = ("networkPolicy.operator=true", "podDisruptionBudget.enabled=true", "monitoring.podMonitor.enabled=true")
+OPTIONAL = {f"{kind} {SYSTEM}/tunesmith" for kind in ("NetworkPolicy", "PodDisruptionBudget", "PodMonitor")}
+
+
+@pytest.fixture
+def pod_monitors(machine: Machine) -> Iterator[None]:
+    """What the Prometheus operator brings along."""
+    machine.run("kubectl", "create", "--filename=-", body=POD_MONITOR_CRD)
+    machine.run("kubectl", "wait", "--for=condition=Established", "--timeout=30s", f"crd/{POD_MONITOR_CRD['metadata']['name']}")
+    yield
+    machine.run("kubectl", "delete", "crd", POD_MONITOR_CRD["metadata"]["name"])
+
+
+def test_all_options_install_roll_back_and_uninstall_without_a_trace(machine: Machine, pod_monitors: None) -> None:
+    before = machine.everything()
+    machine.install()
+    plain = machine.everything()
+    machine.install(*ALL_ON)
+    assert OPTIONAL <= machine.everything()
+    machine.run("helm", "rollback", "tunesmith", f"--namespace={SYSTEM}")
+    # Each revision of the release has a Secret of Helm's own; ReplicaSets and pods belong to the Deployment.
+    wait_until(lambda: not OPTIONAL & machine.everything(), "the options to go", 60)
+    assert {name for name in plain if not name.startswith(("Secret", "Pod ", "ReplicaSet"))} <= machine.everything()
+    machine.uninstall()
+    wait_until(lambda: machine.everything() - before <= KEPT, "all but the CRDs to go", 60)
+
+
+def test_a_monitor_without_its_crd_is_refused_with_its_name(machine: Machine) -> None:
+    with pytest.raises(AssertionError, match="PodMonitor"):
+        machine.install("monitoring.podMonitor.enabled=true")
+    machine.run("helm", "uninstall", "tunesmith", f"--namespace={SYSTEM}", "--ignore-not-found")
+
+
+def test_an_upgrade_brings_the_crds_along_and_a_rollback_takes_them_back(machine: Machine, tmp_path: Path) -> None:
+    older = shutil.copytree(CHART, tmp_path / "tunesmith")
+    crd = older / "files/crds/tunesmith.dev_finetunejobs.yaml"
+    text = yaml.safe_load(crd.read_text())
+    del text["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["retries"]
+    crd.write_text(yaml.safe_dump(text, sort_keys=False))
+
+    def has_retries() -> bool:
+        schema = machine.get("crd/finetunejobs.tunesmith.dev")["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        return "retries" in schema["properties"]["spec"]["properties"]
+
+    seen = []
+    for step in (
+        lambda: machine.install(chart=older),
+        machine.install,
+        lambda: machine.run("helm", "rollback", "tunesmith", f"--namespace={SYSTEM}"),
+    ):
+        step()
+        seen.append(has_retries())
+    machine.uninstall()
+    assert seen == [False, True, False]
 
 
 def test_pod_security_restricted_admits_the_operators_pod(installed: Machine) -> None:

@@ -108,9 +108,11 @@ def test_what_is_edited_by_hand_is_put_back(operator: OperatorProcess, space: Na
     space.wait(lambda: space.all("Deployment"), "the Deployment", lambda: space.status("ModelDeployment", "serve"))
     (config,) = space.all("ConfigMap")
     (deployment,) = space.all("Deployment")
+    (policy,) = space.all("NetworkPolicy")
     space.patch("ConfigMap", config["metadata"]["name"], {"data": {"stage.json": "{}"}})
     space.patch("Service", "serve", {"spec": {"selector": {"app": "mine"}}})
     space.patch("Deployment", deployment["metadata"]["name"], {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}})
+    space.patch("NetworkPolicy", policy["metadata"]["name"], {"spec": {"ingress": [*policy["spec"]["ingress"], {}]}})
 
     def restored() -> bool:
         service, edited = space.get("Service", "serve"), space.get("Deployment", deployment["metadata"]["name"])
@@ -119,6 +121,7 @@ def test_what_is_edited_by_hand_is_put_back(operator: OperatorProcess, space: Na
             (space.get("ConfigMap", config["metadata"]["name"]) or {}).get("data") == config["data"]
             and "app" not in service["spec"]["selector"]
             and edited["spec"]["template"]["spec"] == deployment["spec"]["template"]["spec"]
+            and (space.get("NetworkPolicy", policy["metadata"]["name"]) or {}).get("spec") == policy["spec"]
         )
 
     space.wait(restored, "the edits to be put back")
@@ -127,10 +130,26 @@ def test_what_is_edited_by_hand_is_put_back(operator: OperatorProcess, space: Na
 def test_a_deleted_child_of_a_deployment_comes_back(operator: OperatorProcess, space: Namespace) -> None:
     space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}})
     space.wait(lambda: space.get("Service", "serve"), "the Service")
-    before = space.names("ConfigMap", "Service", "Deployment")
-    for item in space.all("ConfigMap", "Service", "Deployment"):
+    kinds = ("ConfigMap", "Service", "Deployment", "NetworkPolicy")
+    before = space.names(*kinds)
+    assert {name.split("/")[0] for name in before} == set(kinds)
+    for item in space.all(*kinds):
         space.delete(item["kind"], item["metadata"]["name"])
-    space.wait(lambda: space.names("ConfigMap", "Service", "Deployment") == before, "all to be back")
+    space.wait(lambda: space.names(*kinds) == before, "all to be back")
+
+
+def test_policies_go_when_the_charts_admin_does_without_them(operator: OperatorProcess, space: Namespace) -> None:
+    space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}})
+    space.wait(lambda: space.all("NetworkPolicy"), "the policy")
+    operator.stop()
+    operator.environment["TUNESMITH_NETWORK_POLICIES"] = "false"
+    try:
+        operator.start()
+        space.wait(lambda: not space.all("NetworkPolicy"), "the policy to go")
+        assert space.all("Deployment")
+    finally:
+        operator.stop()
+        del operator.environment["TUNESMITH_NETWORK_POLICIES"]
 
 
 def test_a_service_of_the_users_own_is_not_taken_over(operator: OperatorProcess, space: Namespace) -> None:

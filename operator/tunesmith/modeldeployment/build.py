@@ -1,4 +1,7 @@
-"""What must exist for a ModelDeployment: of each revision a ConfigMap, a Service and a Deployment, and one Service that selects the active one."""
+"""What must exist for a ModelDeployment.
+
+A NetworkPolicy, of each revision a ConfigMap, a Service and a Deployment, and one Service that selects the active one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 from tunesmith import kueue
 from tunesmith.contract import ObjectRef, ServeInput, UnpinnedModel, stage_json
+from tunesmith.modeldeployment.policy import network_policy
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
 from tunesmith.pods import Workload, child_metadata, pod_spec, stage_config_map
@@ -19,13 +23,16 @@ GRACE_PERIOD_SECONDS = 120
 engine's to end its processes (docs/contract.md, Serve). The launcher is told, so that the pod and it cannot disagree."""
 PAUSE_SECONDS = 10
 """New connections still come while the endpoint's removal travels to every proxy."""
-CHILD_KINDS = ("ConfigMap", "Service", "Deployment")
+REVISION_KINDS = ("ConfigMap", "Service", "Deployment")
+CHILD_KINDS = ("NetworkPolicy", *REVISION_KINDS)
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
     """What to apply and delete now, for the revisions that the status names."""
     revisions = recorded_revisions(status)
-    apply = [child for revision in revisions for child in _children(observed, revision)]
+    # First, so that no pod is open for a moment.
+    apply = [network_policy(observed.owner)] if revisions and observed.config.network_policies else []
+    apply += [child for revision in revisions for child in _children(observed, revision)]
     # Last, so that what the Service is switched to is there.
     apply += _main_service(observed, revisions)
     kept = {(child["kind"], child["metadata"]["name"]) for child in apply}

@@ -64,13 +64,14 @@ class World:
         self.children: dict[tuple[str, str], Object] = {}
         self.pods: dict[str, Object] = {}
         self.image = "registry.example/serving:1"
+        self.network_policies = True
         self.now = START
         self.problem: dict[str, str] | None = None
         self.plan = Plan()
 
     def observed(self) -> Observed:
         """What the edge would hand to the core now."""
-        config = Config(Images("registry.example/trainer:1", self.image))
+        config = Config(Images("registry.example/trainer:1", self.image), network_policies=self.network_policies)
         children = (*copy.deepcopy(list(self.children.values())), *self.pods.values())
         return Observed(copy.deepcopy(self.owner), self.now, config, children, self.references, problem=self.problem)
 

@@ -13,7 +13,7 @@ import yaml
 
 import tunesmith
 from dev.cluster import tools
-from tunesmith import settings
+from tunesmith import settings, values
 from tunesmith.resources import RESOURCES
 
 # helm is built from its Go module on first use.
@@ -179,3 +179,106 @@ def test_the_clusters_view_and_edit_cover_the_three_kinds(render: Render) -> Non
     assert kinds <= set(roles["tunesmith-view"]["rules"][0]["resources"])
     assert kinds == set(roles["tunesmith-edit"]["rules"][0]["resources"])
     assert "tunesmith-edit" not in of_kind(render("rbac.aggregate=false"), "ClusterRole")
+
+
+def test_by_default_nothing_is_made_that_a_cluster_may_lack_or_be_cut_off_by(render: Render) -> None:
+    assert not {"PodMonitor", "NetworkPolicy", "PodDisruptionBudget"} & {entry["kind"] for entry in render()}
+
+
+def test_the_operators_policy_lets_in_the_pods_it_makes_and_out_to_the_api_server(render: Render) -> None:
+    policy = of_kind(render("networkPolicy.operator=true", "networkPolicy.apiServerPorts={16443}"), "NetworkPolicy")["tunesmith"]["spec"]
+    progress, metrics = policy["ingress"]
+    labels = values.MANAGED_BY
+    assert progress == {
+        "ports": [{"port": "progress", "protocol": "TCP"}],
+        "from": [{"podSelector": {"matchLabels": labels}, "namespaceSelector": {}}],
+    }
+    assert metrics == {"ports": [{"port": "health", "protocol": "TCP"}]}
+    assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 16443]
+
+
+def test_the_operators_policy_follows_namespaces_and_metrics_from(render: Render) -> None:
+    chosen = (
+        "networkPolicy.operator=true",
+        "namespaces={team-a,team-b}",
+        "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring",
+    )
+    progress, metrics = of_kind(render(*chosen), "NetworkPolicy")["tunesmith"]["spec"]["ingress"]
+    (expression,) = progress["from"][0]["namespaceSelector"]["matchExpressions"]
+    assert (expression["key"], expression["values"]) == ("kubernetes.io/metadata.name", ["team-a", "team-b"])
+    assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]
+
+
+def test_policies_of_models_can_be_left_to_others(render: Render) -> None:
+    assert settings.from_environment(environment(render())).network_policies is True
+    assert settings.from_environment(environment(render("networkPolicy.models=false"))).network_policies is False
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"), [("PodMonitor", "monitoring.podMonitor.enabled=true"), ("PodDisruptionBudget", "podDisruptionBudget.enabled=true")]
+)
+def test_monitor_and_budget_select_the_operators_pod(render: Render, kind: str, setting: str) -> None:
+    objects = render(setting)
+    labels = of_kind(objects, "Deployment")["tunesmith"]["spec"]["template"]["metadata"]["labels"]
+    assert of_kind(objects, kind)["tunesmith"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_monitor_scrapes_a_port_that_the_pod_has_and_carries_your_labels(render: Render) -> None:
+    objects = render("monitoring.podMonitor.enabled=true", "monitoring.podMonitor.labels.release=prometheus")
+    monitor = of_kind(objects, "PodMonitor")["tunesmith"]
+    ports = {port["name"] for port in operator_pod(objects)["containers"][0]["ports"]}
+    assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= ports
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_where_the_operator_runs_can_be_chosen(render: Render) -> None:
+    chosen = ("operator.priorityClassName=high", "operator.nodeSelector.pool=system", "operator.tolerations[0].operator=Exists")
+    pod = operator_pod(render(*chosen, "operator.podAnnotations.team=ml", "operator.resources.limits.memory=1Gi"))
+    assert (pod["priorityClassName"], pod["nodeSelector"], pod["tolerations"]) == ("high", {"pool": "system"}, [{"operator": "Exists"}])
+    assert pod["containers"][0]["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def objects_of(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """Every schema of an object with the path it stands at."""
+    found = [(path, schema)] if schema.get("type") == "object" else []
+    return found + [entry for name, each in schema.get("properties", {}).items() for entry in objects_of(each, f"{path}.{name}")]
+
+
+def test_every_value_is_known_to_the_schema_and_every_block_refuses_others() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    # Of Kubernetes' own types, or Helm's: what they hold is checked by the API server, or is not the chart's.
+    foreign = {".global", ".operator.resources", ".operator.affinity"}
+    loose = {path for path, block in objects_of(schema) if block.get("additionalProperties") is not False}
+    assert loose == foreign
+
+    def check(block: dict[str, Any], described: dict[str, Any], path: str) -> None:
+        for name, value in block.items():
+            assert name in described.get("properties", {}), f"{path}.{name} is missing in values.schema.json"
+            inner = described["properties"][name]
+            if isinstance(value, dict) and inner.get("properties"):
+                check(value, inner, f"{path}.{name}")
+
+    check(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("operator.replicaCount=2", "additional properties 'replicaCount' not allowed"),
+        ("imagePullPolicy=Sometimes", "/imagePullPolicy"),
+        ("namespaces={Team_A}", "/namespaces/0"),
+        ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0"),
+    ],
+)
+def test_a_refused_value_is_named(helm: str, wrong: str, told: str) -> None:
+    done = subprocess.run([helm, "template", "tunesmith", str(CHART), "--set", wrong], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert told in done.stderr
+
+
+def test_the_notes_say_how_to_look_and_what_uninstalling_leaves(helm: str) -> None:
+    command = [helm, "install", "tunesmith", str(CHART), "--namespace=tunesmith-system", "--dry-run=client"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    notes = done.stdout.partition("NOTES:")[2]
+    assert "kubectl get tunesmith --all-namespaces" in notes, done.stderr
+    assert "kubectl delete crd" in notes

@@ -104,6 +104,14 @@ def test_a_difference_is_told_by_its_path() -> None:
     assert differences(stamp(DESIRED), live) == {".spec.replicas", ".spec.template.spec.containers[0].env[0].value"}
 
 
+def test_a_rule_more_in_a_network_policy_is_drift() -> None:
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "web"}, "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}}
+    live = copy.deepcopy(stamp(policy))
+    assert not differences(stamp(policy), live)
+    live["spec"]["ingress"].append({})
+    assert differences(stamp(policy), live) == {".spec.ingress"}
+
+
 def test_a_field_no_longer_asked_for_is_drift() -> None:
     less = copy.deepcopy(DESIRED)
     del less["metadata"]["labels"]["app"]

@@ -34,10 +34,10 @@ def test_the_manifests_are_the_golden_ones() -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_the_service_comes_after_what_it_selects() -> None:
+def test_the_policy_comes_first_and_the_service_after_what_it_selects() -> None:
     world = World(UNGATED, job())
     world.step()
-    assert [entry["kind"] for entry in world.plan.apply] == ["ConfigMap", "Service", "Deployment", "Service"]
+    assert [entry["kind"] for entry in world.plan.apply] == ["NetworkPolicy", "ConfigMap", "Service", "Deployment", "Service"]
     assert world.plan.apply[-1]["metadata"]["name"] == "support-bot"
     assert world.plan.delete == world.plan.create == ()
 
@@ -45,8 +45,24 @@ def test_the_service_comes_after_what_it_selects() -> None:
 def test_the_launchers_orders_follow_the_contract() -> None:
     world = World(FULL, job(), evaluation())
     world.step()
-    orders = ServeInput.model_validate(json.loads(world.plan.apply[0]["data"]["stage.json"]))
+    orders = ServeInput.model_validate(json.loads(world.plan.apply[1]["data"]["stage.json"]))
     assert (orders.device, orders.served_model_name, orders.engine["vllm"]["tensorParallelSize"]) == ("GPU", "support-bot", 2)
+
+
+def test_pods_are_reached_from_their_namespace_alone_and_reach_name_services_alone() -> None:
+    world = World(UNGATED, job())
+    world.step()
+    policy = world.plan.apply[0]["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= deployment(world)["spec"]["template"]["metadata"]["labels"].items()
+    assert policy["ingress"] == [{"from": [{"podSelector": {}}], "ports": [{"port": "http", "protocol": "TCP"}]}]
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53}
+
+
+def test_the_charts_admin_may_do_without_policies() -> None:
+    world = World(UNGATED, job())
+    world.network_policies = False
+    world.step()
+    assert "NetworkPolicy" not in {entry["kind"] for entry in world.plan.apply}
 
 
 def test_the_names_of_the_longest_object_fit() -> None:
@@ -60,7 +76,7 @@ def test_a_pod_may_finish_what_it_has_begun() -> None:
     world = World(UNGATED, job())
     world.step()
     pod = deployment(world)["spec"]["template"]["spec"]
-    orders = json.loads(world.plan.apply[0]["data"]["stage.json"])
+    orders = json.loads(world.plan.apply[1]["data"]["stage.json"])
     assert orders["gracePeriodSeconds"] == pod["terminationGracePeriodSeconds"] >= orders["pauseSeconds"] + 60
     assert 5 <= orders["pauseSeconds"] <= 15
     assert "lifecycle" not in pod["containers"][0], "a sleep there would be taken from the time that the launcher was told"
