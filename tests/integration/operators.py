@@ -36,6 +36,7 @@ class OperatorProcess:
     def __init__(self, control_plane: ControlPlane, folder: Path, identity: str = "first") -> None:
         self.health, self.progress = free_ports(2)
         self.log = folder / f"operator-{identity}.log"
+        self.command = [sys.executable, "-m", "tunesmith"]
         self._process: subprocess.Popen[bytes] | None = None
         secrets = control_plane.pki
         secrets.issue(Identity("progress", "/CN=progress", "serverAuth", "DNS:localhost,IP:127.0.0.1"))
@@ -64,7 +65,7 @@ class OperatorProcess:
         """Start it; by default wait until it has seen everything once."""
         assert self._process is None
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen([sys.executable, "-m", "tunesmith"], env=self.environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
         if ready:
             wait_until(self.is_ready, "the operator to be ready", TIMEOUT)
 

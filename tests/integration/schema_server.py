@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import itertools
 import json
@@ -65,6 +66,11 @@ class Server:
         context = ssl.create_default_context(cafile=str(secrets.path("ca.crt")))
         context.load_cert_chain(secrets.path("admin.crt"), secrets.path("admin.key"))
         return cls(control_plane.server, context, control_plane.kubeconfig)
+
+    def context_without_identity(self) -> ssl.SSLContext:
+        """Trusts the server, and brings no certificate."""
+        authority = json.loads(self.kubeconfig.read_text())["clusters"][0]["cluster"]["certificate-authority-data"]
+        return ssl.create_default_context(cadata=base64.b64decode(authority).decode())
 
     def send(self, method: str, path: str, body: Object | None = None, content_type: str = "application/json") -> Answer:
         """Send one request; a refusal is an answer too."""

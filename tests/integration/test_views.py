@@ -1,0 +1,242 @@
+"""What the operator does when what it sees of the cluster is old, late, twice, broken or nothing: it recovers or ends, and makes nothing twice.
+
+A real operator sees a real API server through a proxy that lies. Where it ends, the test starts it again, as its kubelet would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+
+from dev.bench.proxy import Exchange, pass_on
+from dev.cluster.controlplane import ControlPlane
+from tests.integration.meddler import Meddled, Meddler, cut, hang, is_lease, is_list, is_watch, nothing, refusal, unchanged, untouched
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, Writes, answer, settle
+from tunesmith.conditions import find, is_true
+from tunesmith.resources import RESOURCES
+from tunesmith.values import Object
+
+ENDS = [("Prepare", 1, "Succeeded"), ("Train", 1, "Succeeded"), ("Finalize", 1, "Succeeded")]
+RECOVERY = 10.0
+"""Within so many seconds of the end of a fault the operator is at work again, or has ended."""
+STARTING = 10.0
+"""What a start may take beside that, on a busy machine."""
+
+
+@pytest.fixture
+def meddled(operator_process: OperatorProcess, control_plane: ControlPlane, space: Namespace, tmp_path: Path) -> Iterator[Meddled]:
+    """The operator behind a proxy; the session's own is down meanwhile."""
+    operator_process.stop()
+    with Meddler(control_plane) as meddler:
+        made = Meddled(control_plane, meddler, space, tmp_path)
+        made.process.start()
+        yield made
+        made.process.stop()
+
+
+def ends(space: Namespace) -> list[tuple[str, int, str]]:
+    """The attempts that ended."""
+    return [(entry["stage"], entry["attempt"], entry["outcome"]) for entry in space.status("FineTuneJob", "tune").get("attempts", ())]
+
+
+def test_a_deletion_that_no_watch_told_is_seen_by_the_next_relist(meddled: Meddled, space: Namespace) -> None:
+    async def without_deletions(event: Object) -> list[Object]:
+        return [] if event["type"] == "DELETED" else [event]
+
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    (pod,) = space.wait_pods(tune, "Prepare")
+    space.run_pod(pod)
+    meddled.wait(lambda: "jobUID" in space.status("FineTuneJob", "tune")["stages"][0], "the Job to be on record")
+    meddled.meddler.events = without_deletions
+    (job,) = space.all("Job")
+    space.delete("Job", job["metadata"]["name"])
+    # kopf lists anew after this, and does not notice what is missing.
+    meddled.meddler.tell({"type": "ERROR", "object": json.loads(refusal(410).text or "")})
+    space.wait_pods(tune, "Prepare", attempt=2)
+    space.delete("FineTuneJob", "tune")
+    again = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    space.wait_pods(again, "Prepare")
+    assert meddled.exits == 0
+
+
+def test_events_that_come_twice_and_late_cost_no_write_and_make_nothing_twice(
+    meddled: Meddled, space: Namespace, control_plane: ControlPlane
+) -> None:
+    chance = random.Random(4)
+
+    async def twice_and_late(event: Object) -> list[Object]:
+        # Each kind has a watch of its own, so this also changes the order between kinds.
+        await asyncio.sleep(chance.random() * 0.7)
+        return [event, event]
+
+    meddled.meddler.events = twice_and_late
+    writes = Writes(control_plane)
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.play_all(tune)
+    assert ends(space) == ENDS
+    seen = writes.seen()
+    assert sum("/jobs" in write for write in seen) == len(RESULTS)
+    assert sum("/configmaps" in write for write in seen) == len(RESULTS)
+    # Each stage begins, is told to be unschedulable (no node is there), and runs; the end.
+    assert sum("/status" in write for write in seen) <= 3 * len(RESULTS) + 1
+
+
+def test_when_the_watches_fall_silent_the_relists_carry_on(meddled: Meddled, space: Namespace) -> None:
+    meddled.meddler.events = nothing
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.play_all(tune)
+    assert (ends(space), meddled.exits) == (ENDS, 0)
+    assert meddled.process.probe("/healthz") == 200
+
+
+def test_an_operator_that_is_blind_says_that_it_is_not_alive(meddled: Meddled, space: Namespace) -> None:
+    async def no_lists(exchange: Exchange) -> None:
+        if is_list(exchange):
+            await hang(exchange)
+
+    meddled.process.stop()
+    meddled.process.environment["TUNESMITH_STALE_SECONDS"] = "3"
+    meddled.process.start()
+    assert meddled.process.probe("/healthz") == 200
+    meddled.meddler.events, meddled.meddler.requests = nothing, no_lists
+    meddled.wait(lambda: meddled.process.probe("/healthz") == 503, "liveness to fail")
+    assert meddled.exits == 0, "the Lease is still renewed, so that alone would not have told"
+    meddled.meddler.events, meddled.meddler.requests = unchanged, untouched
+    meddled.process.kill()
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.wait(lambda: space.stage_pods(tune, "Prepare", 1), "work to go on")
+
+
+def test_writes_that_fail_in_bursts_are_made_good_and_nothing_is_made_twice(meddled: Meddled, space: Namespace) -> None:
+    chance = random.Random(4)
+    failed: list[int] = []
+    lost: set[str] = set()
+
+    async def mostly_failing(exchange: Exchange) -> web.StreamResponse | None:
+        if not exchange.is_write or is_lease(exchange):
+            return None
+        if exchange.request.method == "POST" and exchange.request.path not in lost:
+            # The server takes the first one of each kind, and the answer is lost.
+            (await exchange.forward()).close()
+            lost.add(exchange.request.path)
+            failed.append(504)
+            return refusal(504)
+        if chance.random() > 0.7:
+            return None
+        failed.append(chance.choice([409, 422, 429, 500, 503]))
+        return refusal(failed[-1])
+
+    meddled.meddler.requests = mostly_failing
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.wait(lambda: len(failed) >= 6 and space.stage_pods(tune, "Prepare", 1), "half a dozen writes to fail, and one not to")
+    space.play(tune, "Prepare", RESULTS["Prepare"])
+    meddled.wait(lambda: len(failed) >= 12, "a dozen writes to fail")
+    meddled.meddler.requests = untouched
+    meddled.play_all(tune, ("Train", "Finalize"))
+    assert {path.rpartition("/")[2] for path in lost} >= {"configmaps", "jobs"}
+    assert (ends(space), len(space.all("Job")), meddled.exits) == (ENDS, len(RESULTS), 0)
+
+
+@pytest.mark.parametrize("code", [403, 500])
+def test_an_error_within_a_watch_is_survived_or_ends_the_process_at_once(meddled: Meddled, space: Namespace, code: int) -> None:
+    meddled.meddler.tell({"type": "ERROR", "object": json.loads(refusal(code).text or "")})
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    took = meddled.wait(lambda: space.stage_pods(tune, "Prepare", 1), "work to go on")
+    assert took < RECOVERY + STARTING * meddled.exits
+    assert meddled.exits <= 1
+
+
+def test_when_the_api_server_comes_back_after_an_absence_work_goes_on(meddled: Meddled, space: Namespace) -> None:
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    (pod,) = space.wait_pods(tune, "Prepare")
+    meddled.meddler.requests = cut
+    meddled.meddler.cut_watches()
+    space.end_pod(pod, answer("Prepare", RESULTS["Prepare"]))
+    # Longer than the Lease holds, so that the process ends, and a second one begins while there is no server.
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        meddled.revive()
+        time.sleep(0.2)
+    assert meddled.exits == 1, "an operator without an API server waits, and does not start again and again"
+    meddled.meddler.requests = untouched
+    assert meddled.wait(lambda: ends(space) == ENDS[:1], "the stage that ended to be seen") < RECOVERY
+    meddled.play_all(tune, ("Train", "Finalize"))
+    assert (ends(space), meddled.exits) == (ENDS, 1)
+
+
+def test_a_view_from_before_all_was_done_makes_nothing_again(meddled: Meddled, space: Namespace, control_plane: ControlPlane) -> None:
+    """The lists of a fresh process are those of the moment before the first Job: the object waits for a Job that is long gone."""
+    old: dict[str, bytes] = {}
+
+    def lists(kind: str) -> Object:
+        selector = RESOURCES[kind].selector
+        return space.api.send("GET", f"{space.path(kind)}?labelSelector={quote(selector)}").body
+
+    def resource(exchange: Exchange) -> str:
+        return exchange.request.path.rpartition("/")[2]
+
+    async def remember(exchange: Exchange) -> None:
+        if exchange.is_write and resource(exchange) == "jobs" and not old:
+            for kind in RESOURCES:
+                old[RESOURCES[kind].plural] = json.dumps(await asyncio.to_thread(lists, kind)).encode()
+
+    async def lie(exchange: Exchange) -> web.StreamResponse | None:
+        if is_list(exchange):
+            return web.Response(body=old[resource(exchange)], content_type="application/json")
+        if is_watch(exchange):
+            await hang(exchange)
+        return None
+
+    meddled.meddler.requests = remember
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.play_all(tune)
+    status = space.status("FineTuneJob", "tune")
+    for job in space.all("Job"):
+        space.delete("Job", job["metadata"]["name"])
+    space.wait(lambda: not space.all("Pod"), "the pods to go with their Jobs")
+    meddled.process.kill()
+    meddled.meddler.requests = lie
+    writes = Writes(control_plane)
+    meddled.process.start()
+    assert settle(3, lambda: meddled.process.running and not space.all("Job"))
+    assert writes.seen() == []
+    meddled.meddler.requests = untouched
+    meddled.process.wait_resyncs(2)
+    assert (space.all("Job"), space.status("FineTuneJob", "tune")) == ([], status)
+
+
+def test_a_status_that_is_refused_is_told_and_not_tried_again_and_again(meddled: Meddled, space: Namespace) -> None:
+    refused: list[float] = []
+
+    async def refuse_statuses(exchange: Exchange) -> web.StreamResponse | None:
+        if exchange.request.method != "PUT" or not exchange.request.path.endswith("/status"):
+            return None
+        status: dict[str, Any] = json.loads(exchange.body)["status"]
+        if "stages" not in status:
+            return await pass_on(exchange)
+        refused.append(time.monotonic())
+        return refusal(422, "status.stages[0].attempt: Invalid value")
+
+    meddled.meddler.requests = refuse_statuses
+    space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.wait(lambda: is_true(space.status("FineTuneJob", "tune"), "Stalled"), "the refusal to be told")
+    stalled = find(space.status("FineTuneJob", "tune"), "Stalled") or {}
+    assert (stalled["reason"], "status.stages[0].attempt" in stalled["message"]) == ("StatusRefused", True)
+    before = len(refused)
+    meddled.process.wait_resyncs(4)
+    assert len(refused) - before <= 4
+    errors = [json.loads(line) for line in meddled.process.log.read_text().splitlines() if '"level": "ERROR"' in line]
+    assert errors and {(entry["kind"], entry["name"]) for entry in errors} == {("FineTuneJob", "tune")}
+    assert meddled.process.metric('tunesmith_statuses_refused_total{controller="FineTuneJob"}') == len(refused)
+    assert space.all("Job") == []
+    meddled.meddler.requests = untouched
+    meddled.wait(lambda: space.all("Job"), "work to go on")
