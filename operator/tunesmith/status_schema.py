@@ -177,7 +177,9 @@ class GPUSeconds(Block):
 
     useful: BigCount = Field(description="Spent on steps that were kept, or in other stages that succeeded.")
     queued: BigCount = Field(description="Waited for: the GPUs asked for, before they were held.")
-    lost: BigCount = Field(description="Held for nothing: start-up, steps after the last checkpoint that was kept, failed attempts.")
+    lost: BigCount = Field(
+        description="Held for nothing: start-up, steps after the last checkpoint, failed attempts. What a later attempt has kept moves to useful."
+    )
 
 
 class Metric(Block):
