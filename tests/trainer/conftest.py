@@ -1,11 +1,15 @@
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
 from tests.trainer import bench
+from tests.trainer import zygote as zygote_module
 from tests.trainer.models import base_store, in_zoo, zoo  # noqa: F401  fixtures of the evaluation stages
 
 
@@ -68,6 +72,21 @@ class Story:
 @pytest.fixture(scope="session")
 def story(tmp_path_factory, tiny_model):
     return Story(tmp_path_factory.mktemp("story"), tiny_model)
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    """The environment variables by which torchrun gets its workers from a zygote (zygote.py)."""
+    folder = tmp_path_factory.mktemp("zygote")
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {zygote_module.__file__} "$@"\n')
+    script.chmod(0o755)
+    environment = os.environ | bench.LAUNCH | {"PYTHONPATH": f"{bench.ROOT}/trainer-image:{bench.ROOT}"}
+    command = [sys.executable, zygote_module.__file__, "serve", str(folder / "socket")]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        # Leaving closes its standard input, which ends it.
+        yield {"PYTHON_EXEC": str(script), "ZYGOTE": str(folder / "socket")}
 
 
 @pytest.fixture(scope="session")

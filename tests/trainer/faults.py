@@ -1,0 +1,104 @@
+"""Faults for a training process that the zygote forks, told in $FAULT as JSON: what to do at which step, in which rank.
+
+`{"step": 14, "rank": 1, "do": "kill"}`; the deeds are the functions below. `{"errno": 28, "while": PATH}` makes fsync of
+the store's files fail with that error while PATH exists, and `{"kill_at_fsync": 5, "step": 20}` kills the process at its fifth
+fsync from that step on.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+CALLS = {"fsync": 0}
+
+
+def install():
+    """Arrange for the faults that the environment asks for."""
+    fault = json.loads(os.environ.get("FAULT", "{}"))
+    if not fault or fault.get("rank", 0) != int(os.environ["RANK"]):
+        return
+    reached = {"step": 0}
+    watch_steps(fault, reached)
+    if "errno" in fault or "kill_at_fsync" in fault:
+        watch_fsync(fault, reached)
+
+
+def watch_steps(fault, reached):
+    """Do the deed when the step is reached."""
+    from tunesmith_trainer.loop import SaveAndStop
+
+    before = SaveAndStop.on_step_end
+
+    def on_step_end(self, args, state, control, **rest):
+        reached["step"] = state.global_step
+        if state.global_step == fault.get("step") and "do" in fault:
+            DEEDS[fault["do"]](fault, self)
+        return before(self, args, state, control, **rest)
+
+    SaveAndStop.on_step_end = on_step_end
+
+
+def watch_fsync(fault, reached):
+    """Fail, or kill this process, in fsync."""
+    fsync = os.fsync
+
+    def failing(file):
+        if reached["step"] >= fault.get("step", 0):
+            CALLS["fsync"] += 1
+        if CALLS["fsync"] == fault.get("kill_at_fsync"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "errno" in fault and Path(fault["while"]).exists() and "/pvc/" in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(fault["errno"], os.strerror(fault["errno"]))
+        fsync(file)
+
+    os.fsync = failing
+
+
+def kill(_fault, _callback):
+    """As the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop(_fault, _callback):
+    """Stand still, threads and all."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def sleep(_fault, _callback):
+    """Stand still as in a deadlock: the other threads live."""
+    time.sleep(600)
+
+
+def burn(fault, _callback):
+    """Compute for long."""
+    deadline = time.monotonic() + fault["seconds"]
+    while time.monotonic() < deadline:
+        pass
+
+
+def exhaust(_fault, _callback):
+    """Ask for more memory than there is."""
+    import torch
+
+    torch.empty(1 << 50)
+
+
+def drain(_fault, callback):
+    """Have the pod stopped, as the kubelet does it: SIGTERM to the launcher. Return when it has come down to this process."""
+    import psutil
+
+    torchrun = psutil.Process(int(os.environ["CLIENT"])).parent()
+    torchrun.parent().terminate()
+    while not callback._stop.is_set:
+        time.sleep(0.01)
+
+
+def wait(fault, _callback):
+    """Be cut off: go on when the file is there."""
+    while not Path(fault["until"]).exists():
+        time.sleep(0.02)
+
+
+DEEDS = {deed.__name__: deed for deed in (kill, stop, sleep, burn, exhaust, drain, wait)}
