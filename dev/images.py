@@ -33,6 +33,7 @@ SPACE = 15 << 30
 """Bytes that the largest image takes while it is built: the environment, and again as its layer; less after that, for the archive."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BUILD_TOOLS = ("usr/bin/gcc", "usr/bin/g++", "usr/bin/cc", "usr/bin/make", "usr/bin/pip3", "opt/uv")
+BUILD_VARIABLES = frozenset(("SSL_CERT_FILE", "PIP_CERT", "PIP_CONFIG_FILE", "UV_CACHE_DIR", "DEBIAN_FRONTEND"))
 LABELS = ("title", "description", "licenses", "version")
 
 
@@ -77,6 +78,8 @@ def faults(config: Mapping[str, Any], files: Path) -> list[str]:
     found += [f"it has no label {label}" for label in LABELS if not labels.get(f"org.opencontainers.image.{label}")]
     found += [f"the build tool /{tool} is in it" for tool in BUILD_TOOLS if os.path.lexists(files / tool)]
     found += [f"{path.relative_to(files)} installs packages" for path in files.glob("opt/*/bin/*") if path.name in ("pip", "uv")]
+    names = {entry.partition("=")[0] for entry in config.get("Env") or ()}
+    found += [f"the variable {name} of the build is in it" for name in sorted(names & BUILD_VARIABLES)]
     lists = files / "var/lib/apt/lists"
     found += ["apt's package lists are in it"] if lists.is_dir() and any(lists.iterdir()) else []
     # It would tell about the machine that the image was built on.

@@ -46,6 +46,10 @@ def test_root_and_missing_labels_are_faults(tmp_path: Path) -> None:
     assert len(told) == 1 + len(images.LABELS)
 
 
+def test_the_builds_variables_are_faults_in_an_image(tmp_path: Path) -> None:
+    assert images.faults(CONFIG | {"Env": ["PATH=/bin", "SSL_CERT_FILE=/mnt/x"]}, tmp_path) == ["the variable SSL_CERT_FILE of the build is in it"]
+
+
 @pytest.mark.parametrize("part", images.PARTS.values(), ids=lambda part: part.name)
 def test_a_containerfile_ends_as_the_user_without_rights_and_installs_by_a_tool_that_is_only_lent(part: images.Part) -> None:
     text = (ROOT / part.folder / "Containerfile").read_text()
