@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fnmatch
+import math
 import shutil
 import sys
 import tempfile
@@ -37,9 +38,14 @@ FLAGS = ("--kube-api-qps=1000", "--kube-api-burst=1000", "--concurrent-gc-syncs=
 
 @dataclass
 class Options:
-    """What to run. `sample`: only so many plans. `only`: those whose names match (`create/jobs/*`). `prepare`: see nursery.py."""
+    """What to run.
+
+    `sample`: only so many plans. `seconds`: begin none after so long. `only`: those whose names match (`create/jobs/*`).
+    `prepare`: see nursery.py.
+    """
 
     sample: int | None = None
+    seconds: float = math.inf
     seed: int = 4
     lanes: int = 6
     only: str = ""
@@ -91,6 +97,7 @@ class Campaign:
             if not self._report.failures:
                 self._todo = self._choose(plans((each.entries for each in lived), self._options.seed))
                 begun = time.monotonic()
+                self._end = begun + self._options.seconds
                 self._say(
                     f"reference: {self._reference.seconds:.1f} s, {self._report.writes} writes; {len(self._todo)} plans, seed {self._options.seed}"
                 )
@@ -117,7 +124,7 @@ class Campaign:
         return deque((plan, 1) for plan in chosen[: self._options.sample])
 
     async def _work(self, stack: AsyncExitStack, lane: Lane) -> None:
-        while self._todo:
+        while self._todo and time.monotonic() < self._end:
             plan, number = self._todo.popleft()
             lived = await lane.live(plan)
             self._report.lives.append(lived.seconds)
@@ -141,7 +148,7 @@ class Campaign:
     async def _tell(self, begun: float, total: int) -> None:
         """Say every now and then how far it is."""
         told = begun
-        while self._report.plans < total:
+        while self._report.plans < total and time.monotonic() < self._end:
             await asyncio.sleep(0.5)
             if time.monotonic() - told > 15:
                 told = time.monotonic()

@@ -20,8 +20,8 @@ from tunesmith.values import LABEL_ATTEMPT, LABEL_NAME, LABEL_PART, LABEL_STAGE
 
 DIGEST = "sha256:" + "0" * 64
 RUN = "pvc://models/out/team/tune/000000000000"
-OURS = ("FineTuneJob", "EvalRun", "ModelDeployment")
-CHILDREN = ("Job", "Pod", "Deployment", "Service", "ConfigMap")
+OURS = tuple(resource.kind for resource in RESOURCES.values() if resource.ours)
+CHILDREN = tuple(resource.kind for resource in RESOURCES.values() if resource.selector)
 
 TUNE: Object = {
     "model": {"uri": "pvc://models/base"},

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dev.bench.mask import name_of
+from tunesmith.resources import RESOURCES
 
-COUNTED = frozenset({"jobs", "pods", "deployments", "services", "configmaps", "finetunejobs", "evalruns", "modeldeployments"})
+COUNTED = frozenset(resource.plural for resource in RESOURCES.values() if resource.ours or resource.selector)
 _READS = frozenset({"get", "list", "watch"})
 
 

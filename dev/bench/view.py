@@ -21,6 +21,7 @@ Object = dict[str, Any]
 T = TypeVar("T")
 
 JSON, MERGE, APPLY = "application/json", "application/merge-patch+json", "application/apply-patch+yaml"
+KINDS = tuple(resource.kind for resource in RESOURCES.values() if not resource.optional)
 PATIENCE = 60.0
 """Seconds that anything may take."""
 
@@ -42,7 +43,7 @@ class View:
     def __init__(self, control_plane: ControlPlane) -> None:
         self._server = control_plane.server
         self._tls = administrator(control_plane)
-        self._objects: dict[str, dict[tuple[str, str], Object]] = {kind: {} for kind in RESOURCES}
+        self._objects: dict[str, dict[tuple[str, str], Object]] = {kind: {} for kind in KINDS}
         self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._watches: list[asyncio.Task[None]] = []
 
@@ -50,7 +51,7 @@ class View:
         connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
         self._session = aiohttp.ClientSession(self._server, connector=connector, trust_env=False, read_bufsize=1 << 20)
         await self._install()
-        self._watches = [asyncio.create_task(self._watch(kind)) for kind in RESOURCES]
+        self._watches = [asyncio.create_task(self._watch(kind)) for kind in KINDS]
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

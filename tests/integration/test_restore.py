@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dev.bench.mask import snapshot
 from tests.integration.operators import (
+    CHILDREN,
     COMPARED,
     EVAL_RUN,
     EVALUATED,
@@ -22,7 +23,6 @@ from tests.integration.served import answer_requests, wait_revision
 from tunesmith.values import Object
 
 MADE = (("FineTuneJob", "tune", FINE_TUNE_JOB), ("EvalRun", "judge", EVAL_RUN), ("ModelDeployment", "serve", MODEL_DEPLOYMENT))
-CHILDREN = ("Job", "Pod", "Deployment", "Service", "ConfigMap")
 
 
 def live(space: Namespace, attempt: int) -> Object:
