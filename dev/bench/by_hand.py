@@ -1,9 +1,9 @@
 """The TRL script that a person would write for the run that `dev/bench/train.py` measures, and the run's model and data.
 
-Run by the trainer's python, in a folder with `settings.json`:
+Run by the trainer's python, on a folder with `settings.json`:
 
-    by_hand.py make      write `model/` (a random Llama) and `text.jsonl`
-    by_hand.py train     under torchrun: train on them, and print tokens and seconds as JSON
+    python -m dev.bench.by_hand make FOLDER     write `model/` (a random Llama) and `text.jsonl`
+    … under torchrun:           train FOLDER    train on them, and write tokens and seconds to `by-hand.json`
 """
 
 import json
