@@ -167,9 +167,10 @@ class _Book:
         else:
             entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
-            # Labels are anybody's to set: what a pod tells counts only if the Job's controller made it.
-            made_by = job["metadata"]["uid"] if job else entry.get("jobUID", "")
-            ours = [pod for pod in pods if attempts.is_made_by(pod, made_by)]
+            # Labels are anybody's to set: what a pod tells counts only if the Job's controller made it. (The watches do not keep step:
+            # after a restart the pods of a Job may be seen before it is.)
+            made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
+            ours = [pod for pod in pods if made_by is None or attempts.is_made_by(pod, made_by)]
             self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours)
 
     def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:

@@ -37,6 +37,11 @@ def config_map(owner: Object, name: str = "child", **data: str) -> Object:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": child_metadata(owner, name, {}), "data": data}
 
 
+def service(owner: Object, **ports: int) -> Object:
+    entries = [{"name": name, "port": port, "protocol": "TCP", "targetPort": port} for name, port in ports.items()]
+    return {"apiVersion": "v1", "kind": "Service", "metadata": child_metadata(owner, "child", {}), "spec": {"ports": entries}}
+
+
 async def test_creating_twice_gives_the_same_object(cluster: Cluster, tune: Object) -> None:
     first = await cluster.create(config_map(tune, a="1"))
     second = await cluster.create(config_map(tune, a="2"))
@@ -53,11 +58,11 @@ async def test_anothers_object_is_a_name_conflict_for_create_and_apply(cluster: 
 
 
 async def test_an_apply_makes_changes_and_takes_away_and_leaves_no_drift(cluster: Cluster, tune: Object) -> None:
-    live = await cluster.apply(stamp(config_map(tune, a="1", b="2")), None)
-    less = stamp(config_map(tune, a="1"))
+    live = await cluster.apply(stamp(service(tune, a=1001, b=1002)), None)
+    less = stamp(service(tune, a=1001))
     assert differences(less, live)
     live = await cluster.apply(less, live)
-    assert live["data"] == {"a": "1"}
+    assert [port["name"] for port in live["spec"]["ports"]] == ["a"]
     assert not differences(less, live)
 
 
