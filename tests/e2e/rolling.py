@@ -25,7 +25,7 @@ DRIVER = "driver"
 CLIENTS = 4
 """Of the driver; each has one request under way at a time."""
 MODELS = {"one": "1", "two": "2"}
-ROLLOUT = 300
+ROLLOUT = 600
 """Seconds for vLLM to start on a busy machine, and the drain after it."""
 
 
