@@ -12,7 +12,7 @@ from tunesmith_serving.contract import ServeInput
 # `vllm serve`, without relying on PATH. The older module vllm.entrypoints.openai.api_server is deprecated.
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 # How long vLLM itself lets requests go on after its SIGTERM, which the launcher sends when none is left, or no time.
-SHUTDOWN_SECONDS = 5
+SHUTDOWN_SECONDS = 15
 MIDDLEWARE = "tunesmith_serving.drain.CloseConnections"
 # Asked every second or so by the kubelet, a scraper, and our own readiness check.
 UNLOGGED_ENDPOINTS = "/health,/metrics,/ping,/v1/models"

@@ -24,7 +24,7 @@ from tunesmith_serving.verify import refuse_unsafe_weights, verify
 STAGE_FILE = "/etc/tunesmith/stage.json"
 # vLLM ends its processes one after another once the last request is answered; beyond this it hangs.
 TEARDOWN_SECONDS = engine.SHUTDOWN_SECONDS + 15
-LOOK_SECONDS = 0.2
+LOOK_SECONDS, QUIET_LOOKS = 0.2, 5
 VERIFYING = "the model's files are being verified"
 STARTING = "the engine is being started"
 
@@ -107,8 +107,11 @@ class Launcher:
             self._drain_file.touch()
             time.sleep(self.stage.pause_seconds)
             deadline = start + self.stage.grace_period_seconds - TEARDOWN_SECONDS
-            while drain.connections(self.stage.port) and time.monotonic() < deadline:
+            quiet = 0
+            # Clients that no other pod is left for come back between two answers: for a whole second nobody may be there.
+            while quiet < QUIET_LOOKS and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
+                quiet = 0 if drain.connections(self.stage.port) else quiet + 1
             log(f"{drain.connections(self.stage.port)} connections are open {time.monotonic() - start:.0f} s after the signal; stopping the engine")
         self._stop(process)
 

@@ -25,7 +25,7 @@ def environment(stage, base=None, cpus=4):
 def test_the_command_line_of_a_cpu_pod_is_this_one():
     assert " ".join(engine.command(stage(max_num_seqs="8"), FOLDER, ["vllm", "serve"])) == (
         "vllm serve /mnt/pvc/models/merged --served-model-name support-bot --port 8000 --max-model-len 512"
-        " --tensor-parallel-size 1 --load-format safetensors --shutdown-timeout 5 --middleware tunesmith_serving.drain.CloseConnections"
+        " --tensor-parallel-size 1 --load-format safetensors --shutdown-timeout 15 --middleware tunesmith_serving.drain.CloseConnections"
         " --disable-access-log-for-endpoints /health,/metrics,/ping,/v1/models --enforce-eager --max-num-seqs 8"
     )
 

@@ -19,7 +19,7 @@ from tunesmith.values import Object, Observed, Plan
 COMMAND = ("python", "-m", "tunesmith_serving")
 SERVICE_PORT = 80
 GRACE_PERIOD_SECONDS = 120
-"""From a pod's SIGTERM to its end. It ends as soon as nobody is connected, so only long answers make use of it: they get 100 s, and 20 s are the
+"""From a pod's SIGTERM to its end. It ends as soon as nobody is connected, so only long answers make use of it: they get 90 s, and 30 s are the
 engine's to end its processes (docs/contract.md, Serve). The launcher is told, so that the pod and it cannot disagree."""
 PAUSE_SECONDS = 10
 """New connections still come while the endpoint's removal travels to every proxy."""
