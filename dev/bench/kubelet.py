@@ -36,6 +36,13 @@ class Api:
 
     async def send(self, method: str, path: str, body: Object | None = None, content_type: str = "application/json") -> Object:
         """One request; an error if it is refused."""
+        try:
+            return await self._send(method, path, body, content_type)
+        except aiohttp.ServerDisconnectedError:
+            # The server closed a connection that it had kept open, at the moment of its next use. What is asked here may be asked twice.
+            return await self._send(method, path, body, content_type)
+
+    async def _send(self, method: str, path: str, body: Object | None, content_type: str) -> Object:
         async with self._session.request(method, path, data=json.dumps(body), headers={"Content-Type": content_type}) as response:
             told: Object = await response.json()
             if response.status >= 300:
