@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--lanes", type=int, default=Options.lanes, help="lives at the same time (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="NAME", help="those of that name alone; * matches anything")
     given = parser.parse_args(arguments)
-    options = Options(given.sample, given.seed, 1 if given.only else given.lanes, given.only)
+    options = Options(sample=given.sample, seed=given.seed, lanes=given.lanes, only=given.only)
     folder = Path(tempfile.mkdtemp(prefix="tunesmith-crash-"))
     with ControlPlane(folder, controller_manager_flags=FLAGS) as control_plane:
         # There is no node: it would only tell every pod so.
