@@ -82,7 +82,10 @@ class Server:
                 return Answer(response.status, json.load(response), response.headers.get_all("Warning") or [])
         except urllib.error.HTTPError as refused:
             with refused:
-                return Answer(refused.code, json.load(refused), refused.headers.get_all("Warning") or [])
+                text = refused.read().decode()
+                # Of a group that is not served (yet) the server says so in plain words.
+                body = json.loads(text) if text.startswith("{") else {"message": text}
+                return Answer(refused.code, body, refused.headers.get_all("Warning") or [])
 
     def path(self, kind: str, name: str = "") -> str:
         """The path of an object of ours in `default`, or of all of its kind."""

@@ -67,7 +67,9 @@ class Machine:
         """Names of all objects of all kinds, but for what the control plane writes about its own doings."""
         kinds = self.run("kubectl", "api-resources", "--verbs=list", "--output=name").split()
         told = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "componentstatuses"}
-        listed = self.run("kubectl", "get", ",".join(sorted(set(kinds) - told)), "--all-namespaces", "--output=json", "--ignore-not-found")
+        # A kind may go between the two commands; then nothing is listed, which is not what was there before.
+        get = ("get", ",".join(sorted(set(kinds) - told)), "--all-namespaces", "--output=json", "--ignore-not-found")
+        listed = self.run("kubectl", *get, check=False)
         items = json.loads(listed)["items"] if listed else []
         return {f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}" for item in items}
 
