@@ -36,8 +36,10 @@ def documents() -> list[dict[str, Any]]:
 
 
 def granted() -> set[Right]:
-    """What the chart's roles grant."""
-    rules = [rule for role in documents() for rule in role.get("rules", ())]
+    """What the chart's roles grant the operator; those that only people are to have are bound to nobody."""
+    made = documents()
+    bound = {(each["roleRef"]["kind"], each["roleRef"]["name"]) for each in made if "roleRef" in each}
+    rules = [rule for role in made if (role["kind"], role["metadata"]["name"]) in bound for rule in role["rules"]]
     return {Right(group, resource, verb) for rule in rules for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]}
 
 
