@@ -30,7 +30,6 @@ from dev.bench.kubelet import Api, Kubelet, make_nodes
 from dev.cluster.controlplane import ControlPlane
 from tests.integration.operators import FINE_TUNE_JOB, OperatorProcess
 from tests.integration.schema_server import Server
-from tunesmith import crd
 from tunesmith.conditions import is_true
 
 NAMESPACE = "bench"
@@ -120,9 +119,7 @@ async def bench(seconds: float | None) -> AsyncIterator[Bench]:
     """A fresh control plane with fake nodes whose pods end after `seconds` (None: never), and the operator."""
     with tempfile.TemporaryDirectory() as folder:
         with ControlPlane(Path(folder) / "control-plane", controller_manager_flags=FLAGS) as control_plane:
-            server = Server.of(control_plane)
-            for kind in crd.KINDS:
-                server.install(kind)
+            Server.with_kinds(control_plane)
             async with Api(control_plane) as api:
                 await api.send("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
                 claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "volumeName": "models"}

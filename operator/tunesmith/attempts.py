@@ -54,11 +54,6 @@ def is_running(pod: Object) -> bool:
     return bool(_status(pod).get("phase") == "Running")
 
 
-def is_made_by(pod: Object, uid: str) -> bool:
-    """Whether the controller of the pod is the object with that uid."""
-    return any(reference["uid"] == uid for reference in pod["metadata"].get("ownerReferences", ()) if reference.get("controller"))
-
-
 def is_finished(job: Object) -> bool:
     """Whether the Job is over and no controller will make another pod for it."""
     return any(condition["type"] in ("Complete", "Failed") and condition["status"] == "True" for condition in _conditions(job))

@@ -15,7 +15,7 @@ from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
 from tunesmith.results import Result
 from tunesmith.stages import Entry, StageKey, attempt_of, key_of
-from tunesmith.values import LABEL_STAGE, Object, Observed
+from tunesmith.values import LABEL_STAGE, Object, Observed, controller_uid
 from tunesmith.verdicts import Verdict, judge
 
 ATTEMPTS_KEPT = 20
@@ -170,7 +170,7 @@ class _Book:
             # Labels are anybody's to set: what a pod tells counts only if the Job's controller made it. (The watches do not keep step:
             # after a restart the pods of a Job may be seen before it is.)
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
-            ours = [pod for pod in pods if made_by is None or attempts.is_made_by(pod, made_by)]
+            ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
             self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours)
 
     def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:

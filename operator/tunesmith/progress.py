@@ -25,7 +25,7 @@ from tunesmith import metrics
 from tunesmith.cluster import Cluster
 from tunesmith.settings import ProgressSettings
 from tunesmith.store import Store, owner_uid
-from tunesmith.values import API_VERSION, GROUP, Key, Object
+from tunesmith.values import API_VERSION, GROUP, Key, Object, controller_uid
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,7 @@ class Progress:
         if pod is None or pod["metadata"]["uid"] != caller.uid or owner_uid(pod) != owner["metadata"]["uid"]:
             return False
         jobs = {child["metadata"]["uid"] for child in self._store.children(owner["metadata"]["uid"]) if child["kind"] == "Job"}
-        controllers = {reference["uid"] for reference in pod["metadata"].get("ownerReferences", ()) if reference.get("controller")}
-        return bool(jobs & controllers)
+        return controller_uid(pod) in jobs
 
     async def _identify(self, header: str) -> Caller | None:
         """The pod whose token the header brings; answers of the API server are kept for a minute, under the token's hash."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.resources import RESOURCES
-from tunesmith.values import LABEL_UID, Key, Object
+from tunesmith.values import LABEL_UID, Key, Object, controller_uid
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,7 @@ def version_of(obj: Object) -> int:
 
 def owner_uid(obj: Object) -> str | None:
     """The uid of the object of ours that `obj` belongs to: its controller, or for the pods of a child the one on their label."""
-    uid: str | None
-    if obj["kind"] == "Pod":
-        uid = obj["metadata"].get("labels", {}).get(LABEL_UID)
-    else:
-        uid = next((ref["uid"] for ref in obj["metadata"].get("ownerReferences", ()) if ref.get("controller")), None)
+    uid: str | None = obj["metadata"].get("labels", {}).get(LABEL_UID) if obj["kind"] == "Pod" else controller_uid(obj)
     return uid
 
 

@@ -28,6 +28,11 @@ LABEL_STAGE, LABEL_PART, LABEL_ATTEMPT = f"{GROUP}/stage", f"{GROUP}/part", f"{G
 """On stage Jobs and their pods: the stage (`Train`), its part (variant or model name, may be absent) and the attempt's number."""
 
 
+def controller_uid(obj: Object) -> str | None:
+    """The uid of the object's controller (metav1.GetControllerOf), if it has one."""
+    return next((reference["uid"] for reference in obj["metadata"].get("ownerReferences", ()) if reference.get("controller")), None)
+
+
 class Key(NamedTuple):
     """Names one object of ours (or one that ours refer to); what the work queue holds."""
 

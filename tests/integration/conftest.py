@@ -56,10 +56,7 @@ def _is_whole(session: pytest.Session) -> bool:
 @pytest.fixture(scope="session")
 def api(control_plane: ControlPlane) -> Server:
     """The API server as its administrator, with our CRDs."""
-    server = Server.of(control_plane)
-    for kind in crd.KINDS:
-        server.install(kind)
-    return server
+    return Server.with_kinds(control_plane)
 
 
 @pytest.fixture

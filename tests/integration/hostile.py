@@ -178,7 +178,7 @@ def _sizes() -> Iterator[Hostile]:
     yield Hostile("a word for a truth", "FineTuneJob", {"suspend": "true"}, "spec.suspend")
     yield Hostile("200 KiB of annotations", "FineTuneJob", {}, metadata={"annotations": {"example.com/x": "x" * 200 * 1024}})
     yield Hostile("labels like ours", "FineTuneJob", {}, metadata={"labels": {"tunesmith.dev/uid": "victim", "tunesmith.dev/stage": "Train"}})
-    yield Hostile("a status of its own", "FineTuneJob", {}, metadata={"finalizers": ["example.com/never"]})
+    yield Hostile("a finalizer that nobody takes away", "FineTuneJob", {}, metadata={"finalizers": ["example.com/never"]})
 
 
 HOSTILE = [*_paths(), *_names(), *_pods(), *_strings(), *_sizes()]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dev.bench.life import DIGEST, MERGED, PREPARED, RUN
 from dev.cluster.controlplane import ControlPlane, free_ports
 from dev.cluster.pki import Identity
 from dev.cluster.processes import wait_until
@@ -26,8 +27,6 @@ from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, LABEL_UID, 
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 30.0
-OURS = tuple(resource.kind for resource in RESOURCES.values() if resource.ours)
-CHILDREN = tuple(resource.kind for resource in RESOURCES.values() if resource.selector)
 
 
 class OperatorProcess:
@@ -267,18 +266,8 @@ FINE_TUNE_JOB: Object = {
     "method": {"sft": {}},
     "output": {"uri": "pvc://models/out"},
 }
-DIGEST = "sha256:" + "0" * 64
-RUN = "pvc://models/out/team/tune/000000000000"
-MERGED = {"name": "Merged", "uri": f"{RUN}/merged", "digest": DIGEST, "sizeBytes": 1, "format": "Safetensors", "baseDigest": DIGEST}
 RESULTS: dict[str, Object] = {
-    "Prepare": {
-        "runDigest": DIGEST,
-        "runURI": RUN,
-        "model": {"uri": "pvc://models/base", "digest": DIGEST, "parameters": 1, "architecture": "GPT2LMHeadModel"},
-        "datasets": [{"name": "chat", "digest": DIGEST, "rows": 8, "dropped": 0}],
-        "trainRows": 8,
-        "validationRows": 0,
-    },
+    "Prepare": PREPARED,
     "Train": {"globalStep": 3, "checkpoint": {"uri": f"{RUN}/checkpoints/attempt-1/step-3", "step": 3}},
     "Finalize": {"artifacts": [MERGED]},
 }
@@ -288,7 +277,6 @@ EVAL_RUN: Object = {
     "gate": [{"metric": "heldOut/perplexity", "max": "100"}],
 }
 EVALUATED = {"model": {"name": "tested", "uri": MERGED["uri"], "digest": DIGEST}, "resultURI": f"{RUN}/results/evaluate-tested.json"}
-COMPARED = {"verdict": "Passed", "gate": [{"outcome": "Passed", "value": "12.5"}], "results": [], "resultsURI": f"{RUN}/results.json"}
 MODEL_DEPLOYMENT: Object = {
     "model": {"fineTuneJobRef": {"name": "tune"}, "artifact": "Merged"},
     "gate": {"evalRunRefs": [{"name": "judge"}]},

@@ -72,6 +72,14 @@ class Server:
         authority = json.loads(self.kubeconfig.read_text())["clusters"][0]["cluster"]["certificate-authority-data"]
         return ssl.create_default_context(cadata=base64.b64decode(authority).decode())
 
+    @classmethod
+    def with_kinds(cls, control_plane: ControlPlane) -> Server:
+        """The same, with our CRDs."""
+        server = cls.of(control_plane)
+        for kind in crd.KINDS:
+            server.install(kind)
+        return server
+
     def send(self, method: str, path: str, body: Object | None = None, content_type: str = "application/json") -> Answer:
         """Send one request; a refusal is an answer too."""
         data = None if body is None else json.dumps(body).encode()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.integration.operators import COMPARED, EVAL_RUN, Namespace
+from dev.bench.life import COMPARED
+from tests.integration.operators import EVAL_RUN, Namespace
 from tunesmith.conditions import find
 from tunesmith.modeldeployment.revision import LABEL_REVISION
 from tunesmith.values import Object

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dev.bench.life import COMPARED, DIGEST, MERGED
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import served
-from tests.integration.operators import (
-    COMPARED,
-    DIGEST,
-    EVAL_RUN,
-    EVALUATED,
-    FINE_TUNE_JOB,
-    MERGED,
-    MODEL_DEPLOYMENT,
-    RESULTS,
-    Namespace,
-    OperatorProcess,
-    Writes,
-)
+from tests.integration.operators import EVAL_RUN, EVALUATED, FINE_TUNE_JOB, MODEL_DEPLOYMENT, RESULTS, Namespace, OperatorProcess, Writes
 from tunesmith.conditions import find
 from tunesmith.values import Object
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.hostile import HOSTILE, Hostile
 from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
-from tests.integration.schema_server import Server
+from tests.integration.schema_server import MERGE, Server
 from tunesmith.conditions import is_true
 from tunesmith.values import Object
 
@@ -42,7 +42,7 @@ def test_what_the_schema_can_tell_is_refused_with_its_place(api: Server, namespa
 @pytest.mark.parametrize("entry", LET_IN, ids=lambda entry: entry.what)
 def test_what_is_let_in_does_no_harm(operator: OperatorProcess, api: Server, namespace: str, entry: Hostile) -> None:
     labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
-    api.send("PATCH", f"/api/v1/namespaces/{namespace}", labels, "application/merge-patch+json")
+    api.send("PATCH", f"/api/v1/namespaces/{namespace}", labels, MERGE)
     space = Namespace(api, namespace)
     space.claim(CLAIM)
     space.claim(UNNAMED)

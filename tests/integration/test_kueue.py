@@ -12,7 +12,6 @@ from tests.integration import kueue, rights
 from tests.integration.kueue import Queued
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, Writes, answer
 from tests.integration.schema_server import Server
-from tunesmith import crd
 from tunesmith.conditions import find
 from tunesmith.values import Object
 
@@ -28,10 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="module")
 def server(cluster: ControlPlane) -> Server:
-    made = Server.of(cluster)
-    for kind in crd.KINDS:
-        made.install(kind)
-    return made
+    return Server.with_kinds(cluster)
 
 
 @pytest.fixture

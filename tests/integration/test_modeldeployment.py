@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from dev.bench.life import DIGEST
 from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
 from tests.integration import served
-from tests.integration.operators import DIGEST, Namespace, OperatorProcess, Writes
+from tests.integration.operators import Namespace, OperatorProcess, Writes
 from tunesmith.conditions import is_true
 from tunesmith.modeldeployment.revision import DRAIN_SECONDS, LABEL_REVISION
 from tunesmith.values import Object

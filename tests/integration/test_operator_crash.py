@@ -15,8 +15,9 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
+from dev.bench.life import CHILDREN
 from dev.cluster.controlplane import ControlPlane
-from tests.integration.operators import CHILDREN, FINE_TUNE_JOB, Namespace, OperatorProcess, play_all
+from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess, play_all
 from tests.integration.schema_server import Server
 from tunesmith.cluster import JSON, Cluster, Query
 from tunesmith.controller import Controller

@@ -6,15 +6,13 @@ import itertools
 
 import pytest
 
+from dev.bench.life import CHILDREN, COMPARED, OURS
 from dev.cluster.controlplane import ControlPlane
 from tests.integration.operators import (
-    CHILDREN,
-    COMPARED,
     EVAL_RUN,
     EVALUATED,
     FINE_TUNE_JOB,
     MODEL_DEPLOYMENT,
-    OURS,
     RESULTS,
     Namespace,
     OperatorProcess,

@@ -5,20 +5,9 @@ What a stage then answers is the trainer's part, tests/trainer/test_restore.py: 
 
 from __future__ import annotations
 
+from dev.bench.life import CHILDREN, COMPARED, OURS
 from dev.bench.mask import snapshot
-from tests.integration.operators import (
-    CHILDREN,
-    COMPARED,
-    EVAL_RUN,
-    EVALUATED,
-    FINE_TUNE_JOB,
-    MODEL_DEPLOYMENT,
-    OURS,
-    RESULTS,
-    Namespace,
-    OperatorProcess,
-    answer,
-)
+from tests.integration.operators import EVAL_RUN, EVALUATED, FINE_TUNE_JOB, MODEL_DEPLOYMENT, RESULTS, Namespace, OperatorProcess, answer
 from tests.integration.served import answer_requests, wait_revision
 from tunesmith.values import Object
 
