@@ -36,7 +36,7 @@ lint types unit integration trainer serving e2e rollouts: ## one part of the tes
 
 .PHONY: bench-operator
 bench-operator: ## requests, latency, CPU and memory of the operator at 200 and 1000 FineTuneJobs (ARGS="--sizes 50 --idle 20" for a short run)
-	$$($(PYTHON) dev/venv.py operator) -m dev.bench.operator $(ARGS)
+	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.operator $(ARGS)
 
 .PHONY: bench-goodput
 bench-goodput: ## a simulated week of training on 8 nodes that fail, through the real attempt code (ARGS="--every-steps 50")
