@@ -7,6 +7,7 @@ import heapq
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from tunesmith.values import Key
 
@@ -98,10 +99,10 @@ class WorkQueue:
             if key is not None:
                 return key
             self._added.clear()
-            try:
-                await asyncio.wait_for(self._added.wait(), self._pause())
-            except TimeoutError:
-                continue
+            # Not wait_for: before Python 3.12 it drops a cancellation that comes in the same turn as the key, and the worker would never end.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._added.wait()
 
     def _pause(self) -> float | None:
         """Seconds until the next key is due; None if none is."""

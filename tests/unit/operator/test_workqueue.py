@@ -156,3 +156,15 @@ async def test_many_workers_never_run_a_key_at_the_same_time_and_lose_none() -> 
         await asyncio.wait_for(settled.wait(), 30)
         for worker in workers:
             worker.cancel()
+
+
+async def test_a_worker_that_is_cancelled_just_as_a_key_comes_ends_and_does_not_go_on_with_the_key(queue: WorkQueue) -> None:
+    queue.add_after(B, 60)
+    worker = asyncio.create_task(queue.get())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    queue.add(A)
+    worker.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await worker
+    assert queue.take() == A
