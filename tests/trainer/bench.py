@@ -22,8 +22,15 @@ CHATML = (
 )
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 
+SECRET = "canary-secret-51c7"
 # What a pod is given beside its own files.
-LAUNCH = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+LAUNCH = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+}
 
 
 def make_tokenizer():
