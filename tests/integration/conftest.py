@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,25 +26,42 @@ UNSEEN = {
 }
 ELSEWHERE = kueue.RIGHTS
 """Used in a control plane of the test's own, where that is looked at."""
+USED = pytest.StashKey[set[rights.Right]]()
 
 
 @pytest.fixture(scope="session")
 def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """etcd, kube-apiserver, kube-controller-manager and kube-scheduler, without a node: tests set the states of pods themselves.
 
-    Operators have the chart's rights. When all tests have run, no right may be left that none of them made use of.
+    Operators have the chart's rights. When all tests have run, no right may be left that none of them made use of
+    (`pytest_sessionfinish`).
     """
     state: Path = tmp_path_factory.mktemp("control-plane")
     # At its default limits the controller-manager, not what is tested, would decide how long a burst takes.
     fast = ("--kube-api-qps=1000", "--kube-api-burst=1000", "--concurrent-gc-syncs=20")
     with ControlPlane(state, controller_manager_flags=fast) as running:
         yield running
-        if _is_whole(request.session):
-            used = rights.used(running.audit_log)
-            # An apply that makes an object is allowed by both verbs, and written down as a patch.
-            used |= {right._replace(verb="create") for right in used if right.verb == "patch"}
-            idle = rights.granted() - used - UNSEEN - ELSEWHERE
-            assert not idle, f"the chart grants what no test saw the operator use: {sorted(idle)}"
+        request.config.stash.setdefault(USED, set()).update(rights.used(running.audit_log))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist saw: each has a control plane of its own."""
+    seen = {rights.Right(*each) for each in getattr(node, "workeroutput", {}).get("rights", ())}
+    node.config.stash.setdefault(USED, set()).update(seen)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a whole run in which the operator never used a right that it has."""
+    config, used = session.config, session.config.stash.get(USED, set())
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["rights"] = sorted(map(list, used))
+    elif _is_whole(session):
+        # An apply that makes an object is allowed by both verbs, and written down as a patch.
+        used |= {right._replace(verb="create") for right in used if right.verb == "patch"}
+        if idle := rights.granted() - used - UNSEEN - ELSEWHERE:
+            print(f"\nFAILED: the chart grants what no test saw the operator use: {sorted(idle)}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _is_whole(session: pytest.Session) -> bool:
