@@ -97,6 +97,7 @@ class Reconciler:
             told = _with_error(observed, dict(observed.recorded), InvalidSpec("StatusRefused", error.message[: conditions.MESSAGE_LIMIT]))
             if told != observed.recorded:
                 self._learn(await self._cluster.write_status(observed.owner, told))
+                self._announce(observed.owner, events(observed.recorded, told))
             raise
         metrics.count_outcomes(key, observed.recorded, status)
         self._announce(observed.owner, events(observed.recorded, status))

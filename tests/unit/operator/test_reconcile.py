@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.unit.operator.edge import CONFIG, KINDS, changed, child, key, owner
 from tunesmith.cluster import ApiError, Conflict, Refused
 from tunesmith.conditions import find
 from tunesmith.corrections import PAUSE, Corrections
+from tunesmith.events import Event
 from tunesmith.reconcile import CONFLICT_PATIENCE, Reconciler
 from tunesmith.store import Store
 from tunesmith.values import Key, Object
@@ -81,7 +83,11 @@ class Bench:
             self.store.put(obj)
         self.today = datetime(2026, 1, 1, tzinfo=UTC)
         cluster: Any = self.cluster
-        self.reconciler = Reconciler(KINDS, self.store, cluster, CONFIG, self.woken.append, lambda: self.today, lambda: self.seconds)
+        self.announced: list[str] = []
+        self.reconciler = Reconciler(KINDS, self.store, cluster, CONFIG, self.woken.append, lambda: self.today, lambda: self.seconds, self._announce)
+
+    def _announce(self, owner: Object, told: Sequence[Event]) -> None:
+        self.announced += [event.reason for event in told]
 
     async def run(self, obj: Object) -> list[Write]:
         """Reconcile once; return what was written."""
@@ -299,7 +305,7 @@ async def test_what_was_not_just_written_is_confirmed_before_anything_is_created
     assert bench.cluster.confirmed == ["tune", "tune"]
 
 
-async def test_a_status_that_the_server_refuses_is_told_in_a_condition_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_status_that_the_server_refuses_is_told_in_a_condition_an_event_and_the_log(caplog: pytest.LogCaptureFixture) -> None:
     tune = owner()
     bench = Bench(tune)
     bench.cluster.refuse_status = "phase"
@@ -310,7 +316,7 @@ async def test_a_status_that_the_server_refuses_is_told_in_a_condition_and_in_th
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     with pytest.raises(Refused):
         await bench.run(tune)
-    assert bench.cluster.writes == [], "the refusal is told once, and nothing else is done"
+    assert (bench.cluster.writes, bench.announced) == ([], ["StatusRefused"]), "the refusal is told once, and nothing else is done"
     bench.cluster.refuse_status = ""
     await bench.run(tune)
     stalled = find(bench.status(tune), "Stalled")
