@@ -91,6 +91,7 @@ class Run(Block):
     preparation: SpecBlock | None = None
     method: SpecBlock
     adapter: SpecBlock | None = None
+    base_quantization: Literal["NF4"] | None = None
     training: SpecBlock
     parallelism: SpecBlock
     output: SpecBlock
@@ -126,6 +127,7 @@ class TrainInput(RunInput):
     model: Model
     method: SpecBlock
     adapter: SpecBlock | None = None
+    base_quantization: Literal["NF4"] | None = None
     training: SpecBlock
     checkpoints: SpecBlock
     parallelism: SpecBlock

@@ -92,6 +92,15 @@ class PrepareResult(Result):
     memory_estimate_bytes: int | None = None
 
 
+class Sharding(Block):
+    """What one training process held after its first step, at most."""
+
+    parameter_bytes_per_rank: int
+    optimizer_bytes_per_rank: int
+    total_parameter_bytes: int
+    trainable_parameters: int
+
+
 class TrainResult(Result):
     """Train's answer, from node rank 0."""
 
@@ -105,6 +114,7 @@ class TrainResult(Result):
     tokens_per_second: float | None = None
     world_size: int | None = None
     resumed_from_step: int | None = None
+    sharding: Sharding | None = None
     checkpoint: Checkpoint | None = None
 
 

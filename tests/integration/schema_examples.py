@@ -35,6 +35,7 @@ FULL: dict[str, Spec] = {
         "validation": {"fraction": "0.05"},
         "preparation": {"minTokens": 8, "dropPatterns": ["(?i)password"]},
         "adapter": {"lora": {"r": 16, "loraAlpha": 32, "loraDropout": "0.05", "targetModules": ["all-linear"]}},
+        "baseQuantization": "NF4",
         "training": {"numTrainEpochs": 3, "learningRate": "2e-4", "maxLength": 512, "precision": "BF16", "overrides": {"adam_beta2": "0.95"}},
         "parallelism": {"nodes": 2, "minNodes": 2, "processesPerNode": 1, "ddp": {}},
         "resources": RESOURCES,
@@ -101,4 +102,4 @@ CHANGED: dict[str, Spec] = {
         "output": {"uri": "pvc://models/elsewhere"},
     },
 }
-"""Another valid value for every field in each kind's IMMUTABLE."""
+"""Another valid value for every field in each kind's IMMUTABLE that has one: baseQuantization knows NF4 alone."""

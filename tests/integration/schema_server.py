@@ -48,7 +48,10 @@ class Answer:
     def refused(self) -> dict[str, str]:
         """The messages by the path that each names; paths are empty in a success."""
         causes = self.body.get("details", {}).get("causes", ()) if self.code >= 400 else ()
-        return {cause.get("field", ""): cause["message"] for cause in causes}
+        messages: dict[str, list[str]] = {}
+        for cause in causes:
+            messages.setdefault(cause.get("field", ""), []).append(cause["message"])
+        return {field: "; ".join(told) for field, told in messages.items()}
 
 
 @dataclass

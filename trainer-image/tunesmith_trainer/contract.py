@@ -12,6 +12,7 @@ from pydantic import Field
 from tunesmith_trainer.spec import (
     Adapter,
     ArtifactName,
+    BaseQuantization,
     Checkpoints,
     Contract,
     Dataset,
@@ -93,6 +94,7 @@ class Run(Contract):
     preparation: Preparation = Field(default_factory=Preparation)
     method: Method
     adapter: Adapter | None = None
+    base_quantization: BaseQuantization | None = None
     training: Training
     parallelism: Parallelism
     output: Output
@@ -126,6 +128,7 @@ class TrainInput(StageInput):
     model: ModelReference
     method: Method
     adapter: Adapter | None = None
+    base_quantization: BaseQuantization | None = None
     training: Training
     checkpoints: Checkpoints
     parallelism: Parallelism
@@ -212,6 +215,15 @@ class PrepareAnswer(Answer):
     memory_estimate_bytes: Natural
 
 
+class Sharding(Contract):
+    """What one process held at the end of its first step, measured on its tensors; the greatest of all processes."""
+
+    parameter_bytes_per_rank: Natural
+    optimizer_bytes_per_rank: Natural
+    total_parameter_bytes: Natural
+    trainable_parameters: Natural
+
+
 class TrainAnswer(Answer):
     """What Train adds to its result."""
 
@@ -223,6 +235,7 @@ class TrainAnswer(Answer):
     tokens_per_second: float
     world_size: Positive
     resumed_from_step: Natural
+    sharding: Sharding | None = None
     checkpoint: Checkpoint
 
 

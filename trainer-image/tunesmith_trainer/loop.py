@@ -13,13 +13,22 @@ import torch
 import transformers.trainer
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import distributed
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from tunesmith_trainer import chat, checkpoint, dataset, store
+from tunesmith_trainer import chat, checkpoint, dataset, state, store, strategy
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.fence import Fence
@@ -27,9 +36,11 @@ from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
 from tunesmith_trainer.publication import MEETING, Place, Publisher
 from tunesmith_trainer.settings import training_arguments
-from tunesmith_trainer.spec import Adapter
+from tunesmith_trainer.sharding import MeasureSharding
+from tunesmith_trainer.spec import Adapter, Parallelism
 from tunesmith_trainer.vitals import Vitals
 
+SCHEDULER_NAME = "scheduler.pt"
 # The label that takes a token out of the loss.
 UNTRAINED = -100
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
@@ -92,7 +103,10 @@ class SaveAndStop(TrainerCallback):
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer with checkpoints in the run's layout: saved on the node, complete in the store when their manifest is written."""
+    """SFTTrainer with checkpoints in the run's layout: saved on the node, complete in the store when their manifest is written.
+
+    Their form is the same for all strategies (state.py), so the next attempt may have another number of processes.
+    """
 
     publisher: Publisher
     vitals: Vitals
@@ -101,6 +115,35 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no card: Finalize writes the one that the user reads."""
+
+    def create_optimizer(self, *arguments: Any, **settings: Any) -> torch.optim.Optimizer:
+        """Make the optimizer without groups that hold nothing (an adapter has no weights that do not decay): DeepSpeed drops them.
+
+        So a state has the same groups, and the scheduler as many, whatever the strategy.
+        """
+        optimizer = super().create_optimizer(*arguments, **settings)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights whole, in 32 bits."""
+        weights = state.gather_weights(self.model, self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        gathered = state.gather_optimizer(self.model, self.optimizer, self.args.should_save)
+        if self.args.should_save:
+            torch.save(gathered, Path(output_dir) / state.FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """Load nothing: the model was built with the checkpoint's weights."""
+
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        if folder is not None:
+            state.load_optimizer(self.model, self.optimizer, Path(folder))
+            self.lr_scheduler.load_state_dict(torch.load(Path(folder) / SCHEDULER_NAME, weights_only=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         began = time.monotonic()
@@ -141,19 +184,40 @@ def load_rows(stage: TrainInput, name: str) -> Dataset | None:
         return Dataset.from_generator(encoded_rows, features=FEATURES, gen_kwargs=arguments, cache_dir=cache)
 
 
-def load_model(stage: TrainInput) -> Any:
-    """Return the base model: in bf16 where it stays frozen, in 32 bits where it is trained whole.
+def load_model(stage: TrainInput, resumed: Path | None) -> Any:
+    """Return the model to train, with the weights of the checkpoint that training goes on from.
 
-    The small steps of full fine-tuning vanish when added to a bf16 weight; an adapter's weights are in 32 bits anyway.
+    The base is in bf16 where it stays frozen, in 32 bits where it is trained whole: the small steps of full fine-tuning vanish
+    when added to a bf16 weight, and an adapter's weights are in 32 bits anyway.
     """
-    frozen = stage.adapter is not None
-    return AutoModelForCausalLM.from_pretrained(
-        store.path_of(stage.model.uri),
-        dtype=torch.bfloat16 if frozen and stage.training.precision == "BF16" else torch.float32,
+    precision = torch.bfloat16 if stage.training.precision == "BF16" else torch.float32
+    config = lora_config(stage.adapter)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        resumed if resumed and not config else store.path_of(stage.model.uri),
+        dtype=precision if config else torch.float32,
+        quantization_config=four_bit(precision) if stage.base_quantization else None,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
     )
+    if config is None:
+        return model
+    # An adapter begins with random numbers: the same in all processes, and whatever the strategy.
+    set_seed(stage.training.seed)
+    return get_peft_model(model, config)
+
+
+def restore_adapter(model: Any, resumed: Path | None) -> None:
+    """Give an adapter 32 bits, of which TRL leaves it 16 on a quantized base, and the weights of the checkpoint."""
+    for parameter in state.trained(model).values():
+        parameter.data = parameter.data.float()
+    if resumed:
+        set_peft_model_state_dict(model, load_file(resumed / "adapter_model.safetensors"))
+
+
+def four_bit(compute: torch.dtype) -> BitsAndBytesConfig:
+    """Return QLoRA's configuration: weights in NF4, their scales quantized too, computed with in `compute`."""
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
 
 
 def lora_config(adapter: Adapter | None) -> LoraConfig | None:
@@ -175,25 +239,30 @@ def restore_to_numbered_cpu(storage: Any, location: str) -> Any:
     return storage if location.startswith("cpu:") else None
 
 
-def build(stage: TrainInput, staging: Path) -> Trainer:
+def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging: Path) -> Trainer:
     """Return the trainer of a stage, ready to train; it saves into the staging folder."""
     torch.serialization.register_package(100, lambda _: None, restore_to_numbered_cpu)
     # transformers names checkpoints `checkpoint-<step>`; the run's layout says `step-<step>`.
     vars(transformers.trainer)["PREFIX_CHECKPOINT_DIR"] = checkpoint.PREFIX
+    # It would look for DeepSpeed's own form of a checkpoint.
+    vars(transformers.trainer)["deepspeed_load_checkpoint"] = lambda *_, **__: None
+    strategy.prepare_libraries(spread, stage.device)
     has_validation = (store.path_of(stage.run_uri) / "data" / "validation.jsonl").is_file()
     arguments = training_arguments(stage.training, stage.method, stage.adapter, stage.device, str(staging), validates=has_validation)
     if stage.device == "CPU":
         arguments["ddp_backend"] = "gloo"
     arguments.setdefault("ddp_find_unused_parameters", False)
-    settings = SFTConfig(**arguments)
-    return Trainer(
-        model=load_model(stage),
+    settings = SFTConfig(**arguments | strategy.arguments(spread, stage.adapter, stage.training))
+    trainer = Trainer(
+        model=load_model(stage, resumed),
         args=settings,
         processing_class=load_tokenizer(store.path_of(stage.model.uri)),
         train_dataset=load_rows(stage, "train.jsonl"),
         eval_dataset=load_rows(stage, "validation.jsonl"),
-        peft_config=lora_config(stage.adapter),
     )
+    if stage.adapter:
+        restore_adapter(trainer.model, resumed)
+    return trainer
 
 
 def find_start(place: Place) -> tuple[Path | None, str]:
@@ -217,12 +286,14 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     staging = Path(os.environ["TUNESMITH_SCRATCH"]) / "checkpoints"
     resumed, launch = find_start(place)
     resumed_step = checkpoint.step_of(resumed) if resumed else 0
-    trainer = build(stage, staging)
+    spread = strategy.in_effect(stage)
+    trainer = build(stage, spread, resumed, staging)
     fence = Fence(place.run_folder, launch)
     trainer.vitals, trainer.publisher = vitals, Publisher(place, fence, staging)
     saving = SaveAndStop(stop, stage.checkpoints.every_steps, trainer.publisher, vitals)
     metrics = MetricsFile(place.run_folder / "metrics.jsonl", fence)
-    for callback in (saving, metrics, ProgressReport()):
+    measuring = MeasureSharding(stage, spread)
+    for callback in (saving, metrics, ProgressReport(), measuring):
         trainer.add_callback(callback)
     output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     vitals.phase = "ending"
@@ -249,6 +320,7 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
         tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
         world_size=trainer.accelerator.num_processes,
         resumed_from_step=resumed_step,
+        sharding=measuring.measured,
         checkpoint=made,
     )
 

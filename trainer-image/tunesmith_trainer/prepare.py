@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, model, result, settings, store
+from tunesmith_trainer import chat, dataset, model, result, settings, store, strategy
 from tunesmith_trainer.contract import PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.spec import DataSource
@@ -40,6 +40,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     model.check_length(facts, wanted.training.max_length)
     model.check_group_sizes(facts, wanted.variants)
     model.check_target_modules(facts, wanted.adapter)
+    strategy.check(wanted)
     settings.check(wanted.training, wanted.method, wanted.adapter)
     tokenizer = model.load_tokenizer(source)
     template = _template(wanted, tokenizer)
@@ -60,7 +61,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
         datasets=data.datasets,
         train_rows=len(data.train),
         validation_rows=len(data.validation),
-        memory_estimate_bytes=model.estimate_memory(facts, wanted.adapter, wanted.training),
+        memory_estimate_bytes=model.estimate_memory(facts, wanted),
     )
     write_run(stage, answer, data, tokenizer, template)
     return answer

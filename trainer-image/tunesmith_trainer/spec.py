@@ -95,6 +95,9 @@ class Lora(Contract):
     target_modules: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1)
 
 
+BaseQuantization = Literal["NF4"]
+
+
 class Adapter(OneOf):
     """The weights that are trained beside the frozen model; no adapter means full fine-tuning."""
 
@@ -125,12 +128,35 @@ class Ddp(Contract):
     """Every process holds the whole model and gradients are averaged."""
 
 
+class Fsdp(Contract):
+    """torch's FSDP2: weights, gradients and optimizer state are sharded by parameter."""
+
+
+class DeepSpeed(Contract):
+    """DeepSpeed ZeRO: stage 2 shards gradients and optimizer state, stage 3 the weights too."""
+
+    zero_stage: Literal[2, 3]
+
+
 class Parallelism(Contract):
     """How many pods train, how many processes in each, and how they share the work."""
 
     nodes: Positive = 1
     processes_per_node: Positive = 1
     ddp: Ddp | None = None
+    fsdp: Fsdp | None = None
+    deep_speed: DeepSpeed | None = None
+
+    @model_validator(mode="after")
+    def _one_strategy(self) -> Parallelism:
+        if sum(member is not None for member in (self.ddp, self.fsdp, self.deep_speed)) > 1:
+            raise ValueError("at most one of ddp, fsdp, deepSpeed may be given")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """The processes of all pods."""
+        return self.nodes * self.processes_per_node
 
 
 class Output(Contract):

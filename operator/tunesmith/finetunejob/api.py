@@ -120,12 +120,22 @@ class DDP(Block):
     """torch DistributedDataParallel."""
 
 
+class FSDP(Block):
+    """torch fully_shard (FSDP2)."""
+
+
+class DeepSpeed(Block):
+    """DeepSpeed ZeRO."""
+
+    zero_stage: Literal[2, 3] = Field(description="2: gradients and optimizer state are sharded. 3: the model's weights too.")
+
+
 class Parallelism(Block):
     """How the training is spread: exactly one strategy."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            union("ddp"),
+            union("ddp", "fsdp", "deepSpeed"),
             rule("!has(self.minNodes) || self.minNodes <= (has(self.nodes) ? self.nodes : 1)", "must be at most `nodes`", ".minNodes"),
         )
     )
@@ -140,6 +150,8 @@ class Parallelism(Block):
     )
     processes_per_node: int | None = Field(None, ge=1, le=64, description="Processes of each pod. Default: one a GPU, or 1 on CPU.")
     ddp: DDP | None = Field(None, description="Data parallel: each process holds the whole model.")
+    fsdp: FSDP | None = Field(None, description="Weights, gradients and optimizer state are sharded over all processes.")
+    deep_speed: DeepSpeed | None = Field(None, description="DeepSpeed ZeRO, with torch's AdamW.")
 
 
 class StageResources(Block):
@@ -197,7 +209,19 @@ class Variant(Block):
     quantization: Quantization = Field(description="How the copy is quantized.")
 
 
-IMMUTABLE = ("model", "datasets", "validation", "preparation", "method", "adapter", "training", "parallelism", "output", "variants")
+IMMUTABLE = (
+    "model",
+    "datasets",
+    "validation",
+    "preparation",
+    "method",
+    "adapter",
+    "baseQuantization",
+    "training",
+    "parallelism",
+    "output",
+    "variants",
+)
 
 
 RULES = (
@@ -225,6 +249,12 @@ class Spec(Limited):
                 "artifact Adapter needs `adapter`",
                 ".output.artifacts",
             ),
+            rule("!has(self.baseQuantization) || has(self.adapter)", "needs `adapter`", ".baseQuantization"),
+            rule(
+                "!has(self.baseQuantization) || !has(self.parallelism) || has(self.parallelism.ddp)",
+                "needs `parallelism.ddp`: a base in 4 bits cannot be sharded",
+                ".baseQuantization",
+            ),
             unique_names("datasets", optional=False),
             unique_names("variants"),
         )
@@ -238,6 +268,10 @@ class Spec(Limited):
     preparation: Preparation | None = Field(None, description="Filters.")
     method: Method = Field(description="How the model is trained: exactly one member.")
     adapter: Adapter | None = Field(None, description="Absent: full fine-tuning.")
+    base_quantization: Literal["NF4"] | None = Field(
+        None,
+        description="QLoRA: the frozen base is held in 4 bits (bitsandbytes) while the adapter is trained. Artefacts are made from the whole base.",
+    )
     training: Training | None = Field(None, description="Hyperparameters.")
     parallelism: Parallelism | None = Field(None, description="Default: one pod, DDP.")
     resources: Resources | None = Field(None, description="Of each training pod.")

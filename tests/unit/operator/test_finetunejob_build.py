@@ -33,9 +33,9 @@ SPEC: Object = {
 }
 
 
-def whole_life() -> dict[str, list[Object]]:
+def whole_life(**spec: Any) -> dict[str, list[Object]]:
     """What each stage of the job was made of."""
-    world = World(status, build, finetunejob(**SPEC))
+    world = World(status, build, finetunejob(**SPEC | spec))
     made = {}
     for stage, part in (("Prepare", ""), ("Train", ""), ("Finalize", ""), ("Quantize", "w4a16")):
         if stage == "Prepare":
@@ -67,6 +67,24 @@ def test_every_stage_input_parses_as_the_contract_and_its_blocks_as_the_spec_has
             for place in (given, given.get("run", {})):
                 if name in place:
                     block.model_validate(place[name] if name != "training" or stage != "Quantize" else {})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"parallelism": {"nodes": 2, "fsdp": {}}},
+        {"parallelism": {"nodes": 2, "minNodes": 1, "deepSpeed": {"zeroStage": 3}}},
+        {"parallelism": {"nodes": 2, "ddp": {}}, "baseQuantization": "NF4"},
+    ],
+    ids=["fsdp", "zero-3", "qlora"],
+)
+def test_strategy_and_quantized_base_reach_prepare_and_train(spec: dict[str, Any]) -> None:
+    made = whole_life(**spec)
+    Spec.model_validate(finetunejob(**SPEC | spec)["spec"])
+    wanted = {"nodes": 2, "processesPerNode": 4} | {name: value for name, value in spec["parallelism"].items() if name != "minNodes"}
+    for given in (stage_json(made["Prepare"])["run"], stage_json(made["Train"])):
+        assert given["parallelism"] == wanted
+        assert given.get("baseQuantization") == spec.get("baseQuantization")
 
 
 def test_no_pod_has_what_pod_security_restricted_forbids_nor_a_token_it_does_not_need() -> None:
