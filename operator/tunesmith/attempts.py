@@ -111,6 +111,19 @@ def disruption_of(pods: Iterable[Object]) -> str:
     return ""
 
 
+def removal_of(job: Object | None, pods: Sequence[Object]) -> str:
+    """Which pod somebody deleted while its attempt was under way; empty if nobody did.
+
+    The Job's controller deletes pods too: where one has failed, and where the Job is suspended or deleted. Such a pod saves and tells
+    its result as any other, but is gone a moment later, often before that result was seen.
+    """
+    ended_by_controller = job is None or is_finished(job) or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"]
+    if ended_by_controller or any(_status(pod).get("phase") == "Failed" for pod in pods):
+        return ""
+    names = (pod["metadata"]["name"] for pod in pods if is_live(pod) and "deletionTimestamp" in pod["metadata"])
+    return next((f"PodDeleted: pod {name} was deleted" for name in names), "")
+
+
 def moment(text: str) -> datetime:
     """A metav1.Time as datetime."""
     return datetime.fromisoformat(text)

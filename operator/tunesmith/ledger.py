@@ -147,7 +147,8 @@ class _Book:
             # under way, that Job is found again.
             self.entries[key] = _settled(entry, state="Waiting", attempt=entry["attempt"] - 1) if hold else entry
             return
-        entry |= {"disruption": text} if (text := attempts.disruption_of(pods)[:DISRUPTION_LIMIT]) else {}
+        if text := attempts.disruption_of(pods) or entry.get("disruption", "") or attempts.removal_of(job, pods):
+            entry["disruption"] = text[:DISRUPTION_LIMIT]
         if any(attempts.is_live(pod) for pod in pods) or (job is not None and not attempts.is_finished(job)):
             note = attempts.describe(job, pods)
             entry |= kueue.recorded(entry.get("queue", {}), job, self.observed.children, note.running) if job else {}

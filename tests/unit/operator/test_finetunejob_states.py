@@ -107,6 +107,25 @@ def test_a_disrupted_pod_makes_the_attempt_free_even_when_it_vanishes_before_the
     assert life.names("Job")[-1] == "support-bot-train-2-5f0c1"
 
 
+def test_a_pod_that_somebody_deletes_makes_the_attempt_free_though_all_are_gone_before_the_job_has_failed() -> None:
+    life = trained(parallelism=TWO_NODES)
+    life.pods("Train")[1]["metadata"]["deletionTimestamp"] = timestamp(life.now)
+    life.step()
+    life.vanish().end("Train", None).step()
+    assert (life.status["attempts"][-1]["reason"], life.status["attempts"][-1]["free"]) == ("Disrupted", True)
+    assert "was deleted" in life.status["attempts"][-1]["message"]
+    assert life.status["retriesSpent"] == 0
+
+
+def test_a_pod_that_its_jobs_controller_deletes_because_another_failed_is_no_excuse() -> None:
+    life = trained(parallelism=TWO_NODES)
+    first, second = life.pods("Train")
+    first["status"] = {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}
+    second["metadata"]["deletionTimestamp"] = timestamp(life.now)
+    life.step()
+    assert "disruption" not in life.status["stages"][1]
+
+
 def test_a_pod_on_a_node_that_never_answers_is_given_up() -> None:
     life = trained()
     life.remove("Job", life.job("Train")["metadata"]["name"]).later(59).step()
