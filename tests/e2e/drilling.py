@@ -1,0 +1,125 @@
+"""A small training in two pods, its files, and how to hurt it, for test_drills.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dev import checks
+from dev.cluster import paths
+from dev.demo import follow, seed
+from dev.demo.kube import Kube, Object, wait_for
+from dev.demo.stack import ROOT
+
+STEPS, EVERY = 160, 10
+WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
+KILL = """
+import os, signal
+for entry in os.listdir("/proc"):
+    if entry.isdigit() and b"-m\\0tunesmith_trainer.worker" in open(f"/proc/{entry}/cmdline", "rb").read():
+        os.kill(int(entry), signal.SIGKILL)
+"""
+"""For the pod's python: kill -9 of the training process. (torchrun's own arguments name that module too, but not after -m.)"""
+TERMINATE = "import os; os.kill(1, 15)"
+"""SIGTERM to the pod's process 1, as the kubelet sends it."""
+
+
+def upload_inputs(kube: Kube) -> None:
+    """Put a tiny model and rows for it on the volume `datasets`, below `drills`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "drills/model"
+        model.mkdir(parents=True)
+        subprocess.run([checks.python("serving"), str(ROOT / "tests/serving/tiny_llama.py"), str(model)], check=True, capture_output=True)
+        (model / "model.safetensors").chmod(0o644)
+        texts = (" ".join(WORDS[number * step % len(WORDS)] for step in range(1, 60)) for number in range(64))
+        (model.parent / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        seed.upload(kube, Path(scratch), "datasets")
+
+
+def training() -> Object:
+    """The spec. In 32 bits, with a fifth of a second to a step: a fault then meets a training, and the losses compare to the digit."""
+    return {
+        "model": {"uri": "pvc://datasets/drills/model"},
+        "datasets": [{"name": "rows", "uri": "pvc://datasets/drills/rows.jsonl", "format": "Text"}],
+        "method": {"sft": {}},
+        "adapter": {"lora": {"r": 4}},
+        "training": {
+            "maxSteps": STEPS,
+            "learningRate": "2e-3",
+            "perDeviceTrainBatchSize": 2,
+            "gradientAccumulationSteps": 4,
+            "maxLength": 256,
+            "loggingSteps": 1,
+            "precision": "FP32",
+            "seed": 17,
+        },
+        "parallelism": {"nodes": 2, "ddp": {}},
+        "checkpoints": {"everySteps": EVERY, "keep": 3, "gracePeriodSeconds": 30},
+        "resources": {"cpu": "300m", "memory": "3Gi"},
+        "output": {"uri": "pvc://models/drills"},
+    }
+
+
+class Run:
+    """A FineTuneJob and its files, which are read where the development cluster keeps its volumes: exec is slow, and the node may be away."""
+
+    def __init__(self, kube: Kube, name: str) -> None:
+        self.kube = kube
+        self.name = name
+        kube.apply({"apiVersion": "tunesmith.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": training()})
+
+    def get(self) -> Object:
+        """The object."""
+        return self.kube.get("finetunejob", self.name)
+
+    def suspend(self, wanted: bool) -> None:
+        """Set `spec.suspend`."""
+        self.kube.run("patch", "finetunejob", self.name, "--type=merge", "--patch", json.dumps({"spec": {"suspend": wanted}}))
+
+    def finish(self, seconds: float) -> Any:
+        """Wait until it is over; returns its status."""
+        wait_for(lambda: follow.is_true(self.get(), "Finished"), f"the end of {self.name}", seconds)
+        return self.get()["status"]
+
+    def pods(self, attempt: int) -> dict[int, Object]:
+        """The training pods of an attempt by their index."""
+        selector = f"--selector=tunesmith.dev/stage=Train,tunesmith.dev/attempt={attempt},tunesmith.dev/name={self.name}"
+        found = self.kube.get("pods", selector)["items"]
+        return {int(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]): pod for pod in found}
+
+    def pod_name(self, attempt: int, index: int) -> str:
+        """The name of one training pod."""
+        name: str = self.pods(attempt)[index]["metadata"]["name"]
+        return name
+
+    def run_in(self, attempt: int, index: int, program: str) -> None:
+        """Run a Python program in a training pod."""
+        self.kube.run("exec", self.pod_name(attempt, index), "--", "python3", "-c", program)
+
+    def files(self, pattern: str) -> list[Path]:
+        """Files of the run."""
+        return list((paths.state_root() / "volumes").glob(f"*_{self.kube.namespace}_models/drills/{self.kube.namespace}/{self.name}/*/{pattern}"))
+
+    def lines(self) -> list[Any]:
+        """The loss curve: `step`, `loss` and `time` of each step, in the order of the file."""
+        # The last line may be half written.
+        text = "".join(path.read_text() for path in self.files("metrics.jsonl"))
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in lines if "loss" in line]
+
+    def reached(self) -> int:
+        """The last step of the loss curve."""
+        return max((line["step"] for line in self.lines()), default=0)
+
+    def saved(self, attempt: int) -> int:
+        """The step of the attempt's newest complete checkpoint; 0: none."""
+        manifests = self.files(f"checkpoints/attempt-{attempt}/*/manifest.json")
+        return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
+
+    def entry(self, attempt: int) -> Object:
+        """What the status tells of an attempt at Train that has ended; {} before."""
+        told = self.get().get("status", {}).get("attempts", [])
+        return next((entry for entry in told if (entry["stage"], entry["attempt"]) == ("Train", attempt)), {})

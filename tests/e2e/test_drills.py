@@ -1,0 +1,193 @@
+"""A training in two pods on two nodes goes through one fault after another and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from dev.cluster.cluster import Cluster
+from dev.demo import follow, seed
+from dev.demo.kube import Kube, Object, wait_for
+from dev.demo.stack import SYSTEM, Stack
+from tests.e2e.conftest import say
+from tests.e2e.drilling import EVERY, KILL, STEPS, TERMINATE, Run, upload_inputs
+
+TOLERANCE = 1e-3
+PATIENCE = 300
+"""Seconds for what takes some twenty on a machine that has nothing else to do."""
+REPLACED_SECONDS = 90
+OPERATOR = ("deployment/tunesmith", f"--namespace={SYSTEM}")
+
+
+@dataclass
+class End:
+    """How an attempt that was drilled ended, and where the next one went on."""
+
+    attempt: int
+    reached: int
+    """The last step that it made."""
+    resumed: int
+    """The step that the next attempt started from."""
+
+
+class Trial:
+    """A run, what each drill did to it, and the same run without any."""
+
+    def __init__(self, run: Run, reference: Run) -> None:
+        self.run, self.reference, self.kube = run, reference, run.kube
+        self.attempt = 1
+        self.ends: dict[str, End] = {}
+        self.seen: Object = {}
+        """What there was to see during drills."""
+        self.status: Object = {}
+
+    def drill(self, name: str, fault: Callable[[Trial], None]) -> None:
+        """Do something to the attempt that trains, once it has saved. Return when the next one trains."""
+        number, run = self.attempt, self.run
+        wait_for(lambda: run.saved(number) > 0, f"a checkpoint of attempt {number}", PATIENCE, 0.2)
+        fault(self)
+        wait_for(lambda: bool(run.entry(number)), f"the end of attempt {number} ({name})", PATIENCE, 0.2)
+        ended, reached = time.time(), run.reached()
+        self.attempt += 1
+
+        def later() -> list[int]:
+            return [line["step"] for line in run.lines() if line["time"] > ended]
+
+        wait_for(lambda: bool(later()), f"a step of attempt {self.attempt} ({name})", PATIENCE, 0.2)
+        self.ends[name] = End(number, reached, min(later()) - 1)
+        say(f"{name}: attempt {number} reached step {reached}, attempt {self.attempt} went on from {self.ends[name].resumed}")
+
+
+def kill(trial: Trial) -> None:
+    trial.run.run_in(trial.attempt, 1, KILL)
+
+
+def delete(trial: Trial) -> None:
+    trial.kube.run("delete", "pod", trial.run.pod_name(trial.attempt, 0), "--wait=false")
+
+
+def terminate(trial: Trial) -> None:
+    trial.run.run_in(trial.attempt, 1, TERMINATE)
+
+
+def fail_unseen(trial: Trial) -> None:
+    """The attempt fails while there is no operator."""
+    trial.kube.run("scale", *OPERATOR, "--replicas=0")
+    try:
+        trial.kube.run("wait", "pods", "--all", f"--namespace={SYSTEM}", "--for=delete", "--timeout=60s")
+        job = trial.run.pods(trial.attempt)[0]["metadata"]["labels"]["job-name"]
+        trial.run.run_in(trial.attempt, 0, KILL)
+        trial.kube.run("wait", f"job/{job}", "--for=condition=Failed", "--timeout=120s")
+        trial.seen["told without an operator"] = trial.run.entry(trial.attempt)
+    finally:
+        trial.kube.run("scale", *OPERATOR, "--replicas=1")
+
+
+def suspend(trial: Trial) -> None:
+    trial.run.suspend(True)
+    wait_for(lambda: follow.is_true(trial.run.get(), "Suspended"), "Suspended", PATIENCE, 0.2)
+    phases = [pod["status"]["phase"] for pod in trial.run.pods(trial.attempt).values()]
+    trial.seen["phases when suspended"] = phases
+    trial.run.suspend(False)
+
+
+def stop_node(trial: Trial) -> None:
+    """One node stops; it comes back when the next attempt has the other one and waits for it."""
+    wait_for(lambda: follow.is_true(trial.reference.get(), "Finished"), "the end of the undisturbed run", PATIENCE)
+    (operator,) = trial.kube.get("pods", f"--namespace={SYSTEM}", "--field-selector=status.phase=Running")["items"]
+    kept = operator["spec"]["nodeName"]
+    lost = {"n1": 2, "n2": 1}[kept]
+    cluster, began = Cluster(), time.monotonic()
+
+    def replaced() -> bool:
+        pods = trial.run.pods(trial.attempt + 1).values()
+        return {pod["spec"].get("nodeName", ""): pod["status"]["phase"] for pod in pods} == {kept: "Running", "": "Pending"}
+
+    def waits() -> str:
+        message: str = follow.condition(trial.run.get(), "Reconciling")["message"]
+        return message if "nodes are available" in message else ""
+
+    cluster.stop_node(lost, lambda _: None)
+    try:
+        wait_for(replaced, "an attempt on the other node", PATIENCE, 0.5)
+        trial.seen["seconds until replaced"] = time.monotonic() - began
+        say(f"replaced {trial.seen['seconds until replaced']:.0f} s after its node stopped")
+        wait_for(lambda: bool(waits()), "that it tells what it waits for", 60)
+    finally:
+        cluster.start_node(lost, lambda _: None)
+
+
+# name -> (what is done, reason of the attempt that it ends, whether that is free, whether no step may be lost)
+DRILLS: dict[str, tuple[Callable[[Trial], None], str, bool, bool]] = {
+    "kill -9 of a process": (kill, "ProcessLost", False, False),
+    "pod deleted": (delete, "Disrupted", True, True),
+    "SIGTERM to one pod": (terminate, "Interrupted", True, True),
+    "kill -9 without an operator": (fail_unseen, "ProcessLost", False, False),
+    # What its pods tell is seen, or they are gone before.
+    "suspended": (suspend, "Interrupted or JobDeleted", True, True),
+    "node stopped": (stop_node, "Disrupted", True, False),
+}
+
+
+@pytest.fixture(scope="module")
+def trial(stack: Stack, kube: Kube) -> Iterator[Trial]:
+    """All drills, one after another; the undisturbed run trains while the first of them take their time."""
+    if not stack.ours:
+        pytest.skip("KUBECONFIG names a cluster that is not the development cluster, whose nodes and files a test may touch")
+    upload_inputs(kube)
+    # Names of their own: a run whose files are there is adopted, not trained again.
+    mark = uuid.uuid4().hex[:6]
+    made = Trial(Run(kube, f"drilled-{mark}"), Run(kube, f"undisturbed-{mark}"))
+    for name, (fault, *_) in DRILLS.items():
+        made.drill(name, fault)
+    made.status = made.run.finish(PATIENCE)
+    yield made
+    kube.run("delete", "finetunejob", made.run.name, made.reference.name)
+    kube.run("wait", f"pod/{seed.LOADER}", "--for=condition=Ready", "--timeout=120s")
+
+
+def test_it_succeeds_and_each_steps_loss_is_that_of_a_run_without_faults(trial: Trial) -> None:
+    assert follow.condition({"status": trial.status}, "Succeeded")["status"] == "True", trial.status
+    curve = [(line["step"], line["loss"]) for line in trial.run.lines()]
+    assert [step for step, _ in curve] == list(range(1, STEPS + 1))
+    undisturbed = {line["step"]: line["loss"] for line in trial.reference.lines()}
+    assert dict(curve) == pytest.approx(undisturbed, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", DRILLS)
+def test_a_fault_loses_at_most_the_steps_since_a_checkpoint_and_none_where_the_pods_could_save(trial: Trial, name: str) -> None:
+    end, (_, _, _, saves) = trial.ends[name], DRILLS[name]
+    assert 0 <= end.reached - end.resumed <= (0 if saves else EVERY), end
+
+
+@pytest.mark.parametrize("name", DRILLS)
+def test_the_status_tells_each_attempt_and_why_it_ended(trial: Trial, name: str) -> None:
+    (entry,) = (entry for entry in attempts(trial) if entry["attempt"] == trial.ends[name].attempt)
+    _, reason, free, _ = DRILLS[name]
+    assert (entry["outcome"], entry["free"]) == ("Failed", free), entry
+    assert entry["reason"] in reason.split(" or "), entry
+
+
+def test_no_attempt_is_missing_or_told_twice_and_only_what_is_not_free_is_spent(trial: Trial) -> None:
+    assert [entry["attempt"] for entry in attempts(trial)] == list(range(1, len(DRILLS) + 2))
+    assert attempts(trial)[-1]["outcome"] == "Succeeded"
+    assert trial.status["retriesSpent"] == sum(not free for _, _, free, _ in DRILLS.values())
+    assert trial.seen["told without an operator"] == {}
+
+
+def test_suspended_means_that_no_pod_lives(trial: Trial) -> None:
+    assert not {"Pending", "Running"} & set(trial.seen["phases when suspended"])
+
+
+def test_a_pod_of_a_stopped_node_is_replaced_in_time(trial: Trial) -> None:
+    assert trial.seen["seconds until replaced"] <= REPLACED_SECONDS
+
+
+def attempts(trial: Trial) -> list[Any]:
+    """What the status tells of the attempts at Train."""
+    return [entry for entry in trial.status["attempts"] if entry["stage"] == "Train"]
