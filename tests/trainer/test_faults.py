@@ -1,5 +1,6 @@
 """Training through faults: real launchers, torchrun and gloo; each attempt ends in another way and the loss curve stays what it was."""
 
+import errno
 import json
 
 import pytest
@@ -178,6 +179,30 @@ def test_a_pod_that_was_cut_off_and_goes_on_writing_cannot_spoil_the_run(make_tr
     assert not (trial.folder / "results" / "train.json").exists()
     code, finalized = trial.store.run(bench.finalize_input(trial.input(2), result))
     assert (code, {artifact["name"] for artifact in finalized["artifacts"]}) == (0, {"Adapter", "Merged"})
+
+
+def test_a_full_volume_ends_the_attempt_and_a_short_outage_does_not(make_trial, reference, tmp_path):
+    trial, (full, away) = make_trial(), (tmp_path / "full", tmp_path / "away")
+    patient = {"processes": 1, "TUNESMITH_HUNG_SECONDS": "600"}
+    # It waits for the volume to be full: steps are quicker than the thread that publishes what was saved at one.
+    fault = {"errno": errno.ENOSPC, "while": str(full), "do": "wait", "step": 15, "until": str(full)}
+    (pod,) = trial.start(1, fault, TUNESMITH_STORE_PATIENCE_SECONDS="2", **patient)
+    wait_for(lambda: trial.complete() == ["attempt-1/step-10"], "a checkpoint")
+    full.touch()
+    code, result = pod.wait()
+    assert (code, result["reason"], result["exitCode"]) == (69, "StorageFull", 69), result
+    assert result["step"] >= 20
+    assert [path.name for path in trial.folder.glob("checkpoints/attempt-1/*")] == ["step-10"]
+    (pod,) = trial.start(2, {"do": "wait", "step": 25, "until": str(away)}, **patient)
+    wait_for(lambda: "attempt-2/step-20" in trial.complete(), "the next checkpoint")
+    gone = trial.folder.with_name("gone")
+    trial.folder.rename(gone)
+    away.touch()
+    wait_for(lambda: "trying again" in pod.log.read_text(), "the outage to be seen")
+    gone.rename(trial.folder)
+    code, result = pod.wait()
+    assert (code, result["resumedFromStep"], result["globalStep"]) == (0, 10, STEPS), result
+    assert_same(trial.curve(), reference)
 
 
 @pytest.mark.parametrize("how", ["stop", "sleep"])
