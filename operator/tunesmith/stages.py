@@ -93,9 +93,10 @@ def common_input(owner: Object, attempt: int, resources: Mapping[str, Any]) -> d
 
 
 def attempt_of(child: Object) -> tuple[StageKey, int]:
-    """Which attempt of which stage a child with a stage label belongs to."""
+    """Which attempt of which stage a child with a stage label belongs to; 0, which none is, where somebody has spoilt its label."""
     labels = child["metadata"]["labels"]
-    return StageKey(labels[LABEL_STAGE], labels.get(LABEL_PART, "")), int(labels[LABEL_ATTEMPT])
+    number = labels.get(LABEL_ATTEMPT, "")
+    return StageKey(labels[LABEL_STAGE], labels.get(LABEL_PART, "")), int(number) if number.isdecimal() else 0
 
 
 def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey, int], Stage]) -> Plan:
@@ -121,7 +122,10 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
         apply += read_by_it
         create += [job] if missing else []
     expired = limits.expired(observed, status)
-    superfluous = [child for child in staged if _is_superfluous(child, entries, active) or (expired and child["kind"] != "Pod")]
+    # A label edited by hand makes nothing superfluous that is about to be put back.
+    needed = {(desired["kind"], desired["metadata"]["name"]) for desired in apply}
+    others = [child for child in staged if (child["kind"], child["metadata"]["name"]) not in needed]
+    superfluous = [child for child in others if _is_superfluous(child, entries, active) or (expired and child["kind"] != "Pod")]
     delete = [child for child in superfluous if "deletionTimestamp" not in child["metadata"]]
     lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := attempts.overdue_at(pod)) and at <= observed.now]
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))

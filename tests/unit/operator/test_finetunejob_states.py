@@ -145,6 +145,31 @@ def test_a_job_deleted_by_hand_leads_to_the_next_attempt_once_none_of_its_pods_l
     assert life.status["retriesSpent"] == 0
 
 
+@pytest.mark.parametrize("label", [{"tunesmith.dev/attempt": "1x"}, {"tunesmith.dev/attempt": "0"}, {}], ids=["no number", "another attempt", "gone"])
+def test_a_config_map_or_service_whose_attempt_label_was_edited_is_put_back_and_not_deleted(label: Object) -> None:
+    life = trained(parallelism=TWO_NODES)
+    for kind in ("ConfigMap", "Service"):
+        labels = life.children[kind, "support-bot-train-1-5f0c1"]["metadata"]["labels"]
+        del labels["tunesmith.dev/attempt"]
+        labels |= label
+    life.step()
+    assert not life.plan.delete
+    assert [entry["kind"] for entry in life.plan.apply] == ["ConfigMap", "Service"]
+    assert life.states()["Train"] == "Running"
+
+
+def test_a_job_whose_attempt_label_was_spoilt_counts_as_deleted_by_hand() -> None:
+    life = trained()
+    job = life.job("Train")
+    job["metadata"]["labels"] = job["metadata"]["labels"] | {"tunesmith.dev/attempt": "first"}
+    life.step()
+    assert [entry["metadata"]["name"] for entry in life.plan.delete] == ["support-bot-train-1-5f0c1"]
+    assert life.condition("Reconciling")["reason"] == "Ending"
+    life.children = {key: child for key, child in life.children.items() if key[0] != "Pod"}
+    life.step()
+    assert life.created[-1] == "support-bot-train-2-5f0c1"
+
+
 def test_a_job_that_was_not_made_before_the_operator_died_is_made_under_the_same_name() -> None:
     life = Life()
     life.owner["status"] = status(life.observed())
