@@ -13,7 +13,7 @@ from tunesmith.values import GROUP, Object
 ANNOTATION = f"{GROUP}/applied"
 """Digest of what was applied: tells when a field is no longer asked for, which the live object alone cannot."""
 
-ATOMIC = frozenset({"selector", "matchLabels", "nodeSelector", "ingress", "egress"})
+ATOMIC = frozenset({"selector", "matchLabels", "labelSelector", "podSelector", "nodeSelector", "tolerations", "ingress", "egress"})
 """What the server replaces as a whole: one key more would select other pods, one rule more would let others in."""
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|Ki|[MGTP]i?|)")
@@ -45,11 +45,22 @@ def differences(desired: Any, live: Any, path: str = "") -> frozenset[str]:
 
 def _of_member(key: str, value: Any, live: dict[str, Any], path: str) -> frozenset[str]:
     if key not in live:
-        # The server leaves out what is empty.
-        return frozenset({path} if value else ())
+        return frozenset() if _is_left_out(value) else frozenset({path})
     if key in ATOMIC:
-        return frozenset() if value == live[key] else frozenset({path})
+        return frozenset() if _kept(value) == live[key] else frozenset({path})
     return differences(value, live[key], path)
+
+
+def _is_left_out(value: Any) -> bool:
+    """Whether the server leaves out a member of that value. Not False, 0 and {}: a missing one of those is another wish, or somebody's edit."""
+    return value is None or value in ("", [])
+
+
+def _kept(value: Any) -> Any:
+    """What the server keeps of a value."""
+    if isinstance(value, dict):
+        return {key: _kept(below) for key, below in value.items() if not _is_left_out(below)}
+    return [_kept(item) for item in value] if isinstance(value, list) else value
 
 
 def _of_list(desired: list[Any], live: list[Any], path: str) -> frozenset[str]:

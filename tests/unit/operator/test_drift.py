@@ -28,6 +28,7 @@ DESIRED: Object = {
                         "ports": [{"containerPort": 8000}],
                     }
                 ],
+                "tolerations": [{"key": "", "operator": "Exists"}],
                 "volumes": [{"name": "tmp", "emptyDir": {}}],
             }
         },
@@ -43,7 +44,7 @@ def served(desired: Object) -> Object:
     container = live["spec"]["template"]["spec"]["containers"][0]
     container["resources"]["requests"] = {"cpu": "1", "memory": "1Gi"}
     container["terminationMessagePath"] = "/dev/termination-log"
-    del container["env"][1]["value"], container["securityContext"]["privileged"]
+    del container["env"][1]["value"], live["spec"]["template"]["spec"]["tolerations"][0]["key"]
     container["ports"][0]["protocol"] = "TCP"
     live["spec"]["strategy"] = {"type": "RollingUpdate"}
     return live
@@ -72,6 +73,10 @@ def test_what_the_server_added_normalised_or_left_out_is_no_drift() -> None:
         lambda live: container(live)["resources"]["requests"].update(memory="1G"),
         lambda live: container(live).update(ports=[]),
         lambda live: live["spec"]["template"]["spec"].pop("volumes"),
+        lambda live: live["spec"]["template"]["spec"].update(volumes=[{"name": "tmp", "hostPath": {"path": "/"}}]),
+        lambda live: live["spec"]["template"]["spec"]["tolerations"].append({"operator": "Exists", "effect": "NoExecute"}),
+        lambda live: live["spec"].pop("replicas"),
+        lambda live: container(live)["securityContext"].pop("privileged"),
         lambda live: live["metadata"]["annotations"].update({ANNOTATION: "other"}),
     ],
 )
@@ -110,6 +115,13 @@ def test_a_rule_more_in_a_network_policy_is_drift() -> None:
     assert not differences(stamp(policy), live)
     live["spec"]["ingress"].append({})
     assert differences(stamp(policy), live) == {".spec.ingress"}
+
+
+def test_a_network_policy_that_protects_fewer_pods_is_drift() -> None:
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "web"}, "spec": {"podSelector": {"matchLabels": {"app": "web"}}}}
+    live = copy.deepcopy(stamp(policy))
+    live["spec"]["podSelector"]["matchExpressions"] = [{"key": "app", "operator": "NotIn", "values": ["web"]}]
+    assert differences(stamp(policy), live) == {".spec.podSelector"}
 
 
 def test_a_field_no_longer_asked_for_is_drift() -> None:
