@@ -98,25 +98,18 @@ class Cluster:
 
     async def create(self, obj: Object) -> Object:
         """POST `obj`. One of that name that belongs to the same owner is as good; another's is a NameConflict."""
-        resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
-        try:
-            answer = await self.request("POST", resource.path(metadata["namespace"]), obj, (("fieldManager", FIELD_MANAGER),))
-        except Conflict as error:
-            if error.reason != "AlreadyExists":
-                raise
-            return await self._ours(obj)
-        return tidy(answer, resource)
+        return await self._post(obj) or await self._ours(obj)
 
     async def apply(self, obj: Object, live: Object | None) -> Object:
         """Apply `obj` server-side over `live`.
 
         Without `live`, ask first: an apply cannot say "must not exist", and would take over another's object. A ConfigMap is POSTed
-        instead, which needs no question. (Of others a POST would keep the fields that a later apply no longer names: it counts as
-        another manager's. A ConfigMap's keys never change.)
+        instead, which needs no question unless it is there: one that has lost the label that we watch by is, unseen. (Of others a POST
+        would keep the fields that a later apply no longer names: it counts as another manager's. A ConfigMap's keys never change.)
         """
         resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
-        if live is None and obj["kind"] == "ConfigMap":
-            return await self.create(obj)
+        if live is None and obj["kind"] == "ConfigMap" and (made := await self._post(obj)) is not None:
+            return made
         if live is None:
             try:
                 live = await self._ours(obj)
@@ -189,6 +182,17 @@ class Cluster:
         answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review)
         status: Object = answer.get("status") or {}
         return status
+
+    async def _post(self, obj: Object) -> Object | None:
+        """POST `obj`; None if there is one of that name."""
+        resource = RESOURCES[obj["kind"]]
+        try:
+            answer = await self.request("POST", resource.path(obj["metadata"]["namespace"]), obj, (("fieldManager", FIELD_MANAGER),))
+        except Conflict as error:
+            if error.reason != "AlreadyExists":
+                raise
+            return None
+        return tidy(answer, resource)
 
     async def _ours(self, obj: Object) -> Object:
         """The live object of `obj`'s name, if it has the same owner."""

@@ -66,6 +66,15 @@ async def test_an_apply_makes_changes_and_takes_away_and_leaves_no_drift(cluster
     assert not differences(less, live)
 
 
+async def test_an_apply_of_a_config_map_that_is_there_unseen_puts_it_right(cluster: Cluster, space: Namespace, tune: Object) -> None:
+    wanted = stamp(config_map(tune, a="1"))
+    made = await cluster.apply(wanted, None)
+    space.patch("ConfigMap", "child", {"metadata": {"labels": dict.fromkeys(made["metadata"]["labels"])}, "data": {"a": "2"}})
+    answer = await cluster.apply(wanted, None)
+    assert not differences(wanted, answer)
+    assert answer["metadata"]["uid"] == made["metadata"]["uid"]
+
+
 async def test_an_apply_over_what_is_gone_does_not_bring_it_back(cluster: Cluster, space: Namespace, tune: Object) -> None:
     live = await cluster.apply(config_map(tune), None)
     space.delete("ConfigMap", "child")
