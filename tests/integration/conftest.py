@@ -21,7 +21,6 @@ UNSEEN = {
     # Checked by an admission plugin (OwnerReferencesPermissionEnforcement), not asked for by a request.
     *(rights.Right("tunesmith.dev", f"{kind.plural}/finalizers", "update") for kind in crd.KINDS),
     # Needed when a POST finds the name taken, as after an answer that was lost: the crash plans see it, no test here does each time.
-    rights.Right("", "configmaps", "get"),
     rights.Right("batch", "jobs", "get"),
 }
 ELSEWHERE = kueue.RIGHTS
@@ -69,6 +68,14 @@ def _is_whole(session: pytest.Session) -> bool:
     option = session.config.option
     whole = [Path(argument).resolve() for argument in session.config.args] == [Path(__file__).parent]
     return whole and not (option.keyword or option.markexpr or session.testsfailed)
+
+
+@pytest.fixture
+def unscheduled(control_plane: ControlPlane) -> Iterator[None]:
+    """Without the scheduler: of a pod that a test has said to run, it would say that there is no node for it."""
+    control_plane.stop_process("kube-scheduler")
+    yield
+    control_plane.start_process("kube-scheduler")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,163 @@
+"""Every field that may be changed is changed and changed back; what is there then is what a new object would have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+
+from dev.bench.life import CHILDREN
+from dev.bench.mask import snapshot
+from tests.integration.leaves import Path, changed, leaves, schema_of
+from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
+from tests.integration.schema_server import Server
+from tests.integration.served import answer_requests, wait_revision
+from tunesmith.evalrun import api as evalrun
+from tunesmith.finetunejob import api as finetunejob
+from tunesmith.values import Object
+
+PATCH = "application/json-patch+json"
+NAME = "serve"
+EVAL_RUN: Object = {
+    "model": {"uri": "pvc://models/base"},
+    "output": {"uri": "pvc://models/out"},
+    "suites": [{"name": "heldOut", "perplexity": {"dataset": {"uri": "pvc://models/test.jsonl", "format": "Messages"}}}],
+}
+MODEL_DEPLOYMENT: Object = {"model": {"uri": "pvc://models/base"}, "replicas": 1}
+BASES: dict[str, tuple[str, Object]] = {
+    "running FineTuneJob": ("FineTuneJob", FINE_TUNE_JOB),
+    "suspended FineTuneJob": ("FineTuneJob", {**FINE_TUNE_JOB, "suspend": True}),
+    "running EvalRun": ("EvalRun", EVAL_RUN),
+    "suspended EvalRun": ("EvalRun", {**EVAL_RUN, "suspend": True}),
+    "ModelDeployment": ("ModelDeployment", MODEL_DEPLOYMENT),
+}
+IMMUTABLE = {"FineTuneJob": finetunejob.IMMUTABLE, "EvalRun": evalrun.IMMUTABLE, "ModelDeployment": ()}
+# A model is named in one way: these go with `fineTuneJobRef`, not with the `uri` that the bases have.
+OTHER_WAY = {("model", "artifact"), ("model", "fineTuneJobRef", "name")}
+
+
+@dataclass
+class Found:
+    """What came of one base's leaves."""
+
+    back: list[Path] = field(default_factory=list)
+    refused: list[Path] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def put(space: Namespace, kind: str, spec: Object) -> int:
+    """Replace the spec; the status code of the answer."""
+    body: list[Object] = [{"op": "replace", "path": "/spec", "value": spec}]
+    return space.api.send("PATCH", space.path(kind, NAME), body, PATCH).code  # type: ignore[arg-type]
+
+
+def settled(space: Namespace, kind: str) -> bool:
+    """Whether the operator has seen the present spec."""
+    found = space.get(kind, NAME) or {"metadata": {"generation": 0}}
+    return bool((found.get("status") or {}).get("observedGeneration") == found["metadata"]["generation"])
+
+
+def state(space: Namespace, kind: str) -> Object:
+    """The object and its children, masked; without what counts how often they were changed."""
+    found = space.all(kind, *CHILDREN)
+    uids = {obj["metadata"]["uid"]: f"{kind}/{NAME}" for obj in found if obj["kind"] == kind}
+    for obj in found:
+        obj["metadata"].pop("generation", None)
+        obj.get("status", {}).pop("observedGeneration", None)
+        for condition in obj.get("status", {}).get("conditions", ()):
+            condition.pop("observedGeneration", None)
+    return snapshot(found, uids, space.name)
+
+
+def begin(space: Namespace, kind: str, spec: Object) -> Object:
+    """Make the object and wait until nothing more happens by itself."""
+    made = space.create(kind, NAME, spec)
+    if kind == "ModelDeployment":
+        answer_requests(space, wait_revision(space, "Candidate"))
+        space.wait_condition(kind, NAME, "Ready")
+    elif spec.get("suspend"):
+        space.wait_condition(kind, NAME, "Suspended")
+    else:
+        run(space, made)
+    space.wait(lambda: settled(space, kind), "it to settle")
+    return made
+
+
+def run(space: Namespace, made: Object, attempt: int = 1) -> None:
+    """Let the pod of the first stage run, and wait until the operator has told so."""
+    kind = made["kind"]
+    stage, part = ("Prepare", "") if kind == "FineTuneJob" else ("Evaluate", "tested")
+    (pod,) = space.wait_pods(made, stage, attempt, part)
+    space.run_pod(pod)
+    space.wait(lambda: space.status(kind, NAME)["stages"][0]["state"] == "Running", "it to run", lambda: space.status(kind, NAME))
+
+
+def go_through(fresh: Namespace, space: Namespace, kind: str, base: Object) -> Found:
+    """Change each leaf and back, one after another."""
+    for each in (fresh, space):
+        begin(each, kind, base)
+    reference, schema, found = state(fresh, kind), schema_of(kind), Found()
+    for path in leaves(schema):
+        if path == ("suspend",):
+            # A suspension is history: it has a test of its own.
+            continue
+        try_leaf(space, kind, base, path, changed(schema, base, path), reference, found)
+    return found
+
+
+def try_leaf(space: Namespace, kind: str, base: Object, path: Path, spec: Object, reference: Object, found: Found) -> None:
+    if put(space, kind, spec) != 200:
+        found.refused.append(path)
+        return
+    try:
+        space.wait(lambda: settled(space, kind), f"{path} to be seen", lambda: space.status(kind, NAME))
+        assert put(space, kind, base) == 200, f"{path} cannot be changed back"
+        space.wait(lambda: settled(space, kind) and state(space, kind) == reference, f"{path} to be back", lambda: different(space, kind, reference))
+        found.back.append(path)
+    except AssertionError as error:
+        found.wrong.append(f"{kind} {'.'.join(path)}: {error}")
+
+
+def different(space: Namespace, kind: str, reference: Object) -> Object:
+    """What is not as it should be."""
+    now = state(space, kind)
+    return {name: [reference.get(name), now.get(name)] for name in reference | now if reference.get(name) != now.get(name)}
+
+
+@pytest.mark.usefixtures("unscheduled")
+def test_every_field_changed_and_changed_back_leaves_what_a_new_object_has(
+    operator: OperatorProcess, api: Server, new_namespace: Callable[[], str]
+) -> None:
+    # Each look is a connection of its own: five that look all the time would keep the machine from what they wait for.
+    spaces = {name: [Namespace(api, new_namespace(), interval=0.3) for _ in range(2)] for name in BASES}
+    for fresh, space in spaces.values():
+        fresh.claim("models")
+        space.claim("models")
+    with ThreadPoolExecutor(len(BASES)) as threads:
+        runs = {name: threads.submit(go_through, *spaces[name], *BASES[name]) for name in BASES}
+        found = {name: run.result() for name, run in runs.items()}
+    for name, each in found.items():
+        total = len(each.back) + len(each.refused) + len(each.wrong)
+        print(f"{name}: {total} leaves, {len(each.back)} changed and back, {len(each.refused)} refused, {len(each.wrong)} wrong")
+    assert not [text for each in found.values() for text in each.wrong]
+    for name, (kind, _) in BASES.items():
+        expected = {path for path in leaves(schema_of(kind)) if path[0] in IMMUTABLE[kind] or path in OTHER_WAY}
+        expected |= {path for path in leaves(schema_of(kind)) if path[0] == "scheduling" and name.startswith("running")}
+        assert set(found[name].refused) == expected, name
+
+
+@pytest.mark.usefixtures("unscheduled")
+def test_a_suspended_object_that_goes_on_and_is_suspended_again_is_as_it_was_but_for_its_history(operator: OperatorProcess, space: Namespace) -> None:
+    base = {**FINE_TUNE_JOB, "suspend": True}
+    made = begin(space, "FineTuneJob", base)
+    before = space.status("FineTuneJob", NAME)
+    for attempt in (1, 2, 3):
+        assert put(space, "FineTuneJob", {**base, "suspend": False}) == 200
+        run(space, made, attempt)
+        assert put(space, "FineTuneJob", base) == 200
+        status = space.wait_condition("FineTuneJob", NAME, "Suspended")
+        assert [(each["type"], each["status"]) for each in status["conditions"]] == [(each["type"], each["status"]) for each in before["conditions"]]
+        assert [entry["free"] for entry in status["attempts"]] == [True] * attempt
+        assert not space.all("Job", "Pod")
