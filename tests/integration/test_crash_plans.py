@@ -1,0 +1,39 @@
+"""Lost at any write and started again, the operator comes to the end that it comes to undisturbed, and makes nothing twice.
+
+A sample of what `make bench-crash` runs in full: a real process, really killed, before a real API server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from dev.bench.crash import Campaign, Options
+from dev.cluster.controlplane import ControlPlane
+from tests.integration import sabotage
+from tests.integration.operators import OperatorProcess
+
+SEED = int(os.environ.get("TUNESMITH_CRASH_SEED", "4"))
+SAMPLE, SECONDS = 60, 180.0
+"""So many plans, or those of them that fit into so many seconds on a machine with much else to do."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("unscheduled")
+async def test_lost_at_a_sample_of_its_writes_the_operator_comes_to_the_same_end_and_one_that_does_not_is_found(
+    operator_process: OperatorProcess, control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    # It would serve the lanes too.
+    operator_process.stop()
+    # With names that the server makes up, a Job whose creation was not heard of is made again: the defect that this must find.
+    broken = Options(lanes=1, only="create/jobs/3/lost", prepare=(f"{sabotage.__name__}:{sabotage.generate_names.__name__}",))
+    sound = Options(sample=SAMPLE, seconds=SECONDS, seed=SEED)
+    report, found = await asyncio.gather(*(Campaign(control_plane, tmp_path, options, print).run() for options in (sound, broken)))
+    print(report.summary())
+    assert not report.failures
+    assert report.plans >= sound.lanes
+    assert list(found.failures) == ["create/jobs/3/lost"]
+    assert "times, not" in found.failures["create/jobs/3/lost"]
