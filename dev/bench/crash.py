@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Campaign:
         async with AsyncExitStack() as stack:
             self._nursery = await stack.enter_async_context(Nursery())
             self._view = await stack.enter_async_context(View(self._control_plane))
-            self._audit = AuditLog(self._control_plane.audit_log)
+            self._audit = stack.enter_context(closing(AuditLog(self._control_plane.audit_log)))
             lanes = [self._lane() for _ in range(self._options.lanes)]
             for lane in lanes:
                 await stack.enter_async_context(lane)

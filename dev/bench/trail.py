@@ -57,6 +57,10 @@ class AuditLog:
         self._rest = b""
         self._entries: defaultdict[str, list[Entry]] = defaultdict(list)
 
+    def close(self) -> None:
+        """Follow it no longer."""
+        self._log.close()
+
     def take(self, namespace: str) -> list[Entry]:
         """The writes in that namespace since the last call for it."""
         *lines, self._rest = (self._rest + self._log.read()).split(b"\n")

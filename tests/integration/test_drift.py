@@ -65,7 +65,7 @@ class Vandal:
             return
         self.counts["edited"] += 1
         try:
-            wait_until(self.restored, "it to be put back", PATIENCE, interval=0.2)
+            wait_until(self.restored, "it to be put back", PATIENCE, interval=0.1)
         except ClusterError:
             self.kept.append(f"{self.kind} {self.name} {field.pointer}: {self.difference()}")
 
