@@ -7,13 +7,18 @@ from tunesmith.values import Object
 
 
 def generate_names() -> None:
-    """Have the server make up the names of Jobs, as most operators do: one whose creation was not heard of is then made again."""
-    create = Cluster.create
+    """Have the server make up the names of ConfigMaps, as many operators do: one whose creation was not heard of is then made again.
 
-    async def create_with_generated_name(self: Cluster, obj: Object) -> Object:
+    (Of a Job that would not do: by its pods the operator knows that there is one.)
+    """
+    post = Cluster._post
+
+    async def post_with_generated_name(self: Cluster, obj: Object) -> Object | None:
         name = obj["metadata"]["name"]
+        if obj["kind"] != "ConfigMap":
+            return await post(self, obj)
         metadata = {key: value for key, value in obj["metadata"].items() if key != "name"} | {"generateName": f"{name}-"}
-        answer = await create(self, {**obj, "metadata": metadata})
-        return {**answer, "metadata": {**answer["metadata"], "name": name}}
+        answer = await post(self, {**obj, "metadata": metadata})
+        return answer and {**answer, "metadata": {**answer["metadata"], "name": name}}
 
-    Cluster.create = create_with_generated_name  # type: ignore[method-assign]
+    Cluster._post = post_with_generated_name  # type: ignore[method-assign]

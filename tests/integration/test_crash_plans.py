@@ -28,12 +28,12 @@ async def test_lost_at_a_sample_of_its_writes_the_operator_comes_to_the_same_end
 ) -> None:
     # It would serve the lanes too.
     operator_process.stop()
-    # With names that the server makes up, a Job whose creation was not heard of is made again: the defect that this must find.
-    broken = Options(lanes=1, only="create/jobs/3/lost", prepare=(f"{sabotage.__name__}:{sabotage.generate_names.__name__}",))
+    # With names that the server makes up, what was made unheard of is made again: the defect that this must find.
+    broken = Options(lanes=1, only="create/configmaps/1/lost", prepare=(f"{sabotage.__name__}:{sabotage.generate_names.__name__}",))
     sound = Options(sample=SAMPLE, seconds=SECONDS, seed=SEED)
     report, found = await asyncio.gather(*(Campaign(control_plane, tmp_path, options, print).run() for options in (sound, broken)))
     print(report.summary())
     assert not report.failures
     assert report.plans >= sound.lanes
-    assert list(found.failures) == ["create/jobs/3/lost"]
-    assert "times, not" in found.failures["create/jobs/3/lost"]
+    assert list(found.failures) == ["create/configmaps/1/lost"]
+    assert "times, not" in found.failures["create/configmaps/1/lost"]
