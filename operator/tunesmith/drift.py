@@ -47,7 +47,8 @@ def _of_member(key: str, value: Any, live: dict[str, Any], path: str) -> frozens
     if key not in live:
         return frozenset() if _is_left_out(value) else frozenset({path})
     if key in ATOMIC:
-        return frozenset() if _kept(value) == live[key] else frozenset({path})
+        # In a map (a node selector) an empty text is a value like any other; in an item of a list (a toleration) it is left out.
+        return frozenset() if live[key] == (_kept(value) if isinstance(value, list) else value) else frozenset({path})
     return differences(value, live[key], path)
 
 
@@ -57,7 +58,7 @@ def _is_left_out(value: Any) -> bool:
 
 
 def _kept(value: Any) -> Any:
-    """What the server keeps of a value."""
+    """What the server keeps of the members of a value."""
     if isinstance(value, dict):
         return {key: _kept(below) for key, below in value.items() if not _is_left_out(below)}
     return [_kept(item) for item in value] if isinstance(value, list) else value

@@ -106,7 +106,9 @@ INJECTED: Object = {
 
 def deployed(space: Namespace) -> Object:
     """The Deployment of a ModelDeployment that has settled."""
-    space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}})
+    # Empty texts are kept in a map, and left out in a toleration: neither must look like an edit.
+    scheduling = {"nodeSelector": {"node-role.kubernetes.io/gpu": ""}, "tolerations": [{"key": "", "operator": "Exists"}]}
+    space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}, "scheduling": scheduling})
     space.wait(lambda: space.all("Deployment"), "the Deployment", lambda: space.status("ModelDeployment", "serve"))
     (deployment,) = space.all("Deployment")
     return deployment

@@ -28,6 +28,7 @@ DESIRED: Object = {
                         "ports": [{"containerPort": 8000}],
                     }
                 ],
+                "nodeSelector": {"node-role.kubernetes.io/gpu": ""},
                 "tolerations": [{"key": "", "operator": "Exists"}],
                 "volumes": [{"name": "tmp", "emptyDir": {}}],
             }
@@ -75,6 +76,7 @@ def test_what_the_server_added_normalised_or_left_out_is_no_drift() -> None:
         lambda live: live["spec"]["template"]["spec"].pop("volumes"),
         lambda live: live["spec"]["template"]["spec"].update(volumes=[{"name": "tmp", "hostPath": {"path": "/"}}]),
         lambda live: live["spec"]["template"]["spec"]["tolerations"].append({"operator": "Exists", "effect": "NoExecute"}),
+        lambda live: live["spec"]["template"]["spec"]["nodeSelector"].clear(),
         lambda live: live["spec"].pop("replicas"),
         lambda live: container(live)["securityContext"].pop("privileged"),
         lambda live: live["metadata"]["annotations"].update({ANNOTATION: "other"}),
