@@ -29,18 +29,12 @@ class Lock:
     """The files, relative to the repository, that an environment is made from."""
 
     requirements: str
-    build_requirements: str
-    """Installed first, where it exists: for packages whose build needs others installed."""
     hook: str
     """Run last, where it exists, with the environment's path as its argument."""
 
 
 LOCKS = {
-    name: Lock(
-        f"{folder}/requirements.txt",
-        f"{folder}/requirements-build.txt",
-        f"{folder}/post-install.sh",
-    )
+    name: Lock(f"{folder}/requirements.txt", f"{folder}/post-install.sh")
     for name, folder in (
         ("operator", "operator"),
         ("trainer", "trainer-image"),
@@ -57,12 +51,11 @@ def environment_key(contents: Sequence[bytes], base: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def install_command(uv: str, python: Path, lock: Path, isolated: bool) -> list[str]:
+def install_command(uv: str, python: Path, lock: Path) -> list[str]:
     """Install exactly what a lock names, each file checked against its hash."""
     command = [uv, "pip", "install", "--python", str(python), "--require-hashes", "--no-deps"]
     # Compiled now: containers see the environment read-only.
-    command += ["--compile-bytecode", "--requirements", str(lock)]
-    return command if isolated else [*command, "--no-build-isolation"]
+    return [*command, "--compile-bytecode", "--requirements", str(lock)]
 
 
 def environment(name: str, *, repository: Path = paths.REPOSITORY, report: Report = print) -> Path:
@@ -71,21 +64,20 @@ def environment(name: str, *, repository: Path = paths.REPOSITORY, report: Repor
     It works at any path, with the Python of the base root filesystem at /usr/bin/python3.
     """
     lock = LOCKS[name]
-    files = [repository / lock.requirements, repository / lock.build_requirements]
-    hook = repository / lock.hook
-    if not files[0].exists():
+    requirements, hook = repository / lock.requirements, repository / lock.hook
+    if not requirements.exists():
         raise ClusterError(f"there is no lock file {lock.requirements}")
-    contents = [path.read_bytes() if path.exists() else b"" for path in [*files, hook]]
+    contents = [path.read_bytes() if path.exists() else b"" for path in (requirements, hook)]
     target = paths.environments_root() / f"{name}-{environment_key(contents, base_key())}"
     if target.exists():
         return target
     with exclusive(paths.environments_root() / f".{name}.lock"):
         if not target.exists():
-            _build(name, files, hook, target, report)
+            _build(name, requirements, hook, target, report)
     return target
 
 
-def _build(name: str, files: Sequence[Path], hook: Path, target: Path, report: Report) -> None:
+def _build(name: str, requirements: Path, hook: Path, target: Path, report: Report) -> None:
     started = time.monotonic()
     report(f"making the {name} environment")
     uv = venv.find_uv(venv.cache_folder())
@@ -93,12 +85,7 @@ def _build(name: str, files: Sequence[Path], hook: Path, target: Path, report: R
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _run([uv, "venv", "--relocatable", "--python", str(interpreter), str(partial)])
-    python = partial / "bin" / "python"
-    requirements, build_requirements = files
-    if build_requirements.exists():
-        _run(install_command(uv, python, build_requirements, isolated=True))
-    isolated = not build_requirements.exists()
-    _run(install_command(uv, python, requirements, isolated))
+    _run(install_command(uv, partial / "bin" / "python", requirements))
     if hook.exists():
         _run(["sh", str(hook), str(partial)])
     point_at_image_python(partial)

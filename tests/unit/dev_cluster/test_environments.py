@@ -20,15 +20,9 @@ def test_the_key_follows_the_lock_and_the_base():
 
 
 def test_only_what_the_lock_names_is_installed():
-    command = environments.install_command("uv", Path("/e/bin/python"), Path("r.txt"), True)
+    command = environments.install_command("uv", Path("/e/bin/python"), Path("r.txt"))
     assert "--require-hashes" in command
     assert "--no-deps" in command
-    assert "--no-build-isolation" not in command
-
-
-def test_packages_that_build_against_others_see_them():
-    command = environments.install_command("uv", Path("/e/bin/python"), Path("r.txt"), False)
-    assert command[-1] == "--no-build-isolation"
 
 
 def test_an_environment_uses_the_images_python(tmp_path):
