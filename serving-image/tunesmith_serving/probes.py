@@ -1,7 +1,9 @@
 """The answers to the kubelet: `/live` from the launcher alone, `/ready` by asking the engine for its models.
 
 A probe cannot send a key that lies in a Secret, and the engine's `/health` is 200 before the model can be named; so the
-kubelet asks here, and this asks the engine's `/v1/models` with the key.
+kubelet asks here, and this asks the engine's `/v1/models` with the key. The engine's first request is ours too: one that lists its
+model may still not be able to answer, and on a CPU with AMX one of four tokens or fewer, were it the first, kills vLLM 0.32
+(SIGILL: its attention uses AMX, for which only its products of larger matrices ask the kernel's leave).
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from typing import NamedTuple
 
 ENGINE_TIMEOUT_SECONDS = 2.0
 CACHE_SECONDS = 0.5
+FIRST_REQUEST_SECONDS = 30.0
+FIRST_PROMPT = [0] * 16
+"""As token ids, of which every model has this one."""
 
 
 class Answer(NamedTuple):
@@ -28,13 +33,15 @@ class Answer(NamedTuple):
 
 
 class ModelCheck:
-    """Asks the engine whether it lists the served model; an answer holds for half a second."""
+    """Asks the engine whether it lists the served model, and once whether it answers; an answer holds for half a second."""
 
     def __init__(self, port: int, model: str, key: str | None) -> None:
         self._model = model
         self._request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models")
-        if key:
-            self._request.add_header("Authorization", f"Bearer {key}")
+        first = json.dumps({"model": model, "prompt": FIRST_PROMPT, "max_tokens": 1}).encode()
+        self._first = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", first, {"Content-Type": "application/json"})
+        for request in (self._request, self._first) if key else ():
+            request.add_header("Authorization", f"Bearer {key}")
         # Not through a proxy that the environment may name.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._lock = threading.Lock()
@@ -43,13 +50,28 @@ class ModelCheck:
         self.listed = False
 
     def __call__(self) -> Answer:
-        """Return whether the engine lists the model; `listed` is whether it ever did."""
+        """Return whether the engine serves the model; `listed` is whether it ever did."""
         with self._lock:
             if time.monotonic() >= self._expires:
                 self._answer = self._ask()
+                if self._answer.ok and not self.listed:
+                    self._answer = self._send_first() or self._answer
                 self._expires = time.monotonic() + CACHE_SECONDS
                 self.listed |= self._answer.ok
             return self._answer
+
+    def _send_first(self) -> Answer | None:
+        """Send the first request; returns why the engine is not ready, None if it is. That a model takes no prompts is no fault."""
+        try:
+            with self._opener.open(self._first, timeout=FIRST_REQUEST_SECONDS) as response:
+                response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                failed = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+                return Answer(False, f"the engine answers {error.code} to its first request") if failed else None
+        except OSError as error:
+            return Answer(False, f"the engine does not answer its first request: {error}")
+        return None
 
     def _ask(self) -> Answer:
         try:

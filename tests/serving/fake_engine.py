@@ -1,6 +1,7 @@
 """Stands in for `vllm serve`: lists a model, answers one slow request, and drains on SIGTERM as vLLM does.
 
-The first argument says how it behaves: `serve`, `hang` (SIGTERM is ignored), `load` (for ever), `die` (as vLLM does when it cannot start).
+The first argument says how it behaves: `serve`, `fail` (each request), `hang` (SIGTERM is ignored), `load` (for ever), `die` (as vLLM does
+when it cannot start).
 """
 
 import json
@@ -12,6 +13,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SLOW_SECONDS = 1.0
+POSTED = []
 
 
 def option(name):
@@ -19,12 +21,18 @@ def option(name):
 
 
 class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        POSTED.append({"authorization": self.headers["Authorization"], **json.loads(self.rfile.read(int(self.headers["Content-Length"])))})
+        self.answer(500 if sys.argv[1] == "fail" else 200, {})
+
     def do_GET(self):
         key = os.environ.get("VLLM_API_KEY")
         if key and self.headers["Authorization"] != f"Bearer {key}":
             self.answer(401, {"error": "Unauthorized"})
         elif self.path == "/v1/models":
             self.answer(200, {"data": [{"id": option("--served-model-name")}]})
+        elif self.path == "/posted":
+            self.answer(200, POSTED)
         elif self.path == "/environment":
             self.answer(200, {"argv": sys.argv, "env": dict(os.environ)})
         else:
@@ -67,4 +75,4 @@ def die():
 
 
 if __name__ == "__main__":
-    {"serve": serve, "hang": hang, "load": load, "die": die}[sys.argv[1]]()
+    {"serve": serve, "fail": serve, "hang": hang, "load": load, "die": die}[sys.argv[1]]()

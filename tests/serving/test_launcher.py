@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -30,6 +31,27 @@ def test_readiness_is_asked_for_with_the_key(launch):
 
     assert get(running.engine_url("/v1/models"))[0] == 401
     assert "secret" not in running.log.read_text()
+
+
+def test_the_engines_first_request_is_the_launchers_and_long_enough_for_every_kernel(launch):
+    running = launch()
+    running.wait_ready()
+    for _ in range(3):
+        running.probe("/ready")
+        time.sleep(0.6)
+
+    (first,) = json.loads(get(running.engine_url("/posted"))[1])
+
+    assert (first["model"], first["max_tokens"], first["authorization"]) == ("support-bot", 1, None)
+    assert len(first["prompt"]) > 4
+
+
+def test_a_pod_whose_engine_fails_its_first_request_is_not_ready(launch):
+    running = launch("fail")
+
+    status, message = wait_for(lambda: (answer := running.probe("/ready"))[0] and "first request" in answer[1] and answer)
+
+    assert (status, message) == (503, "the engine answers 500 to its first request\n")
 
 
 def test_a_pod_whose_engine_does_not_answer_is_live_and_not_ready(launch):
