@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(600)
 
 STEPS = 12
 # Each training but DDP's own is stopped by SIGTERM and goes on with another number of processes: (processes, told to stop at).
-ATTEMPTS = {"full": [(2, 4), (1, 8), (2, None)], "lora": [(1, 4), (2, None)]}
+ATTEMPTS = {"full": [(2, 4), (1, 8), (2, None)], "lora": [(1, 4), (2, None)], "bf16": [(1, 4), (2, None)]}
 STRATEGIES = {"fsdp": {"fsdp": {}}, "zero2": {"deepSpeed": {"zeroStage": 2}}, "zero3": {"deepSpeed": {"zeroStage": 3}}}
 # What a run trains, and how. The learning rates let losses move enough in a few steps to tell a wrong state from a right one.
 RUNS = {
@@ -25,8 +25,10 @@ RUNS = {
         "output": {"uri": "pvc://models/out", "artifacts": ["Merged"]},
     },
 }
-# Sums in another order: 1e-6 of a loss near 6 is what is left of 32 bits after a dozen steps.
-SAME = 1e-5
+# The default precision. What is computed in 16 bits, and what is kept in 32 beside it, is each strategy's own.
+RUNS["bf16"] = RUNS["full"] | {"training": RUNS["full"]["training"] | {"precision": "BF16"}}
+# In 32 bits only sums are in another order: 1e-6 of a loss near 6 is what is left after a dozen steps.
+SAME = {"lora": 1e-5, "full": 1e-5, "bf16": 0.03}
 
 
 class Training:
@@ -114,10 +116,10 @@ def trainings(tmp_path_factory, tiny_model):
 def test_a_strategy_stopped_and_gone_on_with_on_more_and_on_fewer_processes_has_the_losses_of_ddp(trainings, name, kind):
     expected, got = trainings[f"ddp-{kind}"], trainings[f"{name}-{kind}"]
     assert list(expected.losses) == list(range(1, STEPS + 1))
-    assert got.losses == pytest.approx(expected.losses, abs=SAME)
-    assert got.answer["evalLoss"] == pytest.approx(expected.answer["evalLoss"], abs=SAME)
+    assert got.losses == pytest.approx(expected.losses, abs=SAME[kind])
+    assert got.answer["evalLoss"] == pytest.approx(expected.answer["evalLoss"], abs=SAME[kind])
     # The curve is one that a state lost on the way would not follow.
-    assert max(expected.losses.values()) - min(expected.losses.values()) > 1000 * SAME
+    assert max(expected.losses.values()) - min(expected.losses.values()) > 0.1
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -196,7 +198,7 @@ def test_nothing_was_compiled_for_it(trainings):
     assert not (trainings["zero3-full"].store.folder.parent / "compiled").exists()
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["lora", "full"])
 def test_artefacts_are_the_same_from_each_strategy(trainings, kind):
     """Finalize reads one form of checkpoint: weights equal DDP's but for what rounding to bf16 makes of the last bit."""
     import torch
