@@ -36,7 +36,8 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     ),
     "types": ("operator", {}, [["-m", "mypy"]]),
     "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
-    "integration": ("operator", {}, [[*PYTEST, "tests/integration"]]),
+    # Two at a time, each with a control plane of its own: more than half of the time such tests wait.
+    "integration": ("operator", {}, [[*PYTEST, "--numprocesses=2", "--dist=loadfile", "tests/integration"]]),
     "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
