@@ -63,6 +63,9 @@ def _promote(observed: Observed, revisions: list[Revision]) -> list[Revision]:
     candidate = in_state(revisions, "Candidate")
     if candidate is None or in_state(revisions, "Draining") or not is_complete(observed, candidate, observed.spec.get("replicas", 1)):
         return revisions
+    if in_state(revisions, "Active") is None and _selected(observed) != candidate.name:
+        # Its Service is what clients ask, and Ready would be told before it is there: an operator may have died in between.
+        return revisions
     return [replace(r, state="Active" if r is candidate else "Draining") for r in revisions]
 
 

@@ -44,6 +44,19 @@ def rolled_out() -> tuple[World, str, str]:
     return world, old, new
 
 
+def test_it_is_not_ready_before_the_service_is_there_that_clients_ask() -> None:
+    world = World(GATED, job(), evaluation())
+    world.step()
+    name = world.named("Candidate")
+    world.ready(name)
+    # The operator died after it had made the Deployment.
+    del world.children["Service", "support-bot"]
+    world.step()
+    assert (world.revisions(), world.told()["Ready"], world.selected()) == ({name: "Candidate"}, "False/Starting", name)
+    world.step()
+    assert (world.revisions(), world.told()["Ready"]) == ({name: "Active"}, "True/Serving")
+
+
 def test_a_new_model_starts_beside_the_old_one_which_serves_on() -> None:
     world, old = serving_world()
     world.change(model=NEW_MODEL, gate=NEW_GATE)
