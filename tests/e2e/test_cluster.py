@@ -16,6 +16,19 @@ from dev.demo.stack import Stack
 from tests.e2e import cluster_pods as pods
 
 NAMESPACE = "cluster-test"
+# Until a server listens and each node's proxy knows of it, its Service refuses.
+ASK = """
+import time, urllib.request
+deadline = time.monotonic() + 30
+while True:
+    try:
+        print(urllib.request.urlopen("{url}", timeout=10).status)
+        break
+    except OSError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.2)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,7 @@ def test_both_nodes_are_ready(here: Kube) -> None:
 def test_a_name_leads_to_a_pod_on_the_other_node(here: Kube) -> None:
     for pod, other in (("one", "two"), ("two", "one")):
         url = f"http://{other}.{NAMESPACE}.svc.cluster.local:8000/"
-        assert python(here, pod, f"import urllib.request as u; print(u.urlopen('{url}', timeout=10).status)") == "200"
+        assert python(here, pod, ASK.format(url=url)) == "200"
 
 
 def test_pods_reach_the_api_server_at_its_service(here: Kube) -> None:
