@@ -27,6 +27,7 @@ Object = dict[str, Any]
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
 PLURALS = {kind.name: kind.plural for kind in crd.KINDS}
 _numbers = itertools.count()
 
@@ -83,7 +84,7 @@ class Server:
             server.install(kind)
         return server
 
-    def send(self, method: str, path: str, body: Object | None = None, content_type: str = "application/json") -> Answer:
+    def send(self, method: str, path: str, body: Object | list[Object] | None = None, content_type: str = "application/json") -> Answer:
         """Send one request; a refusal is an answer too."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type}, method=method)

@@ -12,10 +12,10 @@ from dev.cluster.errors import ClusterError
 from dev.cluster.processes import wait_until
 from tests.integration.fields import Field, edits, owned
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, Writes, settle
-from tests.integration.schema_server import APPLY
+from tests.integration.schema_server import APPLY, JSON_PATCH
 from tunesmith.values import FIELD_MANAGER, LABEL_STAGE, Object
 
-PATCH, STRATEGIC = "application/json-patch+json", "application/strategic-merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
 SOMEBODY = "?fieldManager=somebody"
 APPLIED = ("ConfigMap", "Service", "Deployment", "NetworkPolicy")
 PATIENCE = 20.0
@@ -53,7 +53,7 @@ class Vandal:
     def edit(self, field: Field, remove: bool) -> None:
         path = self.space.path(self.kind, self.name) + SOMEBODY
         for patch in edits(field, self.live, remove):
-            answer = self.space.api.send("PATCH", path, patch, PATCH)  # type: ignore[arg-type]
+            answer = self.space.api.send("PATCH", path, patch, JSON_PATCH)
             if answer.code == 200:
                 break
         else:

@@ -12,13 +12,12 @@ from dev.bench.life import CHILDREN
 from dev.bench.mask import snapshot
 from tests.integration.leaves import Path, changed, leaves, schema_of
 from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
-from tests.integration.schema_server import Server
+from tests.integration.schema_server import JSON_PATCH, Server
 from tests.integration.served import answer_requests, wait_revision
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 from tunesmith.values import Object
 
-PATCH = "application/json-patch+json"
 NAME = "serve"
 EVAL_RUN: Object = {
     "model": {"uri": "pvc://models/base"},
@@ -50,7 +49,7 @@ class Found:
 def put(space: Namespace, kind: str, spec: Object) -> int:
     """Replace the spec; the status code of the answer."""
     body: list[Object] = [{"op": "replace", "path": "/spec", "value": spec}]
-    return space.api.send("PATCH", space.path(kind, NAME), body, PATCH).code  # type: ignore[arg-type]
+    return space.api.send("PATCH", space.path(kind, NAME), body, JSON_PATCH).code
 
 
 def settled(space: Namespace, kind: str) -> bool:
