@@ -23,8 +23,8 @@ REAL_IMAGES = "TUNESMITH_REAL_IMAGES"
 """Set: the images of the Containerfiles (`make images`) instead of thin ones with the environments bound into them."""
 PARTS = ("operator", "trainer", "serving")
 SPACE_FOR_ALL, SPACE_FOR_THE_REST = 35 << 30, 15 << 30
-"""With nothing cached: Go's caches and the environments take 27 GiB. When Kubernetes is built: 10 GiB of environments and volumes are yet to come."""
-"""Bytes on a machine with nothing cached: Go's cache, binaries, the environments for images and for tests, volumes."""
+"""Bytes. With nothing cached 18 GiB of Go's caches, binaries and the tests' environments come first; when Kubernetes is built, the images'
+environments (8 GiB where uv cannot link them to its cache) and volumes are yet to come."""
 Say = Callable[[str], None]
 
 
