@@ -88,7 +88,8 @@ def drive(host: str, model: str, streamed: bool, counts: Counts) -> None:
             client.close()
         if streamed:
             client.close()
-        time.sleep(0.1)
+        # Without it, they alone would keep the two processors busy that the next engine needs to start.
+        time.sleep(0.5)
 
 
 def main(host: str, model: str) -> None:
