@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from dev import checks
 from dev.cluster import paths
 from dev.demo import follow, seed
 from dev.demo.kube import Kube, Object, wait_for
-from dev.demo.stack import ROOT
+from tests.e2e.tiny import make_model, write_rows
 
 STEPS, EVERY = 160, 10
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
@@ -30,12 +28,9 @@ TERMINATE = "import os; os.kill(1, 15)"
 def upload_inputs(kube: Kube) -> None:
     """Put a tiny model and rows for it on the volume `datasets`, below `drills`."""
     with tempfile.TemporaryDirectory() as scratch:
-        model = Path(scratch) / "drills/model"
-        model.mkdir(parents=True)
-        subprocess.run([checks.python("serving"), str(ROOT / "tests/serving/tiny_llama.py"), str(model)], check=True, capture_output=True)
-        (model / "model.safetensors").chmod(0o644)
-        texts = (" ".join(WORDS[number * step % len(WORDS)] for step in range(1, 60)) for number in range(64))
-        (model.parent / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        folder = Path(scratch) / "drills"
+        make_model(folder / "model")
+        write_rows(folder / "rows.jsonl", (" ".join(WORDS[number * step % len(WORDS)] for step in range(1, 60)) for number in range(64)))
         seed.upload(kube, Path(scratch), "datasets")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,19 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dev import checks
 from dev.cluster import images
 from dev.cluster.cluster import Cluster
 from dev.demo import seed
 from dev.demo.kube import Kube, Object, wait_for
 from dev.demo.stack import ROOT
+from tests.e2e.tiny import make_model, write_rows
 
 NAME = "rolling"
 PODS = f"--selector=tunesmith.dev/name={NAME},tunesmith.dev/kind=ModelDeployment"
 DRIVER = "driver"
 CLIENTS = 4
 """Of the driver; each has one request under way at a time."""
-MODELS = {"one": "1", "two": "2"}
+MODELS = {"one": 1, "two": 2}
+"""Seeds of their weights."""
 ROLLOUT = 600
 """Seconds for vLLM to start on a busy machine, and the drain after it."""
 
@@ -36,18 +36,14 @@ def api(kind: str, name: str, spec: Object) -> Object:
 
 def upload_models(kube: Kube) -> None:
     """Put the models, one of them with half of its weights, and some text on the volume `datasets`, below `tiny`."""
-    script = ROOT / "tests/serving/tiny_llama.py"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "tiny"
         for name, number in MODELS.items():
-            target = folder / name
-            target.mkdir(parents=True)
-            subprocess.run([checks.python("serving"), str(script), str(target), number], check=True, capture_output=True)
-            (target / "model.safetensors").chmod(0o644)
+            make_model(folder / name, number)
         shutil.copytree(folder / "one", folder / "broken")
         weights = folder / "broken/model.safetensors"
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-        (folder / "rows.jsonl").write_text("".join(json.dumps({"text": f"one two three {number}"}) + "\n" for number in range(8)))
+        write_rows(folder / "rows.jsonl", (f"one two three {number}" for number in range(8)))
         seed.upload(kube, Path(scratch), "datasets")
 
 
