@@ -177,7 +177,7 @@ def _map_of(flat: Mapping[str, Any]) -> tuple[Schema | None, list[dict[str, str]
     rules = [rule(f"self.all(key, size(key) <= {limit})", f"keys must have at most {limit} characters")] if limit else []
     if "patternProperties" in flat:
         ((pattern, values),) = flat["patternProperties"].items()
-        return values, [*rules, rule(f"self.all(key, key.matches('{pattern}'))", f"keys must be of the form {pattern}")]
+        return values, [*rules, rule(f"self.all(key, key.matches('{pattern}'))", f"keys must be of the form `{pattern}`")]
     values = flat.get("additionalProperties")
     return (values, rules) if isinstance(values, dict) else (None, [])
 

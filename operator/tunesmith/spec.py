@@ -17,6 +17,8 @@ DECIMAL = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._@+=-]+)*$"
 SNAKE_CASE = r"^[a-z][a-z0-9_]*$"
+LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 ARTIFACT = r"^(Adapter|Merged|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"
 
 
@@ -90,6 +92,8 @@ Overrides = Annotated[
     dict[Annotated[str, Field(max_length=64, pattern=SNAKE_CASE)], Annotated[str, Field(max_length=512)]],
     Field(max_length=32),
 ]
+LabelKey = Annotated[str, Field(max_length=317, pattern=LABEL_KEY)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
 
 
 class Reference(Block):
@@ -129,11 +133,33 @@ class Resources(Block):
 
 
 class Toleration(Block):
-    """core/v1 Toleration."""
+    """core/v1 Toleration, with the rules that the server has for a pod's."""
 
-    key: str | None = Field(None, max_length=317, description="Taint key; empty with operator Exists matches all.")
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
+                "`operator` must be Exists where there is no `key`: it then matches every taint",
+                ".operator",
+            ),
+            rule(
+                "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
+                "must be absent with `operator` Exists",
+                ".value",
+            ),
+            rule(
+                "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                "needs `effect` NoExecute",
+                ".tolerationSeconds",
+            ),
+        )
+    )
+
+    key: Annotated[str, Field(max_length=317, pattern=f"^$|{LABEL_KEY}")] | None = Field(
+        None, description="Taint key; absent with operator Exists matches all."
+    )
     operator: Literal["Exists", "Equal"] | None = Field(None, description="Default: Equal.")
-    value: str | None = Field(None, max_length=63, description="Taint value.")
+    value: LabelValue | None = Field(None, description="Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="Taint effect; absent matches all.")
     toleration_seconds: int | None = Field(None, ge=0, le=604800, description="For NoExecute: how long the pod stays.")
 
@@ -148,9 +174,7 @@ class Scheduling(Block):
         description="PriorityClass of the pods; not one of the cluster's own.",
         json_schema_extra=rules(rule("!self.startsWith('system-')", "must not begin with `system-`: those are for the cluster's own pods")),
     )
-    node_selector: Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=16)] | None = Field(
-        None, description="Labels that the nodes must have."
-    )
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = Field(None, description="Labels that the nodes must have.")
     tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(None, description="Taints that the pods tolerate.")
 
 

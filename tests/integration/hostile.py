@@ -156,11 +156,12 @@ def _strings() -> Iterator[Hostile]:
         yield Hostile(f"{what} as a setting's key", "FineTuneJob", _overrides(**{key: "1"}), "spec.training.overrides")
     yield Hostile("a setting that is ours", "FineTuneJob", _overrides(output_dir='"/etc"'))
     yield Hostile("an engine's setting that loads code", "ModelDeployment", {"engine": {"vllm": {"overrides": {"worker_cls": '"os.system"'}}}})
-    yield Hostile("control characters in a node's label", "FineTuneJob", {"scheduling": {"nodeSelector": {"\x07bell": "x"}}}, stalled="Invalid")
-    yield Hostile("a template in a node's label", "FineTuneJob", {"scheduling": {"nodeSelector": {"{{x}}": "{{y}}"}}}, stalled="Invalid")
-    yield Hostile(
-        "a line break in a toleration", "FineTuneJob", {"scheduling": {"tolerations": [{"key": "a\nb", "operator": "Exists"}]}}, stalled="Invalid"
-    )
+    yield Hostile("control characters in a node's label", "FineTuneJob", {"scheduling": {"nodeSelector": {"\x07bell": "x"}}}, "spec.scheduling")
+    yield Hostile("a template in a node's label", "FineTuneJob", {"scheduling": {"nodeSelector": {"a": "{{y}}"}}}, "spec.scheduling.nodeSelector")
+    odd = {"nodeSelector": {"a..b/c": ""}}
+    yield Hostile("a node's label that only a pod's schema refuses", "FineTuneJob", {"scheduling": odd}, stalled="Invalid")
+    broken = [{"key": "a\nb", "operator": "Exists"}]
+    yield Hostile("a line break in a toleration", "FineTuneJob", {"scheduling": {"tolerations": broken}}, "spec.scheduling.tolerations")
 
 
 def _sizes() -> Iterator[Hostile]:

@@ -16,6 +16,8 @@ from tunesmith.values import Object
 Path = tuple[str, ...]
 ITEM = "[]"
 HOUR = 3600
+_ITEMS: dict[str, Object] = {"tolerations": {"key": "gpu", "effect": "NoExecute"}}
+"""Items of lists whose fields depend on one another: each of them can be changed here by itself."""
 _TEXTS = ("3", "0.25", "pvc://models/other", "other", "example.com/gpu", "Merged")
 
 
@@ -54,7 +56,7 @@ def changed(schema: Object, spec: Object, path: Path) -> Object:
         below = below["properties"][name]
         if following == ITEM:
             below = below["items"]
-            block = block.setdefault(name, [_filled(below)])[0]
+            block = block.setdefault(name, [_ITEMS.get(name, {}) | _filled(below)])[0]
         else:
             block = block.setdefault(name, _filled(below))
     # A limit of two seconds is passed at once, and what has ended does not begin anew.

@@ -111,6 +111,13 @@ REFUSED = [
     # map keys
     ("FineTuneJob", "training.overrides", {"--flag": "1"}, "spec.training.overrides", "of the form"),
     ("FineTuneJob", "training.overrides", {"k" * 65: "1"}, "spec.training.overrides", "at most 64 characters"),
+    ("FineTuneJob", "scheduling.nodeSelector", {"a b": ""}, "spec.scheduling.nodeSelector", "of the form"),
+    # what a pod's schema would refuse later
+    ("FineTuneJob", "scheduling.nodeSelector", {"pool": "a b"}, "spec.scheduling.nodeSelector.pool", "should match"),
+    ("ModelDeployment", "scheduling.tolerations", [{}], "spec.scheduling.tolerations[0].operator", "must be Exists"),
+    ("ModelDeployment", "scheduling.tolerations", [{"key": "", "value": "x"}], "spec.scheduling.tolerations[0].operator", "must be Exists"),
+    ("EvalRun", "scheduling.tolerations.0.value", "x", "spec.scheduling.tolerations[0].value", "absent with `operator` Exists"),
+    ("EvalRun", "scheduling.tolerations.0.effect", "NoSchedule", "spec.scheduling.tolerations[0].tolerationSeconds", "NoExecute"),
     # names
     ("FineTuneJob", "variants.0.name", "Merged", "spec.variants[0].name", "should match"),
     ("FineTuneJob", "datasets.0.name", "n" * 41, "spec.datasets[0].name", "more than 40"),
