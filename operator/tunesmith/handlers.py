@@ -11,6 +11,9 @@ from tunesmith.cluster import configure
 from tunesmith.controller import Controller
 from tunesmith.resources import RESOURCES
 
+WATCH_SECONDS = 7
+"""What is silent is noticed within two seconds more. A request for each kind watched is the price."""
+
 
 def registry(controller: Controller) -> kopf.OperatorRegistry:
     """Handlers that feed `controller`.
@@ -67,9 +70,10 @@ def settings() -> kopf.OperatorSettings:
     chosen.networking.request_timeout = 30
     chosen.networking.connect_timeout = 10
     chosen.watching.connect_timeout = 10
-    chosen.watching.server_timeout = 600
-    chosen.watching.client_timeout = 660
-    chosen.watching.inactivity_timeout = 70
+    # A silent watch looks like one of an idle cluster, so the server is asked to end each after a while: one that goes on for longer is
+    # dead. The next goes on where it ended; the server tells where it stands two seconds before it ends a watch, so none is too old for that.
+    chosen.watching.server_timeout = WATCH_SECONDS
+    chosen.watching.client_timeout = WATCH_SECONDS + 2
     chosen.watching.chunk_size = 500
     # What kopf would keep on the objects between two events. It copies and compares every object for it, wanted or not.
     chosen.persistence.diffbase_storage = _NoEssence()

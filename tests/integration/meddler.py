@@ -85,6 +85,7 @@ class Meddler:
         self.requests: Requests = untouched
         self._proxy = Proxy(control_plane.server, context, self._meddle)
         self._streams: dict[web.StreamResponse, Exchange] = {}
+        self._silent: set[web.StreamResponse] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -117,6 +118,14 @@ class Meddler:
 
         self._call(cut_all())
 
+    def silence_watches(self) -> None:
+        """Let nothing more come from any watch that runs, not even its end; those that follow are as ever."""
+
+        async def silence_all() -> None:
+            self._silent.update(self._streams)
+
+        self._call(silence_all())
+
     async def _tell(self, event: Object) -> None:
         for stream in list(self._streams):
             await stream.write(json.dumps(event).encode() + b"\n")
@@ -146,10 +155,14 @@ class Meddler:
             try:
                 rest = b""
                 async for chunk in answer.content.iter_any():
+                    if response in self._silent:
+                        break
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         for event in await self.events(json.loads(line)):
                             await response.write(json.dumps(event).encode() + b"\n")
+                if response in self._silent:
+                    await hang(exchange)
                 await response.write_eof()
             finally:
                 del self._streams[response]

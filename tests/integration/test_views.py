@@ -90,6 +90,20 @@ def test_events_that_come_twice_and_late_cost_no_write_and_make_nothing_twice(
     assert sum("/status" in write for write in seen) <= 3 * len(RESULTS) + 1
 
 
+async def no_lists(exchange: Exchange) -> None:
+    """No list is ever answered."""
+    if is_list(exchange):
+        await hang(exchange)
+
+
+def test_a_watch_that_falls_silent_is_replaced_within_ten_seconds(meddled: Meddled, space: Namespace) -> None:
+    meddled.meddler.requests = no_lists
+    meddled.meddler.silence_watches()
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    assert meddled.wait(lambda: space.stage_pods(tune, "Prepare", 1), "the first pod") < RECOVERY
+    assert meddled.exits == 0
+
+
 def test_when_the_watches_fall_silent_the_relists_carry_on(meddled: Meddled, space: Namespace) -> None:
     meddled.meddler.events = nothing
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
@@ -99,10 +113,6 @@ def test_when_the_watches_fall_silent_the_relists_carry_on(meddled: Meddled, spa
 
 
 def test_an_operator_that_is_blind_says_that_it_is_not_alive(meddled: Meddled, space: Namespace) -> None:
-    async def no_lists(exchange: Exchange) -> None:
-        if is_list(exchange):
-            await hang(exchange)
-
     meddled.process.stop()
     meddled.process.environment["TUNESMITH_STALE_SECONDS"] = "3"
     meddled.process.start()
