@@ -15,8 +15,6 @@ from tunesmith.attempts import disruption_of, index_of, terminated
 from tunesmith.results import INTERRUPTED, UNAVAILABLE, Result, parse_result
 from tunesmith.values import Object
 
-ECHOES = frozenset(("PeerUnavailable", "Hung"))
-"""Reasons of a process that another one's end stopped."""
 Outcome = Literal["Succeeded", "Failed", "Retry", "OutOfMemory", "Later", "Free"]
 
 
@@ -44,8 +42,9 @@ class _Cause(IntEnum):
     SURROUNDINGS = 4
     INTERRUPTION = 5
     KILL = 6
-    ECHO = 7
-    SILENCE = 8
+    HANG = 7
+    ECHO = 8
+    SILENCE = 9
 
 
 _OUTCOMES: dict[_Cause, Outcome] = {
@@ -56,9 +55,13 @@ _OUTCOMES: dict[_Cause, Outcome] = {
     _Cause.SURROUNDINGS: "Later",
     _Cause.INTERRUPTION: "Free",
     _Cause.KILL: "Retry",
+    _Cause.HANG: "Later",
     _Cause.ECHO: "Later",
     _Cause.SILENCE: "Retry",
 }
+
+# Reasons of results that say more of the cause than their exit code. PeerUnavailable: another one's end stopped it.
+_TOLD = {"OutOfMemory": _Cause.MEMORY, "Hung": _Cause.HANG, "PeerUnavailable": _Cause.ECHO}
 
 # Exit codes without a result: the message may be lost though the program wrote one. 128 + the signal: it was killed.
 _SILENT = {UNAVAILABLE: _Cause.ECHO, INTERRUPTED: _Cause.INTERRUPTION, 137: _Cause.KILL, 143: _Cause.KILL}
@@ -124,11 +127,8 @@ def _told(result: Result) -> _Ending:
         return _Ending(_Cause.INPUT, reason, message)
     if result.interrupted:
         return _Ending(_Cause.INTERRUPTION, reason, message)
-    if reason == "OutOfMemory":
-        return _Ending(_Cause.MEMORY, reason, message)
-    if reason in ECHOES:
-        return _Ending(_Cause.ECHO, reason, message)
-    return _Ending(_Cause.SURROUNDINGS if result.exit_code == UNAVAILABLE else _Cause.PROGRAM, reason, message)
+    other = _Cause.SURROUNDINGS if result.exit_code == UNAVAILABLE else _Cause.PROGRAM
+    return _Ending(_TOLD.get(reason, other), reason, message)
 
 
 def _age(pod: Object) -> tuple[int, str]:

@@ -75,6 +75,7 @@ TABLE = [
     Row("store out of reach, and what was left was ended", SAVED, told(69, "StoreUnavailable"), "StoreUnavailable", pause=5),
     Row("collective failed", PEER, PEER, "PeerUnavailable", pause=5),
     Row("collective hung", told(69, "Hung"), told(69, "Hung"), "Hung", pause=5),
+    Row("a process hung, and its peer only saw that it went", PEER, told(69, "Hung"), "Hung", pause=5),
     Row("refused by its node", PEER, rejected("UnexpectedAdmissionError"), "PodRejected", pause=5),
     Row("no room on its node after all", PEER, rejected("OutOfnvidia.com/gpu"), "PodRejected", pause=5),
     Row("forgotten by its node", PEER, ended(137, why="ContainerStatusUnknown"), "ContainerLost", pause=5),
