@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,37 @@ from dev.demo import follow, seed
 from dev.demo.kube import Kube, Object, wait_for
 from tests.e2e.tiny import make_model, write_rows
 
-STEPS, EVERY = 160, 10
+STEPS, EVERY = 240, 10
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
-KILL = """
-import os, signal
-for entry in os.listdir("/proc"):
-    if entry.isdigit() and b"-m\\0tunesmith_trainer.worker" in open(f"/proc/{entry}/cmdline", "rb").read():
-        os.kill(int(entry), signal.SIGKILL)
+_WORKERS = """
+import os, signal, time
+def status(pid):
+    return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+def commands():
+    return {int(name): open(f"/proc/{name}/cmdline", "rb").read() for name in os.listdir("/proc") if name.isdigit()}
+workers = [pid for pid, line in commands().items() if b"-m\0tunesmith_trainer.worker" in line]
 """
-"""For the pod's python: kill -9 of the training process. (torchrun's own arguments name that module too, but not after -m.)"""
+"""For the pod's python: its training processes. (torchrun's own arguments name that module too, but not after -m.)"""
+KILL = _WORKERS + "[os.kill(pid, signal.SIGKILL) for pid in workers]"
+STOP = _WORKERS + "[os.kill(pid, signal.SIGSTOP) for pid in workers]"
+"""They stand still, as in a call that never returns."""
+EXHAUST = (
+    _WORKERS
+    + """
+(worker,) = workers
+open(f"/proc/{worker}/oom_score_adj", "w").write("1000")
+hogs = []
+while status(worker) != "Z" and len(hogs) < 64:
+    hogs.append(os.fork())
+    if not hogs[-1]:
+        taken = b"x" * (64 << 20)
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.1)
+[os.kill(pid, signal.SIGKILL) for pid in hogs]
+"""
+)
+"""Memory is taken until the kernel ends the training process, as if that had asked for too much."""
 TERMINATE = "import os; os.kill(1, 15)"
 """SIGTERM to the pod's process 1, as the kubelet sends it."""
 
@@ -113,6 +136,14 @@ class Run:
         """The step of the attempt's newest complete checkpoint; 0: none."""
         manifests = self.files(f"checkpoints/attempt-{attempt}/*/manifest.json")
         return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
+
+    def damage(self) -> int:
+        """Cut the largest file of the newest complete checkpoint in half; its step."""
+        folders = {int(path.parent.name.removeprefix("step-")): path.parent for path in self.files("checkpoints/attempt-*/*/manifest.json")}
+        step = max(folders)
+        largest = max((path for path in folders[step].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        os.truncate(largest, largest.stat().st_size // 2)
+        return step
 
     def entry(self, attempt: int) -> Object:
         """What the status tells of an attempt at Train that has ended; {} before."""
