@@ -36,7 +36,7 @@ class Counts:
     def failed(self, kind: str, error: object) -> None:
         """One more was not."""
         with self.lock:
-            self.all[kind].append(f"{time.strftime('%H:%M:%S')} {threading.current_thread().name}: {error!r}")
+            self.all[kind].append([round(time.time(), 1), f"{threading.current_thread().name}: {error!r}"])
 
     def write(self) -> None:
         """Show the counts, never half of them."""

@@ -149,6 +149,17 @@ class Rolling:
         got |= {name: after[name][len(before[name]) :] for name in ("lost", "unconnected")}
 
 
+def told(got: Object) -> str:
+    """What the clients felt, in words."""
+    return f"{len(got['lost'])} requests lost, {len(got['unconnected'])} connections not made at first, for {unreachable_seconds(got):.0f} s"
+
+
+def unreachable_seconds(got: Object) -> float:
+    """From the first connection that could not be made to the last."""
+    times = [when for when, _ in got["unconnected"]]
+    return max(times) - min(times) if times else 0.0
+
+
 def expect_no_failure(got: Object) -> None:
     """Many were answered, streams among them, and every single one in full and at the first attempt."""
     assert (got["lost"], got["unconnected"]) == ([], [])

@@ -12,6 +12,7 @@ from dev.cluster.cluster import Cluster
 from dev.demo import follow
 from dev.demo.kube import Kube, wait_for
 from dev.demo.stack import Stack, install_chart
+from tests.e2e.conftest import say
 from tests.e2e.rolling import (
     CLIENTS,
     ROLLOUT,
@@ -21,11 +22,16 @@ from tests.e2e.rolling import (
     evaluation,
     expect_no_failure,
     load_other_serving_image,
+    told,
+    unreachable_seconds,
     upload_models,
 )
 
 HELD, STOPPED = 1, 2
 """Numbers of the nodes: the driver's, and the one that is stopped."""
+KILLED_SECONDS, STOPPED_SECONDS = 5.0, 60.0
+"""For so long a new connection may still be sent to a pod that was killed, and to one of a node that has stopped: until the node's lease is
+too old. (A client that tries again reaches the other pod.)"""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,11 @@ def test_neither_more_nor_fewer_replicas_fail_a_request(one: Rolling) -> None:
 def test_what_cannot_be_served_leaves_the_old_revision_serving_and_says_so(one: Rolling) -> None:
     (old,) = one.revisions()
     ungated = {name: value for name, value in deployment("broken").items() if name != "gate"}
-    cases = {"GateFailed": deployment("two") | {"gate": {"evalRunRefs": [{"name": "tiny-bad"}]}}, "EngineFailed": ungated}
+    cases = {
+        "GateFailed": deployment("two") | {"gate": {"evalRunRefs": [{"name": "tiny-bad"}]}},
+        "EngineFailed": ungated,
+        "OutOfMemory": deployment("two") | {"resources": {"cpu": "200m", "memory": "400Mi"}},
+    }
     with one.watched() as got:
         for reason, spec in cases.items():
             one.apply(spec)
@@ -134,6 +144,8 @@ def test_a_killed_pod_costs_no_more_than_the_requests_in_flight_there(two: Rolli
         two.settle(2)
     # A client has one request under way, or a connection that is kept, which costs the next one.
     assert len(got["lost"]) <= CLIENTS, got["lost"]
+    say(f"a killed pod: {told(got)}")
+    assert unreachable_seconds(got) <= KILLED_SECONDS, got["unconnected"]
     assert got["answered"] > 20
 
 
@@ -149,6 +161,8 @@ def test_a_stopped_node_costs_no_more_than_the_requests_in_flight_there_and_its_
             cluster.start_node(STOPPED, print)
         two.settle(2)
     assert len(got["lost"]) <= CLIENTS, got["lost"]
+    say(f"a stopped node: {told(got)}")
+    assert unreachable_seconds(got) <= STOPPED_SECONDS, got["unconnected"]
     assert got["answered"] > 20
 
 
