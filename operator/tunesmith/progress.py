@@ -116,7 +116,7 @@ class Progress:
 
     def _belongs(self, caller: Caller, owner: Object) -> bool:
         """Whether the caller's pod is live, and is of a Job of `owner`. Labels alone would not do: users can set them."""
-        pod = self._store.pod(caller.namespace, caller.pod)
+        pod = self._store.pod(caller.namespace, caller.pod) if caller.namespace == owner["metadata"]["namespace"] else None
         if pod is None or pod["metadata"]["uid"] != caller.uid or owner_uid(pod) != owner["metadata"]["uid"]:
             return False
         jobs = {child["metadata"]["uid"] for child in self._store.children(owner["metadata"]["uid"]) if child["kind"] == "Job"}

@@ -10,7 +10,7 @@ import logging
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.resources import RESOURCES
 from tunesmith.values import LABEL_UID, Key, Object, controller_uid
@@ -39,6 +39,18 @@ def owner_uid(obj: Object) -> str | None:
     return uid
 
 
+class Parent(NamedTuple):
+    """Whose child something says it is. Anybody may write any uid into an object of theirs: it counts in its owner's namespace alone."""
+
+    namespace: str
+    uid: str
+
+
+def parent_of(obj: Object) -> Parent:
+    """The parent that `obj` names; the uid is empty if it names none."""
+    return Parent(obj["metadata"].get("namespace", ""), owner_uid(obj) or "")
+
+
 def _same(old: Object, new: Object) -> bool:
     """Whether two states of one object differ in nothing that is kept, but for the version."""
     version = new["metadata"]["resourceVersion"]
@@ -52,7 +64,7 @@ class Store:
         self._references = references
         self._objects: dict[Key, Object] = {}
         self._owners: dict[str, Key] = {}
-        self._children: defaultdict[str, set[Key]] = defaultdict(set)
+        self._children: defaultdict[Parent, set[Key]] = defaultdict(set)
         self._named: dict[Key, frozenset[Key]] = {}
         self._namers: defaultdict[Key, set[Key]] = defaultdict(set)
         self._reports: dict[str, Mapping[str, Any]] = {}
@@ -70,8 +82,12 @@ class Store:
 
     def children(self, uid: str) -> tuple[Object, ...]:
         """What belongs to the object of ours with that uid, in a fixed order; a child Job's own children (Kueue's Workload) too."""
-        own = self._children.get(uid, set())
-        theirs = (self._children.get(self._objects[key]["metadata"]["uid"], set()) for key in own if key.kind == "Job")
+        owner = self._owners.get(uid)
+        if owner is None:
+            return ()
+        own = self._children.get(Parent(owner.namespace, uid), set())
+        jobs = (self._objects[key]["metadata"]["uid"] for key in own if key.kind == "Job")
+        theirs = (self._children.get(Parent(owner.namespace, job), set()) for job in jobs)
         return tuple(self._objects[key] for key in sorted(own.union(*theirs)))
 
     def references(self, key: Key) -> dict[Key, Object]:
@@ -121,7 +137,7 @@ class Store:
             self._owners[uid] = key
             self._name(key, self._named_by(key, obj))
         else:
-            self._children[owner_uid(obj) or ""].add(key)
+            self._children[parent_of(obj)].add(key)
         return concerned | self._concerned(key, obj)
 
     def remove(self, obj: Object, version: float = math.inf) -> frozenset[Key]:
@@ -143,7 +159,7 @@ class Store:
         """
         concerned = frozenset[Key]().union(*(self.put(item) for item in listed))
         present = {item["metadata"]["uid"] for item in listed}
-        known = self.keys(kind) if uid is None else [key for key in self._children.get(uid, ()) if key.kind == kind]
+        known = self.keys(kind) if uid is None else [key for key in self._children.get(Parent(namespace or "", uid), ()) if key.kind == kind]
         for obj in [self._objects[key] for key in known if namespace in (None, key.namespace)]:
             if obj["metadata"]["uid"] not in present and version_of(obj) <= version:
                 concerned |= self.remove(obj, version)
@@ -157,12 +173,13 @@ class Store:
 
     def _owner_of(self, obj: Object) -> Key | None:
         """The key of the object of ours that `obj` belongs to: directly, or through a Job as a Workload does."""
-        uid = owner_uid(obj) or ""
+        namespace, uid = parent_of(obj)
         if RESOURCES[obj["kind"]].optional:
             names = [reference["name"] for reference in obj["metadata"].get("ownerReferences", ()) if reference["uid"] == uid]
-            jobs = [self._objects.get(Key("Job", obj["metadata"]["namespace"], name)) for name in names]
+            jobs = [self._objects.get(Key("Job", namespace, name)) for name in names]
             uid = next((owner_uid(job) or "" for job in jobs if job and job["metadata"]["uid"] == uid), "")
-        return self._owners.get(uid)
+        owner = self._owners.get(uid)
+        return owner if owner and owner.namespace == namespace else None
 
     def _take_out(self, key: Key, old: Object) -> frozenset[Key]:
         """Remove `old` from the indexes and return whom it concerned."""
@@ -172,7 +189,7 @@ class Store:
             self._owners.pop(uid, None)
             self._name(key, NOBODY)
         else:
-            parent = owner_uid(old) or ""
+            parent = parent_of(old)
             self._children[parent].discard(key)
             if not self._children[parent]:
                 del self._children[parent]

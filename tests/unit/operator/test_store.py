@@ -96,6 +96,22 @@ def test_a_child_belongs_to_the_uid_not_to_the_name(store: Store) -> None:
     assert store.children("second") == ()
 
 
+def elsewhere(obj: Object) -> Object:
+    """The same in another namespace, where anybody may write whatever uid they like."""
+    return {**obj, "metadata": {**obj["metadata"], "namespace": "victims-neighbour"}}
+
+
+def test_what_another_namespace_says_of_a_uid_is_no_child_and_wakes_nobody(store: Store) -> None:
+    forged = [elsewhere(child("Job", "job", TUNE)), elsewhere(child("Pod", "pod", TUNE)), elsewhere(workload("job"))]
+    store.put(TUNE)
+    assert [store.put(obj) for obj in forged] == [frozenset()] * 3
+    store.put(child("Job", "job", TUNE))
+    assert [store.put(changed(obj, 9)) for obj in forged] == [frozenset()] * 3
+    assert [obj["metadata"]["namespace"] for obj in store.children("uid-tune")] == ["team"]
+    assert store.sweep("Pod", [], 20, "team", "uid-tune") == frozenset()
+    assert [store.remove(changed(obj, 10)) for obj in forged] == [frozenset()] * 3
+
+
 def test_a_change_wakes_those_that_name_the_object_before_and_after_it_exists(store: Store) -> None:
     run = owner("run", kind="EvalRun", names={"FineTuneJob": "tune"})
     store.put(run)
@@ -121,6 +137,13 @@ def test_references_reach_to_the_ends_of_the_chains_and_wake_only_who_names_dire
     assert store.references(key(run)) == {key(tune): tune, key(claim): claim}
     assert store.references(key(serve)) == {key(run): run, key(tune): tune, key(claim): claim}
     assert store.put(changed(claim, 9)) == {key(tune)}
+
+
+def test_a_name_means_an_object_of_the_same_namespace(store: Store) -> None:
+    run = owner("run", kind="EvalRun", names={"FineTuneJob": "tune"})
+    store.put(run)
+    assert key(run) not in store.put(elsewhere(TUNE))
+    assert store.references(key(run)) == {}
 
 
 def test_objects_that_name_each_other_are_no_trouble(store: Store) -> None:
