@@ -13,6 +13,8 @@ from tunesmith.values import Key
 
 BACKOFF_BASE = 0.25
 BACKOFF_CAP = 300.0
+SPARE = 64
+"""So many entries of the timetable may be out of date, and as many as are not, before it is made anew."""
 
 
 class WorkQueue:
@@ -51,6 +53,10 @@ class WorkQueue:
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
             heapq.heappush(self._timetable, (due, key))
+            if len(self._timetable) > 2 * len(self._due) + SPARE:
+                # Keys that were taken before their time have left their entries behind.
+                self._timetable = [(at, each) for each, at in self._due.items()]
+                heapq.heapify(self._timetable)
             self._added.set()
 
     def add_failed(self, key: Key) -> float:

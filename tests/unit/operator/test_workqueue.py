@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tunesmith.values import Key
-from tunesmith.workqueue import BACKOFF_BASE, BACKOFF_CAP, WorkQueue
+from tunesmith.workqueue import BACKOFF_BASE, BACKOFF_CAP, SPARE, WorkQueue
 
 A, B = Key("FineTuneJob", "red", "a"), Key("FineTuneJob", "red", "b")
 OTHER = Key("FineTuneJob", "blue", "a")
@@ -89,6 +89,22 @@ def test_a_run_drops_the_time_that_was_set_before_it(queue: WorkQueue, clock: Cl
     queue.done(A)
     clock.now = 10
     assert queue.take() is None
+
+
+def test_a_key_that_is_taken_again_and_again_before_its_time_leaves_nothing_behind(queue: WorkQueue, clock: Clock) -> None:
+    """A FineTuneJob with a limit a week off, reconciled at each progress report."""
+    queue.add_after(OTHER, 5000)
+    for second in range(2000):
+        clock.now = second
+        queue.add(A)
+        assert queue.take() == A
+        queue.done(A)
+        queue.add_after(A, 604_800 - second)
+    assert len(queue._timetable) <= 2 * 2 + SPARE
+    clock.now = 5000
+    assert (queue.take(), queue.take()) == (OTHER, None)
+    clock.now = 604_800
+    assert queue.take() == A
 
 
 def test_the_pause_doubles_with_each_failure_up_to_a_cap_and_starts_anew_after_a_success(queue: WorkQueue) -> None:
