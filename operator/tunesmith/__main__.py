@@ -27,7 +27,7 @@ async def main(settings: Settings) -> None:
         health = Health(settings.stale_seconds)
         await _serve(stack, health.application(), settings.health_address, settings.health_port)
         if settings.lease.enabled:
-            await lead(settings.lease, cluster, lambda: operate(settings, cluster, health))
+            await lead(settings.lease, cluster, lambda guarded: operate(settings, guarded, health))
         else:
             await operate(settings, cluster, health)
 

@@ -7,7 +7,7 @@ memory and drop fields that they do not know, and the dynamic client would need 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -93,8 +93,10 @@ async def connect(identity: str) -> ApiClient:
 class Cluster:
     """The API server."""
 
-    def __init__(self, client: ApiClient) -> None:
+    def __init__(self, client: ApiClient, may_write: Callable[[], bool] = lambda: True) -> None:
+        """`may_write` is asked before each write, as late as can be."""
         self.client = client
+        self._may_write = may_write
 
     async def create(self, obj: Object) -> Object:
         """POST `obj`. One of that name that belongs to the same owner is as good; another's is a NameConflict."""
@@ -213,6 +215,8 @@ class Cluster:
         if token := await known.get_api_key_with_prefix("BearerToken"):
             headers["Authorization"] = token
         url = f"{known.host}{path}?{urlencode(query)}" if query else f"{known.host}{path}"
+        if method != "GET" and not self._may_write():
+            raise ApiError(503, "NotLeading", f"{method} {path} was not sent: another operator may lead by now")
         response = await self.client.call_api(method, url, headers, body, _request_timeout=REQUEST_TIMEOUT)
         data = await response.read()
         metrics.REQUESTS.labels(str(response.status), method).inc()

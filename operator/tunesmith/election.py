@@ -1,7 +1,10 @@
 """One operator acts at a time: whoever holds the Lease.
 
 The time that a leader may act is counted from before the request that renewed the Lease, that of a candidate from when it saw the
-renewal, both by a clock of their own: the leader has stopped (deadline) before a candidate takes over (duration), whatever hangs.
+renewal, both by a clock of their own: the leader has stopped (deadline) before a candidate takes over (duration), whatever of its
+requests hangs. Each of its writes asks first whether that time is over, so a process that was stopped meanwhile, with answers that
+wait for it, sends nothing when it goes on. Only what it had sent before can still arrive, and late: the API server refuses it where
+the version, uid or free name that it was meant for is gone; what is applied late is seen, and put right.
 """
 
 from __future__ import annotations
@@ -53,9 +56,13 @@ class Lease:
             await self._try(self._deadline - self._clock())
         logger.error("the lease is lost")
 
+    def holds(self) -> bool:
+        """Whether this process may act now."""
+        return self._clock() < self._deadline
+
     async def release(self) -> None:
         """Let go, so that the next leader need not wait; for when nothing of this process writes any more."""
-        if self._held and self._clock() < self._deadline:
+        if self._held and self.holds():
             await self._write({**self._held, "spec": {**self._held["spec"], "holderIdentity": ""}})
 
     async def _try(self, patience: float) -> bool:
@@ -113,12 +120,12 @@ class Lease:
         return f"/apis/coordination.k8s.io/v1/namespaces/{self._settings.namespace}/leases"
 
 
-async def lead(settings: LeaseSettings, cluster: Cluster, operate: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the Lease, then operate while this process holds it."""
+async def lead(settings: LeaseSettings, cluster: Cluster, operate: Callable[[Cluster], Awaitable[None]]) -> None:
+    """Wait for the Lease, then operate while this process holds it, on a cluster that takes its writes no longer than that."""
     lease = Lease(settings, cluster)
     await lease.acquire()
     logger.info("leading as %s", settings.identity)
-    await first_to_end(lease.keep(), operate())
+    await first_to_end(lease.keep(), operate(Cluster(cluster.client, lease.holds)))
     await lease.release()
 
 

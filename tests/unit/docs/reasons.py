@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 OPERATOR = ROOT / "operator" / "tunesmith"
 ERRORS = (ROOT / "trainer-image/tunesmith_trainer/errors.py", ROOT / "serving-image/tunesmith_serving/errors.py")
-# Parameters named `reason` that are not a condition's: of a validation rule in a CRD, and of an answer of the API server.
-NO_CONDITIONS = frozenset(("Conflict", "FieldValueForbidden", "FieldValueInvalid", "Unknown"))
+# Parameters named `reason` that are not a condition's: of a validation rule in a CRD, and of an answer of the API server, or instead of one.
+NO_CONDITIONS = frozenset(("Conflict", "FieldValueForbidden", "FieldValueInvalid", "NotLeading", "Unknown"))
 CAMEL_CASE = re.compile(r"[A-Z][A-Za-z]+")
 
 

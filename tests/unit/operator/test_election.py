@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.configuration import Configuration
 
 from tunesmith import election
-from tunesmith.cluster import Conflict, NotFound
-from tunesmith.election import Lease, first_to_end
+from tunesmith.cluster import ApiError, Cluster, Conflict, NotFound
+from tunesmith.election import Lease, first_to_end, lead
 from tunesmith.settings import LeaseSettings
 from tunesmith.values import Object
 
@@ -132,6 +135,58 @@ async def test_a_lease_that_another_has_taken_is_not_let_go(clock: Clock) -> Non
     await second.acquire()
     await first.release()
     assert cluster.holder() == "second"
+
+
+class Client:
+    """A connection to the double: what `Cluster` asks of the library."""
+
+    def __init__(self, server: Double) -> None:
+        self.configuration = Configuration(host="")
+        self.default_headers: dict[str, str] = {}
+        self.sent: list[str] = []
+        self._server = server
+
+    async def call_api(self, method: str, url: str, headers: object, body: Object | None, **_: object) -> Any:
+        self.sent.append(f"{method} {url}")
+        answer = await self._server.request(method, url, body) if "/leases" in url else {}
+
+        async def read() -> bytes:
+            return json.dumps(answer).encode()
+
+        return SimpleNamespace(status=200, read=read)
+
+
+async def test_a_leader_that_was_stopped_past_its_deadline_sends_no_write_when_it_goes_on(clock: Clock) -> None:
+    first, client = lease(Double(), clock, "first"), Client(Double())
+    connected: Any = client
+    cluster = Cluster(connected, first.holds)
+    with pytest.raises(ApiError):
+        await cluster.request("POST", "/early")
+    await first.acquire()
+    await cluster.request("POST", "/leading")
+    clock.now += SETTINGS.deadline_seconds
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        with pytest.raises(ApiError, match="NotLeading"):
+            await cluster.request(method, "/late")
+    await cluster.request("GET", "/read")
+    assert client.sent == ["POST /leading", "GET /read"]
+
+
+@pytest.mark.parametrize(("deadline", "code"), [(6, 0), (0, 503)])
+async def test_the_work_of_a_leader_is_bound_to_its_deadline(deadline: int, code: int) -> None:
+    client: Any = Client(Double())
+    outcomes: list[int] = []
+
+    async def operate(cluster: Cluster) -> None:
+        try:
+            await cluster.request("POST", "/work")
+            outcomes.append(0)
+        except ApiError as error:
+            outcomes.append(error.status)
+
+    await lead(replace(SETTINGS, deadline_seconds=deadline), Cluster(client), operate)
+    assert outcomes == [code]
+    assert ("POST /work" in client.sent) is (code == 0)
 
 
 async def test_when_one_part_ends_the_others_end_and_its_error_is_told() -> None:
