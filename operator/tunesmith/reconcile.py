@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -117,13 +118,27 @@ class Reconciler:
         return bool(self._store.sweep("Pod", pods, version, namespace, uid))
 
     async def _carry_out(self, key: Key, plan: Plan) -> float | None:
-        """Do what the plan says; remember a refusal for the next status. Returns in how many seconds the rest is due."""
-        try:
-            pauses = [await self._apply(desired) for desired in plan.apply]
-            await self._create_and_delete(plan)
-        except Refused as error:
-            self._refuse(key, error)
-            raise
+        """Do what the plan says; remember a refusal for the next status. Returns in how many seconds the rest is due.
+
+        After a refusal nothing new is made, since it may need what was refused. But what is there already is kept right, and what is
+        superfluous goes: it may hold the very quota, or the GPUs, that are asked for.
+        """
+        refusals: list[Refused] = []
+        pauses: list[float] = []
+        for desired in plan.apply:
+            if not refusals or self._store.get(key_of(desired)):
+                with _collected(refusals):
+                    pauses.append(await self._apply(desired))
+        for obj in plan.create:
+            if not refusals and self._store.get(key_of(obj)) is None:
+                with _collected(refusals):
+                    self._learn(await self._cluster.create(obj))
+        for obj in plan.delete:
+            with _collected(refusals):
+                await self._delete(obj)
+        if refusals:
+            self._refuse(key, refusals[0])
+            raise refusals[0]
         self._refused_since.pop(key, None)
         if self._problems.pop(key, None):
             self._wake(key)
@@ -144,13 +159,6 @@ class Reconciler:
         self._corrections.note(key, digest, wrong | differences(stamped, answer))
         self._learn(answer)
         return 0.0
-
-    async def _create_and_delete(self, plan: Plan) -> None:
-        for obj in plan.create:
-            if self._store.get(key_of(obj)) is None:
-                self._learn(await self._cluster.create(obj))
-        for obj in plan.delete:
-            await self._delete(obj)
 
     async def _delete(self, obj: Object) -> None:
         if _is_told_to_end(obj):
@@ -189,6 +197,15 @@ def decide(kind: Kind, observed: Observed) -> tuple[Object, Plan]:
         return status, kind.build(observed, status)
     except TunesmithError as error:
         return _with_error(observed, status, error), Plan()
+
+
+@contextmanager
+def _collected(refusals: list[Refused]) -> Iterator[None]:
+    """Keep a refusal for later, and go on."""
+    try:
+        yield
+    except Refused as error:
+        refusals.append(error)
 
 
 def _is_told_to_end(obj: Object) -> bool:

@@ -64,13 +64,14 @@ def status(observed: Observed) -> Object:
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
-    """A ConfigMap and a Job; `drop` deletes all children of a kind instead."""
+    """ConfigMaps and a Job; `drop` deletes all children of a kind instead of the Job."""
     if observed.spec.get("fail") == "build":
         raise NotReadyYet("Awaiting", "something is missing")
-    config = desired(child("ConfigMap", "config", observed.owner, data={"phase": "any"}))
+    names = observed.spec.get("configs", ["config"])
+    configs = tuple(desired(child("ConfigMap", name, observed.owner, data={"phase": "any"})) for name in names)
     job = desired(child("Job", "job", observed.owner, spec={}))
     drop = tuple(observed.of_kind(observed.spec.get("drop", "")))
-    return Plan(apply=(config,), create=() if drop else (job,), delete=drop, wake_after=observed.spec.get("wake"))
+    return Plan(apply=configs, create=() if drop else (job,), delete=drop, wake_after=observed.spec.get("wake"))
 
 
 KINDS = {name: Kind(name, status, build, references) for name in ("FineTuneJob", "EvalRun", "ModelDeployment")}

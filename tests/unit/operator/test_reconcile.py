@@ -23,7 +23,7 @@ Write = tuple[str, str]
 class Double:
     """Remembers what is written and answers as the API server would.
 
-    `refuse` names the verbs that fail, and how, `refuse_status` a member that a status may not have; `inject` is what an injector
+    `refuse` names the verbs or objects that fail, and how, `refuse_status` a member that a status may not have; `inject` is what an injector
     makes of all that is applied.
     """
 
@@ -65,8 +65,8 @@ class Double:
         return self.pods, self.version
 
     def _write(self, verb: str, obj: Object) -> None:
-        if verb in self.refuse:
-            raise self.refuse[verb]
+        for refused in {verb, obj["metadata"]["name"]} & self.refuse.keys():
+            raise self.refuse[refused]
         self.version += 1
         self.writes.append((verb, obj["metadata"]["name"]))
 
@@ -255,6 +255,33 @@ async def test_a_refused_write_is_told_in_the_status_and_taken_back_when_it_succ
     told = find(bench.status(tune), "Stalled")
     assert told is not None
     assert told["status"] == "False"
+
+
+async def test_a_refused_apply_keeps_no_deletion_from_happening() -> None:
+    """What is superfluous may hold the GPUs, or the quota, that what is refused asks for."""
+    tune = owner(drop="Deployment")
+    bench = Bench(tune, child("Deployment", "old", tune), child("Deployment", "older", tune))
+    bench.cluster.refuse = {"config": Refused(409, "NameConflict", "belongs to another"), "old": Refused(403, "Forbidden", "a webhook says no")}
+    for seconds in (-CONFLICT_PATIENCE, 0.0):
+        bench.seconds = seconds
+        with pytest.raises(Refused, match="NameConflict"):
+            await bench.run(tune)
+    assert bench.store.children("uid-tune") == (child("Deployment", "old", tune),)
+    with pytest.raises(Refused, match="NameConflict"):
+        await bench.run(tune)
+    told = find(bench.status(tune), "Stalled")
+    assert told and (told["status"], told["reason"]) == ("True", "NameConflict"), "of several refusals the first is told"
+
+
+async def test_after_a_refusal_what_is_there_is_kept_right_and_nothing_new_is_made() -> None:
+    tune = owner(configs=["first", "refused", "there", "new"])
+    bench = Bench(tune, child("ConfigMap", "there", tune, data={"phase": "edited"}))
+    bench.cluster.refuse["refused"] = Refused(403, "Forbidden", "exceeded quota")
+    with pytest.raises(Refused):
+        await bench.run(tune)
+    assert bench.cluster.writes == [("status", "tune"), ("apply", "first"), ("apply", "there")]
+    bench.cluster.refuse.clear()
+    assert await bench.run(tune) == [("status", "tune"), ("apply", "refused"), ("apply", "new"), ("create", "job")]
 
 
 async def test_a_taken_name_is_a_conflict_only_after_a_while() -> None:
