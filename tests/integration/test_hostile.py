@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
 import pytest
 
 from tests.integration.hostile import HOSTILE, Hostile
-from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer
 from tests.integration.schema_server import MERGE, Server
 from tunesmith.conditions import is_true
-from tunesmith.values import Object
+from tunesmith.resources import RESOURCES
+from tunesmith.values import LABEL_STAGE, Object
 
 REFUSED = [entry for entry in HOSTILE if entry.field]
 LET_IN = [entry for entry in HOSTILE if not entry.field]
@@ -61,6 +64,38 @@ def test_what_is_let_in_does_no_harm(operator: OperatorProcess, api: Server, nam
         sane = space.create("FineTuneJob", "sane", FINE_TUNE_JOB)
         space.wait_pods(sane, "Prepare")
     forget(space, entry)
+
+
+def test_what_another_namespace_says_of_an_object_is_not_believed(
+    operator: OperatorProcess, space: Namespace, new_namespace: Callable[[], str]
+) -> None:
+    """Anybody may write any uid into the labels and ownerReferences of what is their own."""
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    (pod,), (job,) = space.wait_pods(tune, "Prepare"), space.all("Job")
+    neighbour = Namespace(space.api, new_namespace())
+    born = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+    space.wait(lambda: datetime.now(UTC) > born + timedelta(seconds=1), "a second to pass: of two pods the newer would count")
+    spec: Object = {"containers": [{"name": "stage", "image": "i"}], "restartPolicy": "Never"}
+    made = copy(neighbour, job, {"suspend": True, "template": {"spec": spec}})
+    lying = copy(neighbour, {**pod, "kind": "Pod"}, spec)
+    neighbour.end_pod(lying, answer("Prepare", RESULTS["Prepare"] | {"runURI": "pvc://models/evil"}))
+    blocking = copy(neighbour, {**pod, "kind": "Pod"}, spec, {LABEL_STAGE: "Train"})
+    operator.wait_resyncs(1)
+    space.play(tune, "Prepare", RESULTS["Prepare"])
+    space.wait_pods(tune, "Train")
+    assert "evil" not in json.dumps(space.status("FineTuneJob", "tune"))
+    for obj in (made, lying, blocking):
+        neighbour.patch(obj["kind"], obj["metadata"]["name"], {"metadata": {"finalizers": None}})
+
+
+def copy(space: Namespace, obj: Object, spec: Object, labels: Object | None = None) -> Object:
+    """An object that says of itself what `obj` does. Its owner is not there, so garbage collection has to be kept from it."""
+    metadata = {name: obj["metadata"][name] for name in ("name", "labels", "ownerReferences")} | {"finalizers": ["example.com/stay"]}
+    metadata |= {"name": f"{metadata['name']}-{(labels or {}).get(LABEL_STAGE, 'copy').lower()}", "labels": metadata["labels"] | (labels or {})}
+    body = {"apiVersion": RESOURCES[obj["kind"]].api_version, "kind": obj["kind"], "metadata": metadata, "spec": spec}
+    made = space.api.send("POST", space.path(obj["kind"]), body)
+    assert made.code == 201, made.body
+    return {**made.body, "kind": obj["kind"]}
 
 
 def settled(space: Namespace, entry: Hostile) -> bool:
