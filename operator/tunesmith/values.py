@@ -103,7 +103,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What has to be done to the cluster now. The edge carries it out in the order apply, create, delete."""
+    """What has to be done to the cluster now. The edge carries it out in the order apply, create, delete; after a refusal it makes nothing new."""
 
     create: tuple[Object, ...] = ()
     """Jobs: POSTed once, never applied again. AlreadyExists with our uid is fine; another owner's is a NameConflict."""
