@@ -69,6 +69,8 @@ def settings() -> kopf.OperatorSettings:
     chosen.scanning.disabled = True
     chosen.networking.request_timeout = 30
     chosen.networking.connect_timeout = 10
+    # Pauses that do not grow for ever: the last ones would outlast the trouble by twenty seconds. After a minute of it kopf ends.
+    chosen.networking.error_backoffs = (1, 1, 2, 3, *[5] * 10)
     chosen.watching.connect_timeout = 10
     # A silent watch looks like one of an idle cluster, so the server is asked to end each after a while: one that goes on for longer is
     # dead. The next goes on where it ended; the server tells where it stands two seconds before it ends a watch, so none is too old for that.

@@ -6,9 +6,11 @@ A real operator sees a real API server through a proxy that lies. Where it ends,
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,68 @@ def test_writes_that_fail_in_bursts_are_made_good_and_nothing_is_made_twice(medd
     meddled.play_all(tune, ("Train", "Finalize"))
     assert {path.rpartition("/")[2] for path in lost} >= {"configmaps", "jobs"}
     assert (ends(space), len(space.all("Job")), meddled.exits) == (ENDS, len(RESULTS), 0)
+
+
+BUSY = [429, 500, 503, 504]
+
+
+def test_lists_that_fail_in_bursts_hold_up_nothing_and_are_made_good(meddled: Meddled, space: Namespace) -> None:
+    chance = random.Random(4)
+    failed: list[int] = []
+
+    async def mostly_failing(exchange: Exchange) -> web.StreamResponse | None:
+        if not is_list(exchange) or chance.random() > 0.7:
+            return None
+        failed.append(chance.choice(BUSY))
+        return refusal(failed[-1])
+
+    meddled.meddler.requests = mostly_failing
+    # So that not only our relists ask, but kopf too.
+    meddled.meddler.tell({"type": "ERROR", "object": json.loads(refusal(410).text or "")})
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.play_all(tune)
+    meddled.wait(lambda: len(failed) >= 20, "twenty lists to fail")
+    meddled.meddler.requests = untouched
+    again = space.create("FineTuneJob", "again", FINE_TUNE_JOB)
+    assert meddled.wait(lambda: space.stage_pods(again, "Prepare", 1), "work to go on") < RECOVERY
+    meddled.process.wait_resyncs(2)
+    assert (ends(space), meddled.exits) == (ENDS, 0)
+
+
+def test_watches_that_are_refused_for_a_while_go_on_within_ten_seconds(meddled: Meddled, space: Namespace) -> None:
+    """The pause between two attempts grows, but not so far that the end of the trouble is slept through. No relist helps."""
+    failed: Counter[str] = Counter()
+
+    async def refuse_watches(exchange: Exchange) -> web.StreamResponse | None:
+        if not is_watch(exchange):
+            return await no_lists(exchange)
+        failed[exchange.request.path] += 1
+        return refusal(BUSY[failed[exchange.request.path] % len(BUSY)])
+
+    meddled.meddler.requests = refuse_watches
+    meddled.meddler.cut_watches()
+    meddled.wait(lambda: failed[space.path("FineTuneJob")] >= 7, "a watch to be refused seven times")
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.meddler.requests = no_lists
+    assert meddled.wait(lambda: space.stage_pods(tune, "Prepare", 1), "the first pod") < RECOVERY
+    assert meddled.exits == 0
+
+
+def test_a_lease_whose_renewals_are_refused_now_and_then_is_kept(meddled: Meddled, space: Namespace) -> None:
+    asked, failed = itertools.count(), []
+
+    async def one_in_three(exchange: Exchange) -> web.StreamResponse | None:
+        # A renewal, then the read and the write of the next attempt.
+        if not is_lease(exchange) or next(asked) % 3:
+            return None
+        failed.append(BUSY[len(failed) % len(BUSY)])
+        return refusal(failed[-1])
+
+    meddled.meddler.requests = one_in_three
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
+    meddled.play_all(tune)
+    meddled.wait(lambda: len(failed) >= 3, "three renewals to fail")
+    assert (ends(space), meddled.exits) == (ENDS, 0)
 
 
 @pytest.mark.parametrize("code", [403, 500])
