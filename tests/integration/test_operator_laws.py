@@ -158,7 +158,7 @@ def test_a_service_of_the_users_own_is_not_taken_over(operator: OperatorProcess,
     assert settle(2, lambda: (space.get("Service", "serve") or {})["spec"]["selector"] == {"app": "mine"})
 
 
-def test_two_operators_never_write_at_the_same_time_and_the_second_takes_over(
+def test_of_two_operators_the_second_is_not_ready_until_the_first_has_ended(
     operator: OperatorProcess, space: Namespace, control_plane: ControlPlane
 ) -> None:
     second = OperatorProcess(control_plane, operator.log.parent, "second")

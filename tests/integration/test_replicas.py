@@ -1,18 +1,26 @@
-"""Two operators: one acts, the other takes over within 15 s when that one is killed or cut off, and they never act at the same time."""
+"""Two operators: one acts, the other takes over within 15 s when that one is killed, stopped or cut off, and they never act at the same time."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from aiohttp import web
 
+from dev.bench.proxy import Exchange
 from dev.cluster.controlplane import ControlPlane
-from tests.integration.meddler import Meddled, Meddler, hang, nothing, unchanged, untouched
+from tests.integration.meddler import Meddled, Meddler, hang, is_lease, nothing, unchanged, untouched
 from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
+from tunesmith.settings import LeaseSettings
 from tunesmith.values import LABEL_UID, Object
 
 TAKEOVER = 15.0
@@ -52,18 +60,32 @@ class Work:
 
 
 def turns(control_plane: ControlPlane, space: Namespace) -> list[str]:
-    """Who wrote, in the order of the writes; each turn once. A write counts from when it came in to when it was answered."""
-    spans: list[tuple[float, float, str]] = []
+    """Who wrote, in the order of the writes; each turn once. No write may begin before all of another's have ended."""
+    spans, ended = written(control_plane, space), dict[str, float]()
+    for span in spans:
+        assert span.came > max((end for writer, end in ended.items() if writer != span.writer), default=0.0), (span, ended)
+        ended[span.writer] = max(span.left, ended.get(span.writer, 0.0))
+    return [writer for writer, _ in itertools.groupby(span.writer for span in spans)]
+
+
+class Span(NamedTuple):
+    """A write, from when it came in to when it was answered, by the API server's clock."""
+
+    came: float
+    left: float
+    writer: str
+
+
+def written(control_plane: ControlPlane, space: Namespace) -> list[Span]:
+    """The writes of the two operators that the audit log has, but for those of their Lease."""
+    spans = []
     for line in control_plane.audit_log.read_text().splitlines():
         entry = json.loads(line)
         agent, target = entry.get("userAgent", ""), entry.get("objectRef") or {}
         if f"({space.name}-" in agent and entry["verb"] in ("create", "update", "patch", "delete") and target.get("resource") != "leases":
             came, left = (datetime.fromisoformat(entry[name]).timestamp() for name in ("requestReceivedTimestamp", "stageTimestamp"))
-            spans.append((came, left, agent.rpartition("-")[2].rstrip(")")))
-    spans.sort()
-    overlaps = [(earlier, later) for earlier, later in itertools.pairwise(spans) if earlier[2] != later[2] and later[0] < earlier[1]]
-    assert overlaps == []
-    return [writer for writer, _ in itertools.groupby(spans, key=lambda span: span[2])]
+            spans.append(Span(came, left, agent.rpartition("-")[2].rstrip(")")))
+    return sorted(spans)
 
 
 def test_another_takes_over_in_time_when_the_leader_is_killed_or_cut_off_and_never_do_both_write(
@@ -87,3 +109,64 @@ def test_another_takes_over_in_time_when_the_leader_is_killed_or_cut_off_and_nev
     space.wait(work.goes_on, "the first to work again")
     other.meddler.events, other.meddler.requests = unchanged, untouched
     assert turns(control_plane, space) == ["one", "other", "one"]
+
+
+def test_a_leader_whose_renewals_alone_hang_works_on_to_its_deadline_and_no_longer(
+    pair: list[Meddled], space: Namespace, control_plane: ControlPlane
+) -> None:
+    """Nothing else hangs, so that whatever it still wrote then would have been let through."""
+    one, other = pair
+    work = Work(space)
+    space.wait(work.goes_on, "the first to work")
+
+    async def hang_renewals(exchange: Exchange) -> None:
+        if is_lease(exchange):
+            await hang(exchange)
+
+    one.meddler.requests = hang_renewals
+    since = time.time()
+
+    def other_leads() -> bool:
+        work.goes_on()
+        return other.process.is_ready()
+
+    assert other.wait(other_leads, "the second to lead") < TAKEOVER
+    space.wait(lambda: not one.process.running, "the first to end")
+    for _ in range(2):
+        space.wait(work.goes_on, "the second to work")
+    assert turns(control_plane, space) == ["one", "other"]
+    last = max(span.came for span in written(control_plane, space) if span.writer == "one")
+    assert 1 < last - since < LeaseSettings.deadline_seconds
+
+
+def test_a_leader_that_stood_still_while_another_took_over_writes_nothing_when_it_goes_on(
+    pair: list[Meddled], space: Namespace, control_plane: ControlPlane
+) -> None:
+    """It stops between the write of a status and the answer to it, so that when it wakes it could go on at once with what comes next."""
+    one, other = pair
+    work = Work(space)
+    space.wait(work.goes_on, "the first to work")
+    leader, stopped = one.process.pid, threading.Event()
+
+    async def stop_before_the_answer(exchange: Exchange) -> web.StreamResponse | None:
+        if stopped.is_set() or not exchange.request.path.endswith("/status"):
+            return None
+        answer = await exchange.forward()
+        os.kill(leader, signal.SIGSTOP)
+        stopped.set()
+        return await exchange.reply(answer)
+
+    def stands_still() -> bool:
+        work.goes_on()
+        return stopped.is_set()
+
+    one.meddler.requests = stop_before_the_answer
+    space.wait(stands_still, "the first to be stopped")
+    try:
+        assert other.wait(other.process.is_ready, "the second to lead") < TAKEOVER
+        space.wait(work.goes_on, "the second to work")
+    finally:
+        os.kill(leader, signal.SIGCONT)
+    space.wait(lambda: not one.process.running, "the first to end")
+    space.wait(work.goes_on, "the second to work on")
+    assert turns(control_plane, space) == ["one", "other"]
