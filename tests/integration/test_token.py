@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,8 @@ def in_cluster(operator_process: OperatorProcess, control_plane: ControlPlane, s
     process = OperatorProcess(control_plane, tmp_path, "in-cluster")
     process.command = ["unshare", "--mount", "sh", "-c", MOUNT, str(tmp_path), *process.command]
     address = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": control_plane.server.rpartition(":")[2]}
-    process.environment |= address | {"TUNESMITH_NAMESPACES": space.name}
+    # Without relists, which have a client of their own, so that only the watches can tell what is new.
+    process.environment |= address | {"TUNESMITH_NAMESPACES": space.name, "TUNESMITH_RESYNC_SECONDS": "600"}
     del process.environment["KUBECONFIG"]
     yield process
     process.stop()
@@ -75,6 +78,14 @@ def is_accepted(control_plane: ControlPlane, space: Namespace, token: str) -> bo
             return False
 
 
+def watches_since(control_plane: ControlPlane, space: Namespace, since: datetime) -> bool:
+    """Whether the audit log has a watch of FineTuneJobs by kopf that was asked for since then and let in."""
+    path = space.path("FineTuneJob")
+    entries = map(json.loads, (line for line in control_plane.audit_log.read_text().splitlines() if path in line and "kopf/" in line))
+    let_in = (entry for entry in entries if (entry["verb"], entry.get("responseStatus", {}).get("code")) == ("watch", 200))
+    return any(datetime.fromisoformat(entry["requestReceivedTimestamp"]) > since for entry in let_in)
+
+
 def test_a_token_that_was_replaced_and_revoked_stops_nothing(
     in_cluster: OperatorProcess, control_plane: ControlPlane, space: Namespace, tmp_path: Path
 ) -> None:
@@ -87,6 +98,8 @@ def test_a_token_that_was_replaced_and_revoked_stops_nothing(
     (tmp_path / "token").write_text(account.token("new"))
     account.revoke("old")
     space.wait(lambda: not is_accepted(control_plane, space, old), "the old token to be refused")
+    refused = datetime.now(UTC)
+    space.wait(lambda: watches_since(control_plane, space, refused), "a watch to be let in with the new token")
     again = space.create("FineTuneJob", "again", FINE_TUNE_JOB)
     space.wait_pods(again, "Prepare")
     assert in_cluster.running
