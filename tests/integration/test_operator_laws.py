@@ -156,6 +156,10 @@ def test_a_service_of_the_users_own_is_not_taken_over(operator: OperatorProcess,
     space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}})
     space.wait(lambda: space.all("Deployment"), "the Deployment")
     assert settle(2, lambda: (space.get("Service", "serve") or {})["spec"]["selector"] == {"app": "mine"})
+    # Nor does it keep a candidate that is given up, and its GPUs.
+    before = space.names("Deployment")
+    space.patch("ModelDeployment", "serve", {"spec": {"engine": {"vllm": {"maxModelLen": 4096}}}})
+    space.wait(lambda: (now := space.names("Deployment")) and not now & before, "the next candidate alone to be there")
 
 
 def test_of_two_operators_the_second_is_not_ready_until_the_first_has_ended(
