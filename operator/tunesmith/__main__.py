@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import kopf
 from aiohttp import web
 
-from tunesmith import handlers, logs, metrics
+from tunesmith import endpoint, handlers, logs, metrics
 from tunesmith.cluster import Cluster, connect
 from tunesmith.controller import Controller
 from tunesmith.election import first_to_end, lead
@@ -19,13 +20,16 @@ from tunesmith.progress import Progress, tls
 from tunesmith.resources import RESOURCES
 from tunesmith.settings import Settings, from_environment
 
+IDLE_SECONDS = 75.0
+"""Longer than the pause between two scrapes of the metrics."""
+
 
 async def main(settings: Settings) -> None:
     """Serve health, become the leader, operate; end when any part of it ends."""
     async with AsyncExitStack() as stack:
         cluster = Cluster(await stack.enter_async_context(await connect(settings.lease.identity)))
         health = Health(settings.stale_seconds)
-        await _serve(stack, health.application(), settings.health_address, settings.health_port)
+        await _serve(stack, health, settings)
         if settings.lease.enabled:
             await lead(settings.lease, cluster, lambda guarded: operate(settings, guarded, health))
         else:
@@ -38,28 +42,29 @@ async def operate(settings: Settings, cluster: Cluster, health: Health) -> None:
     controller = Controller(settings, cluster, KINDS, frozenset([resource.kind for resource in optional if await cluster.serves(resource)]))
     metrics.WORKERS.labels("tunesmith").set(settings.workers)
     health.lead(lambda: controller.synced)
-    async with AsyncExitStack() as stack:
-        if settings.progress.enabled:
-            progress = Progress(cluster, controller.store, controller.wake)
-            await _serve(stack, progress.application(), settings.progress.address, settings.progress.port, settings)
-        watch = kopf.operator(
-            registry=handlers.registry(controller),
-            settings=handlers.settings(),
-            standalone=True,
-            # Otherwise kopf asks for the user's name, and the image's uid has none. Its type is not public.
-            identity=cast(Any, settings.lease.identity),
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-        )
-        await first_to_end(watch, controller.run())
+    work: list[Awaitable[None]] = [controller.run()]
+    if settings.progress.enabled:
+        app = Progress(cluster, controller.store, controller.wake).application()
+        work.append(endpoint.serve(app, settings.progress.address, settings.progress.port, tls(settings.progress)))
+    watch = kopf.operator(
+        registry=handlers.registry(controller),
+        settings=handlers.settings(),
+        standalone=True,
+        # Otherwise kopf asks for the user's name, and the image's uid has none. Its type is not public.
+        identity=cast(Any, settings.lease.identity),
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+    )
+    await first_to_end(watch, *work)
 
 
-async def _serve(stack: AsyncExitStack, app: web.Application, address: str, port: int, secure: Settings | None = None) -> None:
-    """Serve `app` until the stack is left."""
-    runner = web.AppRunner(app, access_log=None)
+async def _serve(stack: AsyncExitStack, health: Health, settings: Settings) -> None:
+    """Serve health until the stack is left."""
+    # A client that says nothing may go on for an hour by default. Their number is not limited: the kubelet has to get in.
+    runner = web.AppRunner(health.application(), access_log=None, keepalive_timeout=IDLE_SECONDS)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, address, port, ssl_context=tls(secure.progress) if secure else None).start()
+    await web.TCPSite(runner, settings.health_address, settings.health_port).start()
 
 
 if __name__ == "__main__":

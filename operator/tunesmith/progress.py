@@ -13,16 +13,18 @@ import logging
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
+import aiohttp
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from tunesmith import metrics
-from tunesmith.cluster import Cluster
+from tunesmith.attempts import is_live
+from tunesmith.cluster import ApiError, Cluster
 from tunesmith.settings import ProgressSettings
 from tunesmith.store import Store, owner_uid
 from tunesmith.values import API_VERSION, GROUP, Key, Object, controller_uid
@@ -33,6 +35,9 @@ BODY_LIMIT = 64 * 1024
 CACHE_SECONDS = 60.0
 CACHE_SIZE = 1000
 REVIEWS_AT_ONCE = 4
+REVIEW_SECONDS, READ_SECONDS = 10.0, 5.0
+"""For the API server to say whose a token is, and for a client to say what it has to say: the trainer waits 3 s for both."""
+PRINTABLE = r"^\P{C}*$"
 PATH = f"/apis/{API_VERSION}/namespaces/{{namespace}}/finetunejobs/{{name}}/status"
 _EXTRA = "authentication.kubernetes.io/pod-"
 
@@ -42,10 +47,10 @@ class _Report(BaseModel):
 
 
 class Metric(_Report):
-    """One measured value."""
+    """One measured value. No control characters: whoever reads the status in a terminal would have them carried out."""
 
-    name: str = Field(max_length=128)
-    value: str = Field(max_length=64)
+    name: str = Field(max_length=128, pattern=PRINTABLE)
+    value: str = Field(max_length=64, pattern=PRINTABLE)
 
 
 class TrainerStatus(_Report):
@@ -54,7 +59,7 @@ class TrainerStatus(_Report):
     progress_percentage: int | None = Field(None, ge=0, le=100)
     estimated_remaining_seconds: int | None = Field(None, ge=0, le=2**31 - 1)
     metrics: Annotated[list[Metric], Field(max_length=64)] | None = None
-    last_updated_time: str | None = Field(None, max_length=40, pattern=r"^[0-9T:.Z+-]+$")
+    last_updated_time: AwareDatetime | None = None
 
 
 class Body(_Report):
@@ -101,23 +106,26 @@ class Progress:
 
     async def _take(self, request: web.Request) -> None:
         """Take one report in, or raise what is wrong with it. Who asks is checked before what is said is read."""
-        caller = await self._identify(request.headers.get("Authorization", ""))
+        try:
+            async with asyncio.timeout(REVIEW_SECONDS):
+                caller = await self._identify(request.headers.get("Authorization", ""))
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            logger.warning("a token cannot be reviewed: %r", error)
+            raise web.HTTPServiceUnavailable(text="the API server does not say now whose token it is\n") from None
         if caller is None:
             raise web.HTTPUnauthorized(text="the token is not a pod's token for this audience\n")
         owner = self._store.get(Key("FineTuneJob", request.match_info["namespace"], request.match_info["name"]))
         if owner is None or not self._belongs(caller, owner):
             raise web.HTTPForbidden(text="the pod is not one of this FineTuneJob's\n")
-        try:
-            body = Body.model_validate_json(await request.read())
-        except ValidationError as error:
-            raise web.HTTPBadRequest(text=f"{error.error_count()} fields are wrong\n") from None
-        report = body.trainer_status.model_dump(by_alias=True, exclude_none=True)
-        self._wake(self._store.report(owner["metadata"]["uid"], report))
+        report = await _read(request) | {"podUID": caller.uid}
+        uid = owner["metadata"]["uid"]
+        if not _is_older(report, self._store.progress(uid)):
+            self._wake(self._store.report(uid, report))
 
     def _belongs(self, caller: Caller, owner: Object) -> bool:
         """Whether the caller's pod is live, and is of a Job of `owner`. Labels alone would not do: users can set them."""
         pod = self._store.pod(caller.namespace, caller.pod) if caller.namespace == owner["metadata"]["namespace"] else None
-        if pod is None or pod["metadata"]["uid"] != caller.uid or owner_uid(pod) != owner["metadata"]["uid"]:
+        if pod is None or not is_live(pod) or pod["metadata"]["uid"] != caller.uid or owner_uid(pod) != owner["metadata"]["uid"]:
             return False
         jobs = {child["metadata"]["uid"] for child in self._store.children(owner["metadata"]["uid"]) if child["kind"] == "Job"}
         return controller_uid(pod) in jobs
@@ -138,6 +146,25 @@ class Progress:
         if len(self._callers) > CACHE_SIZE:
             self._callers.popitem(last=False)
         return caller
+
+
+async def _read(request: web.Request) -> dict[str, Any]:
+    """The report that a request brings."""
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            body = Body.model_validate_json(await request.read())
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the report did not come to its end\n") from None
+    except ValidationError as error:
+        raise web.HTTPBadRequest(text=f"{error.error_count()} fields are wrong\n") from None
+    return body.trainer_status.model_dump(by_alias=True, exclude_none=True)
+
+
+def _is_older(report: Mapping[str, Any], known: Mapping[str, Any] | None) -> bool:
+    """Whether `report` was made before the `known` one, by the same pod: the clocks of two need not agree."""
+    if known is None or known["podUID"] != report["podUID"] or not {"lastUpdatedTime"} <= report.keys() & known.keys():
+        return False
+    return bool(report["lastUpdatedTime"] < known["lastUpdatedTime"])
 
 
 def _caller(review: Object) -> Caller | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, settle
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer, settle
+from tunesmith.endpoint import CONNECTIONS
 from tunesmith.pods import progress_path
 from tunesmith.values import LABEL_UID, MANAGED_BY, Object
 
@@ -37,7 +40,7 @@ def token(space: Namespace, pod: Object | None, audience: str = "tunesmith.dev")
 
 
 def post(operator: OperatorProcess, tune: Object, bearer: str | None, body: Any = REPORT) -> int:
-    """Report as a training pod does; return the status code."""
+    """Report as a training pod does; return the status code, 0 if there is no answer."""
     context = ssl.create_default_context(cafile=str(operator.ca))
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {bearer}"} if bearer else {})
@@ -49,6 +52,8 @@ def post(operator: OperatorProcess, tune: Object, bearer: str | None, body: Any 
     except urllib.error.HTTPError as refused:
         with refused:
             return refused.code
+    except (urllib.error.URLError, OSError):
+        return 0
 
 
 @pytest.fixture
@@ -108,3 +113,22 @@ def test_a_pod_that_is_gone_reports_no_more(operator: OperatorProcess, space: Na
     space.patch("FineTuneJob", "tune", {"spec": {"suspend": True}})
     space.wait(lambda: space.get("Pod", pod["metadata"]["name"]) is None, "the pod to be gone")
     space.wait(lambda: post(operator, tune, bearer) == 403, "the report to be refused")
+
+
+def test_a_pod_that_has_ended_reports_no_more(operator: OperatorProcess, space: Namespace, training: tuple[Object, Object]) -> None:
+    tune, pod = training
+    bearer = token(space, pod)
+    assert post(operator, tune, bearer) == 200
+    space.end_pod(pod, answer("Train", RESULTS["Train"]))
+    space.wait(lambda: post(operator, tune, bearer) == 403, "the report to be refused")
+
+
+def test_clients_that_say_nothing_keep_others_out_for_seconds_at_most(
+    operator: OperatorProcess, space: Namespace, training: tuple[Object, Object]
+) -> None:
+    tune, pod = training
+    bearer = token(space, pod)
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", operator.progress), timeout=10)) for _ in range(2 * CONNECTIONS)]
+        space.wait(lambda: post(operator, tune, bearer) == 200, "the report to be taken")
+        assert not [each for each in held if each.recv(1)]
