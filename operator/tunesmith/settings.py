@@ -37,7 +37,7 @@ class LeaseSettings:
     """Leader election; off for a single process at a developer's desk."""
 
     enabled: bool = True
-    name: str = "tunesmith"
+    name: str = "tunesmith-leader"
     namespace: str = "default"
     identity: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """The pod's name in a cluster, so that a restarted container takes its own lease back at once."""

@@ -17,7 +17,8 @@ from dev.cluster.pki import Identity
 CHART = Path(__file__).resolve().parents[2] / "helm" / "tunesmith"
 SYSTEM = "tunesmith-system"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:tunesmith"
-KINDS = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+KINDS = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Lease")
+"""What the chart says of rights; the Lease goes with them, since the operator may not make it."""
 
 
 class Right(NamedTuple):
@@ -29,7 +30,7 @@ class Right(NamedTuple):
 
 
 def documents() -> list[dict[str, Any]]:
-    """The RBAC objects of the chart as it is installed by default."""
+    """The chart's objects of those kinds as it is installed by default."""
     command = [str(tools.binary("helm")), "template", "tunesmith", str(CHART), f"--namespace={SYSTEM}"]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [each for each in yaml.safe_load_all(rendered) if each and each["kind"] in KINDS]

@@ -14,6 +14,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,15 @@ class Machine:
         return self.run("kubectl", "auth", "can-i", verb, resource, f"--as={OPERATOR}", f"--namespace={namespace}", check=False).strip() == "yes"
 
     def everything(self) -> set[str]:
-        """Names of all objects of all kinds, but for what the control plane writes about its own doings."""
+        """Names of all objects of all kinds, but for Events, which go by themselves, and what the control plane is elected by."""
         kinds = self.run("kubectl", "api-resources", "--verbs=list", "--output=name").split()
-        told = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "componentstatuses"}
+        told = {"events", "events.events.k8s.io", "componentstatuses"}
         # A kind may go between the two commands; then nothing is listed, which is not what was there before.
         get = ("get", ",".join(sorted(set(kinds) - told)), "--all-namespaces", "--output=json", "--ignore-not-found")
         listed = self.run("kubectl", *get, check=False)
         items = json.loads(listed)["items"] if listed else []
-        return {f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}" for item in items}
+        names = {f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}" for item in items}
+        return {name for name in names if not name.startswith("Lease kube-system/")}
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +208,8 @@ def test_the_certificate_outlives_an_upgrade(installed: Machine) -> None:
 def test_the_operator_may_not_read_secrets_nor_enter_pods(installed: Machine) -> None:
     for verb, resource in (("get", "secrets"), ("list", "secrets"), ("create", "pods/exec"), ("create", "pods"), ("create", "serviceaccounts/token")):
         assert not installed.may(verb, resource, TEAM), f"{verb} {resource}"
+    for verb in ("create", "delete", "list"):
+        assert not installed.may(verb, "leases.coordination.k8s.io", SYSTEM), verb
 
 
 def test_with_namespaces_the_operator_may_act_in_those_alone(machine: Machine) -> None:
@@ -249,30 +253,70 @@ def is_ready(environment: Mapping[str, str]) -> bool:
         return False
 
 
-@pytest.mark.parametrize("settings", [(), (f"namespaces={{{TEAM}}}",)], ids=["everywhere", "in one namespace"])
-def test_the_operator_works_with_the_charts_rights_and_settings(installed: Machine, tmp_path: Path, settings: tuple[str, ...]) -> None:
-    installed.install(*settings)
-    environment = operator_environment(installed, tmp_path)
-    name = "everywhere" if not settings else "one"
+@contextmanager
+def operating(machine: Machine, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The operator as the chart that is installed now runs it; its log is printed when it is ended."""
+    environment = operator_environment(machine, folder)
+    with (folder / "log").open("w") as log:
+        operator = subprocess.Popen([sys.executable, "-m", "tunesmith"], env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+        try:
+            wait_until(lambda: operator.poll() is not None or is_ready(environment), "the operator to be ready", 60)
+            assert operator.poll() is None
+            yield operator
+        finally:
+            operator.terminate()
+            operator.wait(30)
+            print((folder / "log").read_text())
+
+
+def serve(machine: Machine, name: str) -> None:
+    """Make a ModelDeployment and the claim that its model is on, and wait for its pod."""
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     objects = [
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim},
         {"apiVersion": "tunesmith.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": {"model": {"uri": "pvc://models/m"}}},
     ]
-    with (tmp_path / "log").open("w+") as log:
-        operator = subprocess.Popen([sys.executable, "-m", "tunesmith"], env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_until(lambda: operator.poll() is not None or is_ready(environment), "the operator to be ready", 60)
-            assert operator.poll() is None
-            installed.run("kubectl", "apply", "--filename=-", f"--namespace={TEAM}", body={"apiVersion": "v1", "kind": "List", "items": objects})
-            wait_until(lambda: any(pod["metadata"]["labels"]["tunesmith.dev/name"] == name for pod in pods(installed, TEAM)), "a serving pod", 60)
-            status = installed.get("modeldeployment", name, f"--namespace={TEAM}")["status"]
-            assert status["stage"] == "Starting"
-            installed.run("kubectl", "delete", "modeldeployment", name, f"--namespace={TEAM}")
-            wait_until(lambda: not pods(installed, TEAM), "the pods to go with their owner", 60)
-        finally:
-            operator.terminate()
-            operator.wait(30)
-            text = log.seek(0) or log.read()
-            print(text)
-    assert "forbidden" not in text.lower()
+    machine.run("kubectl", "apply", "--filename=-", f"--namespace={TEAM}", body={"apiVersion": "v1", "kind": "List", "items": objects})
+    wait_until(lambda: any(pod["metadata"]["labels"]["tunesmith.dev/name"] == name for pod in pods(machine, TEAM)), "a serving pod", 60)
+
+
+@pytest.mark.parametrize("settings", [(), (f"namespaces={{{TEAM}}}",)], ids=["everywhere", "in one namespace"])
+def test_the_operator_works_with_the_charts_rights_and_settings(installed: Machine, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    installed.install(*settings)
+    name = "everywhere" if not settings else "one"
+    with operating(installed, tmp_path):
+        serve(installed, name)
+        assert installed.get("modeldeployment", name, f"--namespace={TEAM}")["status"]["stage"] == "Starting"
+        installed.run("kubectl", "delete", f"modeldeployment/{name}", "pvc/models", f"--namespace={TEAM}", "--wait=false")
+        wait_until(lambda: not pods(installed, TEAM), "the pods to go with their owner", 60)
+    assert "forbidden" not in (tmp_path / "log").read_text().lower()
+
+
+def test_uninstalled_beside_objects_and_an_operator_that_runs_only_what_is_the_users_stays(machine: Machine, tmp_path: Path) -> None:
+    before = machine.everything() | KEPT
+    machine.install()
+    machine.run("kubectl", "wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in sorted(CRDS)))
+    with operating(machine, tmp_path) as operator:
+        serve(machine, "left")
+        machine.uninstall()
+        # Without its Lease and its account it can but end, and must leave nothing new behind.
+        operator.wait(60)
+    wait_until(lambda: all(f" {TEAM}/" in name for name in machine.everything() - before), "what is the release's to go", 60)
+    assert {f"ModelDeployment {TEAM}/left", f"PersistentVolumeClaim {TEAM}/models"} < machine.everything() - before
+    assert pods(machine, TEAM), "what serves goes on serving"
+    machine.run("kubectl", "delete", "modeldeployment/left", "pvc/models", f"--namespace={TEAM}", "--wait=false")
+    wait_until(lambda: machine.everything() <= before, "all to go with it", 60)
+
+
+def test_uninstalled_with_the_crds_nothing_of_the_objects_stays_either(machine: Machine, tmp_path: Path) -> None:
+    if machine.run("kubectl", "get", "crd", "--output=name").strip():
+        machine.run("kubectl", "delete", "crd", "--wait", *sorted(CRDS))
+    before = machine.everything()
+    machine.install("crds.keep=false")
+    machine.run("kubectl", "wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in sorted(CRDS)))
+    with operating(machine, tmp_path) as operator:
+        serve(machine, "left")
+        machine.uninstall()
+        operator.wait(60)
+    machine.run("kubectl", "delete", "pvc/models", f"--namespace={TEAM}", "--wait=false")
+    wait_until(lambda: machine.everything() == before, "all to go", 60)

@@ -20,6 +20,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- .Values.serviceAccount.name | default (include "tunesmith.fullname" .) -}}
 {{- end }}
 
+{{/* Not the plain name: version 0.1.0 made that one by itself, and Helm takes over nothing that it did not make. */}}
+{{- define "tunesmith.leaseName" -}}
+{{- printf "%s-leader" (include "tunesmith.fullname" .) -}}
+{{- end }}
+
 {{/* Image of a part: what the values say, else the part's name at the chart's version. Called with (list . "part" "value"). */}}
 {{- define "tunesmith.image" -}}
 {{- $root := index . 0 -}}

@@ -121,6 +121,25 @@ def test_with_namespaces_its_rights_end_there(render: Render) -> None:
     assert environment(objects)["TUNESMITH_NAMESPACES"] == "team-a,team-b"
 
 
+def test_the_lease_is_the_charts_and_the_operator_may_renew_that_one_and_make_none(render: Render) -> None:
+    objects = render()
+    (name,) = of_kind(objects, "Lease")
+    assert environment(objects)["TUNESMITH_LEASE_NAME"] == name == settings.LeaseSettings().name
+    (rule,) = [rule for rule in rules(objects) if "leases" in rule["resources"]]
+    assert (rule["resourceNames"], rule["verbs"]) == ([name], ["get", "update"])
+
+
+def test_where_the_chart_makes_no_lease_the_operator_may(render: Render) -> None:
+    objects = render("lease.create=false")
+    assert not of_kind(objects, "Lease")
+    assert [rule["verbs"] for rule in rules(objects) if "leases" in rule["resources"]] == [["get", "update"], ["create"]]
+
+
+def test_the_lease_is_not_the_one_that_the_first_version_made_by_itself(render: Render) -> None:
+    # Helm would refuse to upgrade: it takes over nothing that it did not make.
+    assert "tunesmith" not in of_kind(render(), "Lease")
+
+
 def test_every_variable_is_one_that_the_operator_reads(render: Render) -> None:
     source = Path(settings.__file__).read_text()
     names = [name for name in environment(render()) if name.startswith(settings.PREFIX)]
