@@ -1,4 +1,4 @@
-"""Every leaf of a kind's spec, from its CRD, and another valid value for each."""
+"""Every leaf of a kind's spec, from its CRD, and other values for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ITEM = "[]"
 HOUR = 3600
 _ITEMS: dict[str, Object] = {"tolerations": {"key": "gpu", "effect": "NoExecute"}}
 """Items of lists whose fields depend on one another: each of them can be changed here by itself."""
-_TEXTS = ("3", "0.25", "pvc://models/other", "other", "example.com/gpu", "Merged")
+_TEXTS = ("3", "4", "0.25", "0.5", "pvc://models/other", "pvc://models/third", "other", "third", "example.com/gpu", "example.com/tpu", "Merged")
 
 
 def schema_of(kind: str) -> Object:
@@ -46,8 +46,17 @@ def value_at(spec: Any, path: Sequence[str]) -> Any:
     return spec
 
 
-def changed(schema: Object, spec: Object, path: Path) -> Object:
-    """`spec` with another valid value at `path`; blocks on the way that are missing are made, with what they require."""
+def changed(schema: Object, spec: Object, path: Path) -> list[Object]:
+    """`spec` with another valid value at `path`, and with one more where the schema knows one."""
+    leaf = schema_at(schema, path)
+    # A limit of two seconds is passed at once, and what has ended does not begin anew.
+    first = [HOUR, 2 * HOUR] if path[-1].endswith("Seconds") else []
+    others = [value for value in _values(leaf, first) if value != value_at(spec, path)]
+    return [placed(schema, spec, path, value) for value in others[:2]]
+
+
+def placed(schema: Object, spec: Object, path: Path, value: Any) -> Object:
+    """`spec` with `value` at `path`; blocks on the way that are missing are made, with what they require."""
     result = copy.deepcopy(spec)
     block, below = result, schema
     for name, following in itertools.pairwise(path):
@@ -59,34 +68,54 @@ def changed(schema: Object, spec: Object, path: Path) -> Object:
             block = block.setdefault(name, [_ITEMS.get(name, {}) | _filled(below)])[0]
         else:
             block = block.setdefault(name, _filled(below))
-    # A limit of two seconds is passed at once, and what has ended does not begin anew.
-    first = [HOUR] if path[-1].endswith("Seconds") else []
-    block[path[-1]] = _other(below["properties"][path[-1]], value_at(spec, path), first)
+    block[path[-1]] = value
     return result
+
+
+def schema_at(schema: Object, path: Path) -> Object:
+    """The schema of what is at `path`."""
+    for name in path:
+        schema = schema["items"] if name == ITEM else schema["properties"][name]
+    return schema
+
+
+def strings(schema: Object, mark: str) -> Iterator[tuple[Path, Any]]:
+    """Each leaf that holds strings, with a value in which one string is a valid one and `mark`; maps twice, for keys and for values."""
+    for path in leaves(schema):
+        leaf = schema_at(schema, path)
+        if leaf["type"] == "string":
+            yield path, _filled(leaf) + mark
+        elif leaf["type"] == "array" and leaf["items"]["type"] == "string":
+            yield path, [_filled(leaf["items"]) + mark]
+        elif "additionalProperties" in leaf:
+            text = _filled(leaf["additionalProperties"])
+            yield path, {"other": text + mark}
+            yield path, {"other" + mark: text}
 
 
 def _filled(schema: Object) -> Any:
     """The least valid value of a schema."""
-    if schema["type"] == "object":
+    if schema["type"] == "object" and "additionalProperties" not in schema:
         return {name: _filled(schema["properties"][name]) for name in schema.get("required", ())}
-    return _other(schema, None)
+    return next(iter(_values(schema)))
 
 
-def _other(schema: Object, present: Any, first: Sequence[int] = ()) -> Any:
-    """A valid value that is not the present one; of numbers one of `first` if it may be."""
+def _values(schema: Object, first: Sequence[int] = ()) -> Iterator[Any]:
+    """Valid values of a leaf, all different; of numbers those of `first` come first."""
     sort = schema["type"]
     if sort == "boolean":
-        return not present
-    if sort == "integer":
-        return next(number for number in (*first, 2, 3, schema.get("minimum", 0) + 1) if number != present and _in_bounds(schema, number))
-    if sort == "string":
-        texts = [text for text in (*schema.get("enum", ()), *_TEXTS) if text != present and _is_valid(schema, text)]
-        return texts[0]
-    if sort == "array":
-        return [_filled(schema["items"])]
-    if "additionalProperties" in schema:
-        return {"other": _other(schema["additionalProperties"], None)}
-    return _filled(schema)
+        yield from (True, False)
+    elif sort == "integer":
+        least = schema.get("minimum", 0)
+        yield from dict.fromkeys(number for number in (*first, 2, 3, least + 1, least) if _in_bounds(schema, number))
+    elif sort == "string":
+        yield from dict.fromkeys(text for text in (*schema.get("enum", ()), *_TEXTS) if _is_valid(schema, text))
+    elif sort == "array":
+        yield from ([value] for value in _values(schema["items"]))
+    elif "additionalProperties" in schema:
+        yield from ({"other": value} for value in _values(schema["additionalProperties"]))
+    else:
+        yield _filled(schema)
 
 
 def _in_bounds(schema: Object, number: int) -> bool:

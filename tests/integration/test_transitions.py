@@ -11,7 +11,7 @@ import pytest
 from dev.bench.life import CHILDREN
 from dev.bench.mask import snapshot
 from tests.integration.leaves import Path, changed, leaves, schema_of
-from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess
 from tests.integration.schema_server import JSON_PATCH, Server
 from tests.integration.served import answer_requests, wait_revision
 from tunesmith.evalrun import api as evalrun
@@ -19,6 +19,7 @@ from tunesmith.finetunejob import api as finetunejob
 from tunesmith.values import Object
 
 NAME = "serve"
+TRAINING = "running FineTuneJob in training"
 EVAL_RUN: Object = {
     "model": {"uri": "pvc://models/base"},
     "output": {"uri": "pvc://models/out"},
@@ -27,11 +28,15 @@ EVAL_RUN: Object = {
 MODEL_DEPLOYMENT: Object = {"model": {"uri": "pvc://models/base"}, "replicas": 1}
 BASES: dict[str, tuple[str, Object]] = {
     "running FineTuneJob": ("FineTuneJob", FINE_TUNE_JOB),
+    TRAINING: ("FineTuneJob", FINE_TUNE_JOB),
     "suspended FineTuneJob": ("FineTuneJob", {**FINE_TUNE_JOB, "suspend": True}),
     "running EvalRun": ("EvalRun", EVAL_RUN),
     "suspended EvalRun": ("EvalRun", {**EVAL_RUN, "suspend": True}),
     "ModelDeployment": ("ModelDeployment", MODEL_DEPLOYMENT),
 }
+SUSPENDED = [name for name in BASES if name.startswith("suspended")]
+FIRST = {"FineTuneJob": "Prepare", "EvalRun": "Evaluate"}
+"""The stage that begins."""
 IMMUTABLE = {"FineTuneJob": finetunejob.IMMUTABLE, "EvalRun": evalrun.IMMUTABLE, "ModelDeployment": ()}
 # A model is named in one way: these go with `fineTuneJobRef`, not with the `uri` that the bases have.
 OTHER_WAY = {("model", "artifact"), ("model", "fineTuneJobRef", "name")}
@@ -70,39 +75,48 @@ def state(space: Namespace, kind: str) -> Object:
     return snapshot(found, uids, space.name)
 
 
-def begin(space: Namespace, kind: str, spec: Object) -> Object:
-    """Make the object and wait until nothing more happens by itself."""
+def begin(space: Namespace, name: str) -> Object:
+    """Make the object of that base and wait until nothing more happens by itself."""
+    kind, spec = BASES[name]
     made = space.create(kind, NAME, spec)
     if kind == "ModelDeployment":
         answer_requests(space, wait_revision(space, "Candidate"))
         space.wait_condition(kind, NAME, "Ready")
     elif spec.get("suspend"):
         space.wait_condition(kind, NAME, "Suspended")
+    elif name == TRAINING:
+        space.play(made, "Prepare", RESULTS["Prepare"])
+        run(space, made, "Train")
     else:
-        run(space, made)
+        run(space, made, FIRST[kind])
     space.wait(lambda: settled(space, kind), "it to settle")
     return made
 
 
-def run(space: Namespace, made: Object, attempt: int = 1) -> None:
-    """Let the pod of the first stage run, and wait until the operator has told so."""
+def run(space: Namespace, made: Object, stage: str, attempt: int = 1) -> None:
+    """Let the stage's pod run, and wait until the operator has told so."""
     kind = made["kind"]
-    stage, part = ("Prepare", "") if kind == "FineTuneJob" else ("Evaluate", "tested")
-    (pod,) = space.wait_pods(made, stage, attempt, part)
+    (pod,) = space.wait_pods(made, stage, attempt)
     space.run_pod(pod)
-    space.wait(lambda: space.status(kind, NAME)["stages"][0]["state"] == "Running", "it to run", lambda: space.status(kind, NAME))
+
+    def running() -> bool:
+        return any(entry["name"] == stage and entry["state"] == "Running" for entry in space.status(kind, NAME)["stages"])
+
+    space.wait(running, "it to run", lambda: space.status(kind, NAME))
 
 
-def go_through(fresh: Namespace, space: Namespace, kind: str, base: Object) -> Found:
-    """Change each leaf and back, one after another."""
+def go_through(fresh: Namespace, space: Namespace, name: str) -> Found:
+    """Change each leaf and back, one after another, to one value and to another."""
     for each in (fresh, space):
-        begin(each, kind, base)
+        begin(each, name)
+    kind, base = BASES[name]
     reference, schema, found = state(fresh, kind), schema_of(kind), Found()
     for path in leaves(schema):
         if path == ("suspend",):
             # A suspension is history: it has a test of its own.
             continue
-        try_leaf(space, kind, base, path, changed(schema, base, path), reference, found)
+        for spec in changed(schema, base, path):
+            try_leaf(space, kind, base, path, spec, reference, found)
     return found
 
 
@@ -129,17 +143,17 @@ def different(space: Namespace, kind: str, reference: Object) -> Object:
 def test_every_field_changed_and_changed_back_leaves_what_a_new_object_has(
     operator: OperatorProcess, api: Server, new_namespace: Callable[[], str]
 ) -> None:
-    # Each look is a connection of its own: five that look all the time would keep the machine from what they wait for.
+    # Each look is a connection of its own: six that look all the time would keep the machine from what they wait for.
     spaces = {name: [Namespace(api, new_namespace(), interval=0.3) for _ in range(2)] for name in BASES}
     for fresh, space in spaces.values():
         fresh.claim("models")
         space.claim("models")
     with ThreadPoolExecutor(len(BASES)) as threads:
-        runs = {name: threads.submit(go_through, *spaces[name], *BASES[name]) for name in BASES}
+        runs = {name: threads.submit(go_through, *spaces[name], name) for name in BASES}
         found = {name: run.result() for name, run in runs.items()}
     for name, each in found.items():
         total = len(each.back) + len(each.refused) + len(each.wrong)
-        print(f"{name}: {total} leaves, {len(each.back)} changed and back, {len(each.refused)} refused, {len(each.wrong)} wrong")
+        print(f"{name}: {total} values, {len(each.back)} changed and back, {len(each.refused)} refused, {len(each.wrong)} wrong")
     assert not [text for each in found.values() for text in each.wrong]
     for name, (kind, _) in BASES.items():
         expected = {path for path in leaves(schema_of(kind)) if path[0] in IMMUTABLE[kind] or path in OTHER_WAY}
@@ -147,16 +161,19 @@ def test_every_field_changed_and_changed_back_leaves_what_a_new_object_has(
         assert set(found[name].refused) == expected, name
 
 
+@pytest.mark.parametrize("name", SUSPENDED)
 @pytest.mark.usefixtures("unscheduled")
-def test_a_suspended_object_that_goes_on_and_is_suspended_again_is_as_it_was_but_for_its_history(operator: OperatorProcess, space: Namespace) -> None:
-    base = {**FINE_TUNE_JOB, "suspend": True}
-    made = begin(space, "FineTuneJob", base)
-    before = space.status("FineTuneJob", NAME)
+def test_a_suspended_object_that_goes_on_and_is_suspended_again_is_as_it_was_but_for_its_history(
+    operator: OperatorProcess, space: Namespace, name: str
+) -> None:
+    kind, base = BASES[name]
+    made = begin(space, name)
+    before = space.status(kind, NAME)
     for attempt in (1, 2, 3):
-        assert put(space, "FineTuneJob", {**base, "suspend": False}) == 200
-        run(space, made, attempt)
-        assert put(space, "FineTuneJob", base) == 200
-        status = space.wait_condition("FineTuneJob", NAME, "Suspended")
+        assert put(space, kind, {**base, "suspend": False}) == 200
+        run(space, made, FIRST[kind], attempt)
+        assert put(space, kind, base) == 200
+        status = space.wait_condition(kind, NAME, "Suspended")
         assert [(each["type"], each["status"]) for each in status["conditions"]] == [(each["type"], each["status"]) for each in before["conditions"]]
         assert [entry["free"] for entry in status["attempts"]] == [True] * attempt
         assert not space.all("Job", "Pod")
