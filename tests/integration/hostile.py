@@ -10,6 +10,8 @@ from typing import Any
 from tests.integration.operators import EVAL_RUN, FINE_TUNE_JOB
 from tunesmith.values import Object
 
+SECRET = "victim"
+"""Of the same namespace."""
 SPECS: dict[str, Object] = {
     "FineTuneJob": FINE_TUNE_JOB,
     "EvalRun": EVAL_RUN | {"model": {"uri": "pvc://models/base"}, "output": {"uri": "pvc://models/out"}},
@@ -29,6 +31,8 @@ class Hostile:
     metadata: Object | None = None
     stalled: str = ""
     """The reason that it has to end in, if it is let in and cannot work."""
+    unknown: bool = False
+    """Whether `field` is one that there is not: only who asks for strict validation is told, for others it is taken away, and has to do no harm."""
 
     def manifest(self, name: str) -> Object:
         """The object under that name."""
@@ -104,7 +108,7 @@ def _names() -> Iterator[Hostile]:
         "a task's name as a path", "EvalRun", {"suites": [{"name": "a", "harness": {"tasks": ["../../etc/x"]}}]}, "spec.suites[0].harness.tasks[0]"
     )
     elsewhere = {"fineTuneJobRef": {"name": "tune", "namespace": "victim"}, "artifact": "Merged"}
-    yield Hostile("a reference with a namespace", "ModelDeployment", {"model": elsewhere}, "namespace")
+    yield Hostile("a reference with a namespace", "ModelDeployment", {"model": elsewhere}, "namespace", unknown=True)
     slashed = {"fineTuneJobRef": {"name": "victim/tune"}, "artifact": "Merged"}
     yield Hostile("a reference with a slash", "ModelDeployment", {"model": slashed}, "spec.model.fineTuneJobRef.name")
     yield Hostile(
@@ -124,7 +128,7 @@ def _pods() -> Iterator[Hostile]:
         "image": "registry.example/evil",
         "command": ["sh"],
     }.items():
-        yield Hostile(f"a field {field} of a pod", "FineTuneJob", {field: value}, field)
+        yield Hostile(f"a field {field} of a pod", "FineTuneJob", {field: value}, field, unknown=True)
     yield Hostile(
         "the priority of the cluster's own pods", "FineTuneJob", {"scheduling": {"priorityClassName": "system-node-critical"}}, "priorityClassName"
     )
@@ -136,6 +140,34 @@ def _pods() -> Iterator[Hostile]:
     yield Hostile("a resource of the kubelet's own", "FineTuneJob", {"resources": {"gpus": 1, "gpuResource": "kubernetes.io/batch-cpu"}})
     yield Hostile("less memory than none", "FineTuneJob", {"resources": {"memory": "-1Gi"}}, "spec.resources.memory")
     yield Hostile("more memory than there is", "FineTuneJob", {"resources": {"memory": "9999999999999999999999Pi"}})
+
+
+def _secrets() -> Iterator[Hostile]:
+    """Secrets by trick: no field of ours takes one, and the operator may read none."""
+    named = {"name": SECRET}
+    key = {"secretKeyRef": {"name": SECRET, "key": "token"}}
+    volume = {"name": "secret", "secret": {"secretName": SECRET}}
+    projected = {"name": "secret", "projected": {"sources": [{"secret": named}]}}
+    suite = {"name": "a", "perplexity": {"dataset": {"uri": "pvc://models/x", "format": "Text", "secretRef": named}}}
+    for what, kind, spec, field in (
+        ("a Secret for the model", "FineTuneJob", {"model": {"uri": "pvc://models/base", "secretRef": named}}, "secretRef"),
+        ("a Secret for a dataset", "FineTuneJob", _dataset(secretRef=named), "secretRef"),
+        ("a Secret for the output", "FineTuneJob", {"output": {"uri": "pvc://models/out", "secretRef": named}}, "secretRef"),
+        ("a Secret for a suite", "EvalRun", {"suites": [suite]}, "secretRef"),
+        ("a Secret for the engine's keys", "ModelDeployment", {"access": {"apiKeySecretRef": named}}, "access"),
+        ("a Secret for pulling images", "ModelDeployment", {"imagePullSecrets": [named]}, "imagePullSecrets"),
+        ("a whole Secret as variables", "FineTuneJob", {"envFrom": [{"secretRef": named}]}, "envFrom"),
+        ("a whole Secret as an engine's variables", "ModelDeployment", {"engine": {"vllm": {"envFrom": [{"secretRef": named}]}}}, "envFrom"),
+        ("a Secret's key as a variable", "EvalRun", {"env": [{"name": "TOKEN", "valueFrom": key}]}, "env"),
+        ("a Secret as a volume", "FineTuneJob", {"volumes": [volume]}, "volumes"),
+        ("a Secret in a projected volume", "EvalRun", {"volumes": [projected]}, "volumes"),
+        ("a Secret beside the resources", "FineTuneJob", {"resources": {"cpu": "1", "volumes": [volume]}}, "volumes"),
+    ):
+        yield Hostile(what, kind, spec, field, unknown=True)
+    for what, uri in {"address": f"secret://{SECRET}/token", "claim": "pvc://secret:victim/token"}.items():
+        yield Hostile(f"a Secret as a model's {what}", "FineTuneJob", {"model": {"uri": uri}}, "spec.model.uri")
+    yield Hostile("a token's folder as a path in a claim", "EvalRun", {"model": {"uri": "pvc://models/../../../var/run/secrets"}}, "spec.model.uri")
+    yield Hostile("a Secret named in a setting", "FineTuneJob", _overrides(hub_token=f"$({SECRET})"))
 
 
 def _strings() -> Iterator[Hostile]:
@@ -152,6 +184,7 @@ def _strings() -> Iterator[Hostile]:
     }.items():
         yield Hostile(f"{what} as a pattern", "FineTuneJob", {"preparation": {"dropPatterns": [text]}})
         yield Hostile(f"{what} as a setting's value", "FineTuneJob", _overrides(adam_beta2=text))
+        yield Hostile(f"{what} as an engine's setting", "ModelDeployment", {"engine": {"vllm": {"overrides": {"seed": text}}}})
     for what, key in {"an option": "--middleware", "a dunder": "__class__", "a line break": "a\nb", "a path": "a/b"}.items():
         yield Hostile(f"{what} as a setting's key", "FineTuneJob", _overrides(**{key: "1"}), "spec.training.overrides")
     yield Hostile("a setting that is ours", "FineTuneJob", _overrides(output_dir='"/etc"'))
@@ -182,4 +215,4 @@ def _sizes() -> Iterator[Hostile]:
     yield Hostile("a finalizer that nobody takes away", "FineTuneJob", {}, metadata={"finalizers": ["example.com/never"]})
 
 
-HOSTILE = [*_paths(), *_names(), *_pods(), *_strings(), *_sizes()]
+HOSTILE = [*_paths(), *_names(), *_pods(), *_secrets(), *_strings(), *_sizes()]
