@@ -1,4 +1,4 @@
-"""A lane: a namespace with an operator of its own behind a proxy, in which lives are lived one after another."""
+"""A lane: a namespace with an operator of its own behind a proxy, with the chart's rights, in which lives are lived one after another."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from dev.bench.life import Life
 from dev.bench.nursery import Nursery
 from dev.bench.plans import Plan, Saboteur
 from dev.bench.proxy import Proxy
+from dev.bench.rights import grant
 from dev.bench.trail import AuditLog, Entry
-from dev.bench.view import GaveUp, Object, View, administrator
+from dev.bench.view import GaveUp, Object, View, identified
 from dev.cluster.controlplane import ControlPlane
 from tunesmith import ledger
 from tunesmith.modeldeployment import rollout
@@ -74,14 +75,18 @@ class Lane:
         self._pid = 0
         self._deaths: list[int] = []
         self._saboteur = Saboteur(lambda: nursery.kill(self._pid))
-        self._proxy = Proxy(control_plane.server, administrator(control_plane), self._saboteur)
+        self._control_plane = control_plane
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._proxy)
-        self._proxy.write_kubeconfig(self._kubeconfig)
         body: Object = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
         await self._view.write("POST", "/api/v1/namespaces", body)
+        # Not the administrator's rights: what is lost or asked again must be allowed, too.
+        settings = (f"namespaces={{{self.namespace}}}", "progress.enabled=false", "rbac.aggregate=false")
+        await asyncio.to_thread(grant, self._control_plane, self.namespace, self.namespace, *settings)
+        proxy = Proxy(self._control_plane.server, identified(self._control_plane, self.namespace), self._saboteur)
+        await self._stack.enter_async_context(proxy)
+        proxy.write_kubeconfig(self._kubeconfig)
         claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim}
         await self._view.write("POST", RESOURCES["PersistentVolumeClaim"].path(self.namespace), body)

@@ -30,10 +30,10 @@ class GaveUp(Exception):
     """Something that should have come did not."""
 
 
-def administrator(control_plane: ControlPlane) -> ssl.SSLContext:
-    """TLS with the administrator's certificate."""
+def identified(control_plane: ControlPlane, name: str) -> ssl.SSLContext:
+    """TLS with the certificate of that name."""
     context = ssl.create_default_context(cafile=str(control_plane.pki.path("ca.crt")))
-    context.load_cert_chain(control_plane.pki.path("admin.crt"), control_plane.pki.path("admin.key"))
+    context.load_cert_chain(control_plane.pki.path(f"{name}.crt"), control_plane.pki.path(f"{name}.key"))
     return context
 
 
@@ -42,7 +42,7 @@ class View:
 
     def __init__(self, control_plane: ControlPlane) -> None:
         self._server = control_plane.server
-        self._tls = administrator(control_plane)
+        self._tls = identified(control_plane, "admin")
         self._objects: dict[str, dict[tuple[str, str], Object]] = {kind: {} for kind in KINDS}
         self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._watches: list[asyncio.Task[None]] = []

@@ -20,20 +20,19 @@ _numbers = itertools.count()
 UNSEEN = {
     # Checked by an admission plugin (OwnerReferencesPermissionEnforcement), not asked for by a request.
     *(rights.Right("tunesmith.dev", f"{kind.plural}/finalizers", "update") for kind in crd.KINDS),
-    # Needed when a POST finds the name taken, as after an answer that was lost: the crash plans see it, no test here does each time.
-    rights.Right("batch", "jobs", "get"),
 }
 ELSEWHERE = kueue.RIGHTS
 """Used in a control plane of the test's own, where that is looked at."""
 USED = pytest.StashKey[set[rights.Right]]()
+FORBIDDEN = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
 def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """etcd, kube-apiserver, kube-controller-manager and kube-scheduler, without a node: tests set the states of pods themselves.
 
-    Operators have the chart's rights. When all tests have run, no right may be left that none of them made use of
-    (`pytest_sessionfinish`).
+    Operators have the chart's rights. None may have asked for more, and when all tests have run, no right may be left that none of
+    them made use of (`pytest_sessionfinish`).
     """
     state: Path = tmp_path_factory.mktemp("control-plane")
     # At its default limits the controller-manager, not what is tested, would decide how long a burst takes.
@@ -41,6 +40,7 @@ def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     with ControlPlane(state, controller_manager_flags=fast) as running:
         yield running
         request.config.stash.setdefault(USED, set()).update(rights.used(running.audit_log))
+        request.config.stash.setdefault(FORBIDDEN, []).extend(rights.forbidden(running.audit_log))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -48,14 +48,19 @@ def pytest_testnodedown(node: Any) -> None:
     """Take over what a worker of pytest-xdist saw: each has a control plane of its own."""
     seen = {rights.Right(*each) for each in getattr(node, "workeroutput", {}).get("rights", ())}
     node.config.stash.setdefault(USED, set()).update(seen)
+    node.config.stash.setdefault(FORBIDDEN, []).extend(getattr(node, "workeroutput", {}).get("forbidden", ()))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a whole run in which the operator never used a right that it has."""
-    config, used = session.config, session.config.stash.get(USED, set())
+    """Fail a run in which an operator asked for what it may not, and a whole run in which none used a right that it has."""
+    config, used, refused = session.config, session.config.stash.get(USED, set()), session.config.stash.get(FORBIDDEN, [])
     if hasattr(config, "workeroutput"):
-        config.workeroutput["rights"] = sorted(map(list, used))
-    elif _is_whole(session):
+        config.workeroutput |= {"rights": sorted(map(list, used)), "forbidden": refused}
+        return
+    if refused:
+        print(f"\nFAILED: the chart does not grant what an operator asked for: {sorted(set(refused))}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if _is_whole(session):
         # An apply that makes an object is allowed by both verbs, and written down as a patch.
         used |= {right._replace(verb="create") for right in used if right.verb == "patch"}
         if idle := rights.granted() - used - UNSEEN - ELSEWHERE:
