@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fnmatch
-import math
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,8 @@ from dev.cluster.controlplane import ControlPlane
 
 TRIES = 3
 """Lives until a plan whose write did not come up counts as failed: not every life takes the same number of status writes."""
+WHOLE = 300
+"""A whole run has no fewer plans: else the life has become too short, or its writes are no longer seen."""
 FLAGS = ("--kube-api-qps=1000", "--kube-api-burst=1000", "--concurrent-gc-syncs=20")
 """At its default limits the controller-manager, not what is tested, would decide how long a life takes."""
 
@@ -40,12 +41,10 @@ FLAGS = ("--kube-api-qps=1000", "--kube-api-burst=1000", "--concurrent-gc-syncs=
 class Options:
     """What to run.
 
-    `sample`: only so many plans. `seconds`: begin none after so long. `only`: those whose names match (`create/jobs/*`).
-    `prepare`: see nursery.py.
+    `sample`: only so many plans. `only`: those whose names match (`create/jobs/*`). `prepare`: see nursery.py.
     """
 
     sample: int | None = None
-    seconds: float = math.inf
     seed: int = 4
     lanes: int = 6
     only: str = ""
@@ -61,6 +60,11 @@ class Report:
     writes: int = 0
     lives: list[float] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+
+    def shortfall(self, options: Options) -> str:
+        """What was asked for and not run; empty: nothing."""
+        asked = 0 if options.only else options.sample or WHOLE
+        return f"only {self.plans} plans were run, not {asked}" if self.plans < asked else ""
 
     def summary(self) -> str:
         """In a few lines."""
@@ -97,7 +101,6 @@ class Campaign:
             if not self._report.failures:
                 self._todo = self._choose(plans((each.entries for each in lived), self._options.seed))
                 begun = time.monotonic()
-                self._end = begun + self._options.seconds
                 self._say(
                     f"reference: {self._reference.seconds:.1f} s, {self._report.writes} writes; {len(self._todo)} plans, seed {self._options.seed}"
                 )
@@ -124,7 +127,7 @@ class Campaign:
         return deque((plan, 1) for plan in chosen[: self._options.sample])
 
     async def _work(self, stack: AsyncExitStack, lane: Lane) -> None:
-        while self._todo and time.monotonic() < self._end:
+        while self._todo:
             plan, number = self._todo.popleft()
             lived = await lane.live(plan)
             self._report.lives.append(lived.seconds)
@@ -148,7 +151,7 @@ class Campaign:
     async def _tell(self, begun: float, total: int) -> None:
         """Say every now and then how far it is."""
         told = begun
-        while self._report.plans < total and time.monotonic() < self._end:
+        while self._report.plans < total:
             await asyncio.sleep(0.5)
             if time.monotonic() - told > 15:
                 told = time.monotonic()
@@ -172,7 +175,9 @@ def main(arguments: Sequence[str]) -> int:
     print(report.summary())
     if not report.failures:
         shutil.rmtree(folder)
-    return 1 if report.failures else 0
+    if shortfall := report.shortfall(options):
+        print(f"FAILED: {shortfall}")
+    return 1 if report.failures or shortfall else 0
 
 
 if __name__ == "__main__":

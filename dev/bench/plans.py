@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from dev.bench.mask import name_of
 from dev.bench.proxy import Exchange, pass_on
-from dev.bench.trail import COUNTED, Entry
+from dev.bench.trail import COUNTED, SIGNALS, Entry, called
 
 FAULTS = {
     "before": "killed before the server has seen the write",
@@ -49,12 +48,13 @@ class Plan:
 
 
 def plans(lives: Iterable[Sequence[Entry]], seed: int) -> list[Plan]:
-    """All plans for the writes that the lives have in common, in an order that the seed decides."""
+    """All plans for the writes that the lives have in common, in an order that the seed decides; of signals to others for the first alone."""
     counts = [Counter(Write(entry.verb, entry.resource, entry.name, entry.subresource) for entry in life if entry.ours) for life in lives]
     common = counts[0]
     for count in counts[1:]:
         common &= count
-    made = [Plan(write, number, fault) for write in sorted(common) for number in range(1, common[write] + 1) for fault in FAULTS]
+    times = {write: 1 if write.resource in SIGNALS else count for write, count in common.items()}
+    made = [Plan(write, number, fault) for write in sorted(times) for number in range(1, times[write] + 1) for fault in FAULTS]
     random.Random(seed).shuffle(made)
     return made
 
@@ -109,7 +109,7 @@ class Saboteur:
 
 
 def _write(exchange: Exchange) -> Write | None:
-    """The write that a request is; None for what does not count, such as a Lease's renewal."""
+    """The write that a request is; None for what does not count."""
     parts = exchange.request.path.strip("/").split("/")
     if "namespaces" not in parts:
         return None
@@ -118,4 +118,4 @@ def _write(exchange: Exchange) -> Write | None:
         return None
     metadata = json.loads(exchange.body)["metadata"] if not rest else {}
     name = rest[0] if rest else metadata.get("name", "")
-    return Write(_VERBS[exchange.request.method], resource, "" if resource == "pods" else name_of(name), rest[1] if len(rest) > 1 else "")
+    return Write(_VERBS[exchange.request.method], resource, called(resource, name), rest[1] if len(rest) > 1 else "")

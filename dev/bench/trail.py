@@ -11,8 +11,17 @@ from typing import Any
 from dev.bench.mask import name_of
 from tunesmith.resources import RESOURCES
 
-COUNTED = frozenset(resource.plural for resource in RESOURCES.values() if resource.ours or resource.selector)
+SIGNALS = frozenset({"events", "leases"})
+"""What the operator tells others: how often, a moment decides."""
+COUNTED = SIGNALS | {resource.plural for resource in RESOURCES.values() if resource.ours or resource.selector}
 _READS = frozenset({"get", "list", "watch"})
+
+
+def called(resource: str, name: str) -> str:
+    """What an object is called in every life: without the owner's uid, an Event by what it is about, a pod not at all (the server names it)."""
+    if resource == "pods":
+        return ""
+    return name.partition(".")[0] if resource == "events" else name_of(name)
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,8 @@ class Entry:
 
     @property
     def made(self) -> bool:
-        """Whether an object came to be: an apply may create as well."""
-        return self.code == 201 and not self.subresource
+        """Whether an object came to be: an apply may create as well. Not an Event: one that is lost is no loss, and the server takes none twice."""
+        return self.code == 201 and not self.subresource and self.resource not in SIGNALS
 
     @property
     def removed(self) -> bool:
@@ -74,10 +83,6 @@ class AuditLog:
         target = line.get("objectRef", {})
         if target.get("resource") not in COUNTED or line["verb"] in _READS:
             return
-        pod = target["resource"] == "pods"
-        # A pod's name is made up by the server; how many there were is what counts.
-        name = "" if pod else name_of(target.get("name", ""))
-        entry = Entry(
-            line["verb"], target["resource"], target.get("subresource", ""), name, line["responseStatus"]["code"], line.get("userAgent", "")
-        )
-        self._entries[target["namespace"]].append(entry)
+        resource, code = target["resource"], line["responseStatus"]["code"]
+        name = called(resource, target.get("name", ""))
+        self._entries[target["namespace"]].append(Entry(line["verb"], resource, target.get("subresource", ""), name, code, line.get("userAgent", "")))

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from dev.bench.crash import Options, Report
 from dev.bench.lane import Lived, complaints
 from dev.bench.mask import snapshot
 from dev.bench.plans import FAULTS, Plan, Saboteur, Write, plans
 from dev.bench.proxy import Proxy
-from dev.bench.trail import Entry
+from dev.bench.trail import AuditLog, Entry
 
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
 STATUS = Write("update", "finetunejobs", "tune", "status")
 JOB = Write("create", "jobs", "tune-train-1-<uid>", "")
-PATHS = {STATUS: "/apis/tunesmith.dev/v1alpha1/namespaces/lane/finetunejobs/tune/status", JOB: "/apis/batch/v1/namespaces/lane/jobs"}
+LEASE = Write("update", "leases", "tunesmith-leader", "")
+EVENT = Write("create", "events", "tune", "")
+PATHS = {
+    STATUS: "/apis/tunesmith.dev/v1alpha1/namespaces/lane/finetunejobs/tune/status",
+    JOB: "/apis/batch/v1/namespaces/lane/jobs",
+    LEASE: "/apis/coordination.k8s.io/v1/namespaces/lane/leases/tunesmith-leader",
+    EVENT: "/apis/events.k8s.io/v1/namespaces/lane/events",
+}
 
 
 def entry(write: Write, code: int = 200, agent: str = "tunesmith/1") -> Entry:
@@ -50,7 +61,7 @@ class Stand:
     async def send(self, write: Write) -> int | str:
         """The status of the answer, or what became of it."""
         method = {"update": "PUT", "create": "POST"}[write.verb]
-        body = {"metadata": {"name": "tune-train-1-0a1b2"}}
+        body = {"metadata": {"name": "tune.0123456789abcdef" if write.resource == "events" else "tune-train-1-0a1b2"}}
         try:
             async with self.session.request(method, self.proxy.url + PATHS[write], json=body) as answer:
                 await answer.read()
@@ -107,6 +118,46 @@ def test_there_is_a_plan_for_each_fault_at_each_write_that_all_lives_have_in_com
     others = entry(Write("update", "jobs", "tune", "status"), agent="kube-controller-manager/1")
     made = plans([[entry(STATUS), entry(STATUS), entry(JOB), others], [entry(JOB), entry(STATUS)]], seed=1)
     assert sorted(map(str, made)) == sorted(f"{write}/1/{fault}" for write in (STATUS, JOB) for fault in FAULTS)
+
+
+def test_of_leases_and_events_that_come_as_often_as_it_happens_there_are_plans_for_the_first() -> None:
+    made = plans([[entry(LEASE), entry(EVENT, 201), entry(LEASE), entry(EVENT, 201)], [entry(LEASE), entry(EVENT, 201)]], seed=1)
+    assert sorted(map(str, made)) == sorted(f"{write}/1/{fault}" for write in (LEASE, EVENT) for fault in FAULTS)
+
+
+@pytest.mark.parametrize("write", [LEASE, EVENT])
+async def test_a_fault_strikes_at_a_lease_and_at_an_event(stand: Stand, write: Write) -> None:
+    stand.saboteur.load(Plan(write, 1, "before"))
+    assert await stand.send(JOB) == 200
+    assert await stand.send(write) == "no answer"
+
+
+def test_the_audit_log_and_a_request_name_a_write_alike(tmp_path: Path) -> None:
+    log = tmp_path / "audit.log"
+    log.touch()
+    names = {JOB: f"tune-train-1-{UID[:5]}", Write("create", "pods", "", ""): "generated", EVENT: "tune.0123456789abcdef"}
+    with closing(AuditLog(log)) as audit:
+        for write, name in names.items():
+            target = {"resource": write.resource, "namespace": "lane", "name": name}
+            line = {"verb": write.verb, "objectRef": target, "responseStatus": {"code": 201}, "userAgent": "tunesmith/1"}
+            log.write_text(log.read_text() + json.dumps(line, separators=(",", ":")) + "\n")
+        taken = audit.take("lane")
+    assert [Write(each.verb, each.resource, each.name, each.subresource) for each in taken] == list(names)
+    assert [each.made for each in taken] == [True, True, False], "that an Event is lost is no other end"
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "told"),
+    [
+        (300, Options(), ""),
+        (299, Options(), "only 299 plans were run, not 300"),
+        (60, Options(sample=60), ""),
+        (59, Options(sample=60), "only 59 plans were run, not 60"),
+        (1, Options(only="create/jobs/*"), ""),
+    ],
+)
+def test_a_run_of_fewer_plans_than_were_asked_for_is_told(run: int, options: Options, told: str) -> None:
+    assert Report(plans=run).shortfall(options) == told
 
 
 def test_the_seed_decides_the_order() -> None:
