@@ -62,20 +62,22 @@ def root() -> Path:
 
 
 def image_key(part: Part, repository: Path = paths.REPOSITORY) -> str:
-    """A short hash over the base and every file of the part's folder that git knows or would know."""
+    """A short hash over the base, the version that it is labelled with, and every file of the part's folder that git knows or would know."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", part.folder]
     names = subprocess.run(listing, cwd=repository, capture_output=True, text=True, check=True).stdout.split("\0")
-    digest = hashlib.sha256(rootfs.base_key().encode())
+    digest = hashlib.sha256(f"{rootfs.base_key()} {chart_version(repository)}".encode())
     for name in sorted(name for name in names if name and (repository / name).is_file()):
         digest.update(b"\0" + name.encode() + b"\0" + (repository / name).read_bytes())
     return digest.hexdigest()[:12]
 
 
-def faults(config: Mapping[str, Any], files: Path) -> list[str]:
-    """What is wrong with an image, given its OCI configuration and its unpacked root."""
+def faults(config: Mapping[str, Any], files: Path, version: str) -> list[str]:
+    """What is wrong with an image of that version, given its OCI configuration and its unpacked root."""
     found = [] if config.get("User") == USER else [f"its user is {config.get('User')!r}, not {USER}"]
     labels = config.get("Labels") or {}
     found += [f"it has no label {label}" for label in LABELS if not labels.get(f"org.opencontainers.image.{label}")]
+    told = labels.get("org.opencontainers.image.version")
+    found += [f"it is labelled as version {told}, not {version}"] if told and told != version else []
     found += [f"the build tool /{tool} is in it" for tool in BUILD_TOOLS if os.path.lexists(files / tool)]
     found += [f"{path.relative_to(files)} installs packages" for path in files.glob("opt/*/bin/*") if path.name in ("pip", "uv")]
     names = {entry.partition("=")[0] for entry in config.get("Env") or ()}
@@ -182,9 +184,9 @@ def _build(part: Part, image: str, target: Path, report: Report) -> None:
         buildah.close()
 
 
-def chart_version() -> str:
+def chart_version(repository: Path = paths.REPOSITORY) -> str:
     """The version that the images are labelled with."""
-    lines = (paths.REPOSITORY / "helm/tunesmith/Chart.yaml").read_text().splitlines()
+    lines = (repository / "helm/tunesmith/Chart.yaml").read_text().splitlines()
     return next(line.removeprefix("version:").strip() for line in lines if line.startswith("version:"))
 
 
@@ -193,7 +195,7 @@ def check(part: Part, image: str, buildah: Buildah) -> int:
     config = json.loads(buildah.run("inspect", "--type=image", image))["OCIv1"]["config"]
     container = buildah.run("from", "--pull-never", image).splitlines()[-1]
     files = Path(buildah.run("mount", container).splitlines()[-1])
-    found = faults(config, files)
+    found = faults(config, files, chart_version())
     if found:
         raise ClusterError(f"{image}: " + "; ".join(found))
     buildah.run("run", *buildah.isolation, container, "--", "python", "-c", "import " + ", ".join(part.modules))

@@ -11,7 +11,8 @@ import pytest
 from dev import images
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIG = {"User": "65532:65532", "Labels": {f"org.opencontainers.image.{label}": "x" for label in images.LABELS}}
+VERSION = "1.2.3"
+CONFIG = {"User": "65532:65532", "Labels": {f"org.opencontainers.image.{label}": VERSION for label in images.LABELS}}
 
 
 def make(root: Path, *names: str) -> Path:
@@ -22,7 +23,7 @@ def make(root: Path, *names: str) -> Path:
 
 
 def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
-    assert images.faults(CONFIG, make(tmp_path, "opt/trainer/bin/python", "usr/bin/python3")) == []
+    assert images.faults(CONFIG, make(tmp_path, "opt/trainer/bin/python", "usr/bin/python3"), VERSION) == []
 
 
 @pytest.mark.parametrize(
@@ -37,17 +38,22 @@ def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_belong_into_an_image_is_told(tmp_path: Path, file: str, told: str) -> None:
-    (fault, *_) = images.faults(CONFIG, make(tmp_path, file))
+    (fault, *_) = images.faults(CONFIG, make(tmp_path, file), VERSION)
     assert told in fault
 
 
 def test_root_and_missing_labels_are_faults(tmp_path: Path) -> None:
-    told = images.faults({"User": "", "Labels": None}, tmp_path)
+    told = images.faults({"User": "", "Labels": None}, tmp_path, VERSION)
     assert len(told) == 1 + len(images.LABELS)
 
 
 def test_the_builds_variables_are_faults_in_an_image(tmp_path: Path) -> None:
-    assert images.faults(CONFIG | {"Env": ["PATH=/bin", "SSL_CERT_FILE=/mnt/x"]}, tmp_path) == ["the variable SSL_CERT_FILE of the build is in it"]
+    found = images.faults(CONFIG | {"Env": ["PATH=/bin", "SSL_CERT_FILE=/mnt/x"]}, tmp_path, VERSION)
+    assert found == ["the variable SSL_CERT_FILE of the build is in it"]
+
+
+def test_the_label_of_another_version_is_a_fault(tmp_path: Path) -> None:
+    assert images.faults(CONFIG, tmp_path, "1.2.4") == ["it is labelled as version 1.2.3, not 1.2.4"]
 
 
 @pytest.mark.parametrize("part", images.PARTS.values(), ids=lambda part: part.name)
@@ -69,15 +75,24 @@ def test_another_base_is_the_only_way_in_from_outside() -> None:
 
 def repository(folder: Path) -> Path:
     """A repository with one part in it."""
-    make(folder, "operator/Containerfile", "operator/tunesmith/a.py", "README.md")
+    make(folder, "operator/Containerfile", "operator/tunesmith/a.py", "README.md", "helm/tunesmith/Chart.yaml")
+    set_version(folder, VERSION)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder
 
 
-def test_an_image_is_built_anew_when_a_file_of_its_folder_changes_and_only_then(tmp_path: Path) -> None:
+def set_version(folder: Path, version: str) -> None:
+    (folder / "helm/tunesmith/Chart.yaml").write_text(f"name: tunesmith\nversion: {version}\nappVersion: 9\n")
+
+
+def test_an_image_is_built_anew_when_a_file_of_its_folder_or_the_version_changes_and_only_then(tmp_path: Path) -> None:
     part, root = images.PARTS["operator"], repository(tmp_path)
     before = images.image_key(part, root)
     (root / "README.md").write_text("more")
+    assert images.image_key(part, root) == before
+    set_version(root, "1.2.4")
+    assert images.image_key(part, root) != before
+    set_version(root, VERSION)
     assert images.image_key(part, root) == before
     (root / "operator/tunesmith/a.py").write_text("more")
     assert images.image_key(part, root) != before
