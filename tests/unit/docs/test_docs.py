@@ -125,7 +125,8 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.is_dir(
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_is_listed_and_run_to_its_end(example: Path) -> None:
+def test_every_example_is_listed_and_a_test_or_the_demo_names_its_folder(example: Path) -> None:
     assert f"[{example.name}]({example.name})" in (ROOT / "examples/README.md").read_text(), "add a row to examples/README.md"
     tests = "".join(path.read_text() for folder in ("tests/e2e", "tests/integration", "dev/demo") for path in (ROOT / folder).glob("*.py"))
+    # That it runs to its end is what that test is to show.
     assert f"examples/{example.name}" in tests, "run it in tests/e2e/test_examples.py"
