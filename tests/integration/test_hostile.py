@@ -13,10 +13,11 @@ import pytest
 from dev.bench.life import CHILDREN
 from tests.integration.hostile import HOSTILE, SECRET, SPECS, Hostile
 from tests.integration.leaves import ITEM, placed, schema_of, strings
-from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer, settle
 from tests.integration.schema_server import MERGE, Server
 from tunesmith.conditions import is_true
 from tunesmith.resources import RESOURCES
+from tunesmith.stages import StageKey, job_name
 from tunesmith.values import LABEL_STAGE, Object
 
 REFUSED = [entry for entry in HOSTILE if entry.field]
@@ -132,6 +133,20 @@ def test_what_another_namespace_says_of_an_object_is_not_believed(
     assert "evil" not in json.dumps(space.status("FineTuneJob", "tune"))
     for obj in (made, lying, blocking):
         neighbour.patch(obj["kind"], obj["metadata"]["name"], {"metadata": {"finalizers": None}})
+
+
+def test_a_job_that_took_the_name_of_the_next_attempt_is_let_alone_and_waited_for(operator: OperatorProcess, space: Namespace) -> None:
+    tune = space.create("FineTuneJob", "tune", {**FINE_TUNE_JOB, "suspend": True})
+    space.wait_condition("FineTuneJob", "tune", "Suspended")
+    name = job_name(tune, StageKey("Prepare"), 1)
+    spec = {"suspend": True, "template": {"spec": {"containers": [{"name": "mine", "image": "i"}], "restartPolicy": "Never"}}}
+    taken = space.api.send("POST", space.path("Job"), {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec})
+    assert taken.code == 201, taken.body
+    space.patch("FineTuneJob", "tune", {"spec": {"suspend": False}})
+    space.wait(lambda: space.get("ConfigMap", name), "the attempt to be made as far as it can be")
+    assert settle(1, lambda: (space.get("Job", name) or {})["metadata"]["uid"] == taken.body["metadata"]["uid"])
+    space.delete("Job", name)
+    space.wait_pods(tune, "Prepare")
 
 
 def copy(space: Namespace, obj: Object, spec: Object, labels: Object | None = None) -> Object:
