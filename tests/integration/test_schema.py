@@ -225,9 +225,29 @@ def test_every_changed_value_of_the_table_is_valid_by_itself(server: Server) -> 
 
 @pytest.mark.parametrize("kind", ["FineTuneJob", "EvalRun"])
 def test_what_does_not_determine_the_result_can_be_changed(server: Server, kind: str) -> None:
-    free = {"suspend": True, "retries": 7, "resources": {"memory": "64Gi"}} | ({"checkpoints": {"keep": 5}} if kind == "FineTuneJob" else {})
-    assert server.update(server.create(kind, MINIMAL[kind]), lambda spec: spec.update(free)).code == 200
-    assert server.update(server.create(kind, FULL[kind]), lambda spec: spec.update(free)).code == 200
+    free = {"suspend": True, "retries": 7} | ({"checkpoints": {"keep": 5}} if kind == "FineTuneJob" else {})
+    for examples in (MINIMAL, FULL):
+        larger = {"resources": examples[kind].get("resources", {}) | {"memory": "64Gi"}}
+        assert server.update(server.create(kind, examples[kind]), lambda spec, change=free | larger: spec.update(change)).code == 200
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [({"gpus": 4}, {"gpus": 8}), ({"gpus": 4}, {}), ({"gpus": 4}, None), (None, {"gpus": 4}), ({}, {"gpus": 4})]
+)
+def test_a_job_keeps_its_gpus_since_as_many_processes_train(server: Server, before: Object | None, after: Object | None) -> None:
+    def with_resources(resources: Object | None) -> Object:
+        return MINIMAL["FineTuneJob"] | ({} if resources is None else {"resources": resources})
+
+    created = server.create("FineTuneJob", with_resources(before))
+    answer = server.update(created, lambda spec: (spec.clear(), spec.update(with_resources(after))))
+    assert answer.code == 422, answer.body
+    assert "is immutable" in answer.refused["spec.resources.gpus"], answer.refused
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, {"gpus": 0}), ({"gpus": 0}, {"memory": "8Gi"}), ({"gpus": 4}, {"gpus": 4, "cpu": "8"})])
+def test_resources_that_ask_for_as_many_gpus_can_be_changed(server: Server, before: Object | None, after: Object) -> None:
+    created = server.create("FineTuneJob", MINIMAL["FineTuneJob"] | ({"resources": before} if before else {}))
+    assert server.update(created, lambda spec: spec.update(resources=after)).code == 200
 
 
 @pytest.mark.parametrize("kind", ["FineTuneJob", "EvalRun"])

@@ -237,12 +237,19 @@ RULES = (
 class Spec(Limited):
     """What to train, from what, and what to make of it.
 
-    Immutable but for suspend, retries, limits, checkpoints, resources and, while suspended, scheduling.
+    Immutable but for suspend, retries, limits, checkpoints, stageResources, resources (without `gpus`) and, while suspended, scheduling.
     """
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             *immutable(*IMMUTABLE),
+            # As many processes train, so it determines the global batch. 0 means what its absence means.
+            rule(
+                "self.?resources.?gpus.orValue(0) == oldSelf.?resources.?gpus.orValue(0)",
+                "`resources.gpus` is immutable: make a new object with another name",
+                ".resources.gpus",
+                "FieldValueForbidden",
+            ),
             only_while_suspended("scheduling"),
             rule(
                 "has(self.adapter) || !has(self.output.artifacts) || !self.output.artifacts.exists(a, a == 'Adapter')",
@@ -274,7 +281,7 @@ class Spec(Limited):
     )
     training: Training | None = Field(None, description="Hyperparameters.")
     parallelism: Parallelism | None = Field(None, description="Default: one pod, DDP.")
-    resources: Resources | None = Field(None, description="Of each training pod.")
+    resources: Resources | None = Field(None, description="Of each training pod. `gpus` is immutable: as many processes train.")
     stage_resources: Annotated[list[StageResources], Field(max_length=3)] | None = Field(
         None, description="Of the other stages' pods. Default: as `resources`, without GPUs."
     )
