@@ -21,6 +21,11 @@ def refusal(digest=None, uri=MODEL_URI):
     return refused.value.reason, refused.value.message
 
 
+def in_the_trainer(code):
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "trainer-image")}
+    return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip()
+
+
 def test_an_intact_artefact_has_the_digest_of_its_manifest(model):
     verified = verify(ModelReference(uri=MODEL_URI, digest=DIGEST))
 
@@ -44,9 +49,25 @@ def test_a_manifest_is_canonical_json_over_the_loadable_files(model):
 def test_the_trainer_image_computes_the_same_digest(model):
     # The image that writes artefacts must agree with the one that checks them; neither imports the other.
     code = f"from tunesmith_trainer import store; print(store.scan(store.path_of({MODEL_URI!r})).digest)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "trainer-image")}
 
-    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip() == DIGEST
+    assert in_the_trainer(code) == DIGEST
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "sub/added_tokens.json", "README.md", ".cache/x"])
+def test_the_trainer_image_refuses_the_files_beside_a_model_that_are_refused_here(model, name):
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_text("x")
+    try:
+        here = verify(ModelReference(uri=MODEL_URI)).digest
+    except ServeError as error:
+        here = error.reason
+    code = (
+        "from tunesmith_trainer import errors, store\n"
+        f"try: print(store.verify({MODEL_URI!r}, None)[1])\n"
+        "except errors.StageError as error: print(error.reason)"
+    )
+
+    assert in_the_trainer(code) == here
 
 
 def test_cards_reports_and_hidden_files_may_change(model):

@@ -67,6 +67,17 @@ def test_a_changed_byte_is_found(folder):
     assert caught.value.reason == "DigestMismatch"
 
 
+@pytest.mark.parametrize("look", [pvc.verify, pvc.open_artifact])
+def test_a_file_laid_beside_a_model_is_refused_as_the_serving_image_refuses_it(folder, look):
+    digest = pvc.write_manifest(folder).digest
+    assert pvc.is_intact(folder)
+    (folder / "chat_template.jinja").write_text("x")
+    with pytest.raises(StageError, match=r"chat_template\.jinja is not in manifest\.json") as caught:
+        look("pvc://models/m", digest)
+    assert caught.value.reason == "DigestMismatch"
+    assert not pvc.is_intact(folder)
+
+
 def test_an_artefact_of_another_digest_or_without_manifest_is_refused(folder):
     with pytest.raises(StageError, match="not complete"):
         pvc.open_artifact("pvc://models/m", None)

@@ -30,7 +30,8 @@ def run(stage: FinalizeInput) -> FinalizeAnswer:
     """Write the artefacts asked for; raises StageError (DigestMismatch, InvalidSettings, NoEffect)."""
     base = store.open_artifact(stage.model.uri, stage.model.digest)
     saved = store.existing(stage.checkpoint.uri)
-    if not store.is_intact(saved):
+    manifest = store.read_manifest(saved)
+    if manifest is None or any(store.differences(saved, manifest)):
         raise StageError("DigestMismatch", f"the checkpoint {stage.checkpoint.uri} is damaged or not complete")
     if stage.adapter is None and "Adapter" in stage.artifacts:
         raise StageError("InvalidSettings", "full fine-tuning makes no Adapter: ask for Merged alone")

@@ -206,13 +206,24 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def is_intact(folder: Path) -> bool:
-    """Return whether a folder is complete and every file in it is the one its manifest lists."""
+    """Return whether a folder is complete and holds the files that its manifest lists, and no others."""
     manifest = read_manifest(folder)
-    return manifest is not None and not list(differences(folder, manifest))
+    return manifest is not None and not any(unlisted(folder, manifest)) and not any(differences(folder, manifest))
+
+
+def unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each loadable file that the manifest does not list.
+
+    A chat template laid beside a model would change its answers, and every figure of it, while the digest stays the same.
+    """
+    for path in listed_files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in manifest.files:
+            yield f"{name} is not in {MANIFEST}"
 
 
 def differences(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield a line for each file that is missing or is not the one the manifest lists."""
+    """Yield a line for each file of the manifest that is missing or is another one."""
     for name, (sha, size) in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -224,7 +235,7 @@ def differences(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def open_artifact(uri: str, digest: str | None) -> Path:
-    """Return an artefact's folder after a look at its manifest and its files' sizes alone, which costs no reading.
+    """Return an artefact's folder after a look at its manifest and its files' names and sizes alone, which costs no reading.
 
     Raises StageError: SourceNotFound, or DigestMismatch when it is not complete or not the one the digest names.
     """
@@ -238,21 +249,23 @@ def open_artifact(uri: str, digest: str | None) -> Path:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise StageError("DigestMismatch", f"{name} in {uri} is missing or has another size than its manifest says")
+    if stray := next(unlisted(folder, manifest), None):
+        raise StageError("DigestMismatch", f"{uri} is not what its manifest says: {stray}")
     return folder
 
 
 def verify(uri: str, digest: str | None) -> tuple[Path, str]:
     """Return a model folder's path and digest after checking every file of it.
 
-    A folder with a manifest is checked against it; one without gets the digest its manifest would have. Raises
-    StageError: SourceNotFound, or DigestMismatch when a file or the digest asked for differs.
+    A folder with a manifest is checked against it, by the rule of the serving image; one without gets the digest its manifest
+    would have. Raises StageError: SourceNotFound, or DigestMismatch when a file or the digest asked for differs.
     """
     folder = existing(uri)
     manifest = read_manifest(folder)
     if manifest is None:
         found = scan(folder).digest
     else:
-        wrong = next(differences(folder, manifest), None)
+        wrong = next(itertools.chain(unlisted(folder, manifest), differences(folder, manifest)), None)
         if wrong:
             raise StageError("DigestMismatch", f"{uri} is not what its manifest says: {wrong}")
         found = manifest.digest
