@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from tunesmith.errors import NotReadyYet, TunesmithError
+
 MESSAGE_LIMIT = 1024
 
 
@@ -65,11 +67,19 @@ def suspended(message: str) -> tuple[Condition, ...]:
     )
 
 
-def bounded(succeeded: str, finished: bool, reason: str, message: str = "", held: bool = False) -> tuple[Condition, ...]:
-    """What the kinds that end tell beside Ready, Reconciling and Stalled. `held`: nothing of it is left, by `spec.suspend`."""
+def told_by(error: TunesmithError) -> tuple[Condition, ...]:
+    """What an error comes to: either its cause goes by itself, or a person must act."""
+    return (working if isinstance(error, NotReadyYet) else stalled)(error.reason, error.message)
+
+
+def bounded(told: tuple[Condition, ...], succeeded: str = "Unknown", held: bool = False) -> tuple[Condition, ...]:
+    """`told` (Ready first) and what the kinds that end tell beside it, for the same reason. `held`: nothing is left, by `spec.suspend`."""
+    ready, finished = told[0], succeeded != "Unknown"
+    message = ready.message if finished else ""
     return (
-        Condition("Succeeded", succeeded, reason, message),
-        Condition("Finished", str(finished), reason, message),
+        *told,
+        Condition("Succeeded", succeeded, ready.reason, message),
+        Condition("Finished", str(finished), ready.reason, message),
         Condition("Suspended", str(held), "Suspended" if held else "NotSuspended"),
     )
 

@@ -1,8 +1,9 @@
-"""The three outcomes an error can have.
+"""The outcomes that an error can have; `conditions.told_by` tells them.
 
     TunesmithError
-     +- InvalidSpec     told in a condition, not retried: a person must change the object
-     +- NotReadyYet     something named is not there yet: its event wakes us
+     +- InvalidSpec        Stalled: a person must change the object
+     +- DependencyFailed   Stalled: a person must change what is named, or make it anew; its event wakes us
+     +- NotReadyYet        Reconciling: something named is not there yet; its event wakes us
 
 Anything else is a bug or an outage: the key is retried with backoff and counted.
 """
@@ -21,6 +22,13 @@ class TunesmithError(Exception):
 
 class InvalidSpec(TunesmithError):
     """The object asks for what cannot be; ends in `Stalled=True`."""
+
+
+class DependencyFailed(TunesmithError):
+    """What is named has failed. It may be made anew, so this is no end: its events still wake us."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("DependencyFailed", message)
 
 
 class NotReadyYet(TunesmithError):

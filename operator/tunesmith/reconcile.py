@@ -222,9 +222,7 @@ def _ended_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> boo
 def _with_error(observed: Observed, status: Object, error: TunesmithError) -> Object:
     """`status` with the conditions that tell `error`; conditions of other types stay as they are."""
     generation = observed.owner["metadata"]["generation"]
-    told = (conditions.stalled if isinstance(error, InvalidSpec) else conditions.working)(error.reason, error.message)
-    recorded = observed.recorded.get("conditions", ())
-    merged = conditions.merge(recorded, told, generation, observed.now)
+    merged = conditions.merge(observed.recorded.get("conditions", ()), conditions.told_by(error), generation, observed.now)
     types = {entry["type"] for entry in merged}
     others = [entry for entry in status.get("conditions", ()) if entry["type"] not in types]
     return {**status, "observedGeneration": generation, "conditions": merged + others}

@@ -6,16 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.conditions import find, is_true
-from tunesmith.errors import InvalidSpec, NotReadyYet, TunesmithError
+from tunesmith.errors import DependencyFailed, InvalidSpec, NotReadyYet
 from tunesmith.pods import MAX_CLAIMS, claims
 from tunesmith.values import Key, Object, Observed
-
-
-class DependencyFailed(TunesmithError):
-    """What is named has failed. It may be made anew, so this is no end: its events still wake us."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("DependencyFailed", message)
 
 
 def named_job(observed: Observed, name: str) -> Object:

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.accounting import account
-from tunesmith.conditions import Condition, bounded, done, merge, stalled, suspended, working
-from tunesmith.errors import NotReadyYet, TunesmithError
+from tunesmith.conditions import merge
+from tunesmith.errors import TunesmithError
 from tunesmith.evalrun.api import TESTED
 from tunesmith.evalrun.pins import COMPARE, EVALUATE, pin, waves
-from tunesmith.ledger import Ledger, fold
-from tunesmith.stages import key_of, result_of
+from tunesmith.ledger import fold
+from tunesmith.stages import result_of
+from tunesmith.standing import End, standing
 from tunesmith.values import Object, Observed
 
 RESULTS_KEPT = 64
-Told = tuple[str, tuple[Condition, ...]]
-"""The display word and the conditions."""
 
 
 def status(observed: Observed) -> Object:
@@ -27,7 +26,7 @@ def status(observed: Observed) -> Object:
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
     facts |= {"gpuSeconds": used} if (used := account(observed.recorded, ledger.attempts, None)) else {}
     outcome = _outcome(observed.spec, facts)
-    word, conditions = _tell(observed, ledger, error, outcome)
+    word, conditions = standing(observed, ledger, error, End("Finished", "Evaluated", _summary(outcome)) if outcome else None)
     return {
         "observedGeneration": generation,
         "stage": word,
@@ -72,35 +71,6 @@ def _outcome(spec: Mapping[str, Any], facts: Object) -> Object:
         "results": told.get("results", [])[:RESULTS_KEPT],
         **places,
     }
-
-
-def _tell(observed: Observed, ledger: Ledger, error: TunesmithError | None, outcome: Object) -> Told:
-    """What a person reads first. What is over stays over, whatever is changed or missing later."""
-    if ledger.failure:
-        reason, message = ledger.failure["reason"], f"{key_of(ledger.failure)}: {ledger.failure['message']}"
-        return "Failed", (*stalled(reason, message), *bounded("False", True, reason, message))
-    if outcome:
-        message = _summary(outcome)
-        return "Finished", (*done("Evaluated", message), *bounded("True", True, "Evaluated", message))
-    if ledger.target:
-        reason, message = ledger.target.reason, f"{ledger.target.message}; {ledger.note.message}"
-        return "Failing", (*working(reason, message), *bounded("Unknown", False, reason), ledger.target)
-    word, conditions = _tell_of_unfinished(observed, ledger, error)
-    return word, (*conditions, *bounded("Unknown", False, word, held=word == "Suspended"))
-
-
-def _tell_of_unfinished(observed: Observed, ledger: Ledger, error: TunesmithError | None) -> Told:
-    if observed.problem:
-        return "Stalled", stalled(observed.problem["reason"], observed.problem["message"])
-    if observed.spec.get("suspend"):
-        if ledger.busy:
-            return "Suspending", working("Suspending", "waits until no pod is left")
-        return "Suspended", suspended("`suspend` is set: nothing runs")
-    if isinstance(error, NotReadyYet):
-        return "Waiting", working(error.reason, error.message)
-    if error:
-        return "Stalled", stalled(error.reason, error.message)
-    return ledger.stage, working(ledger.note.reason, ledger.note.message)
 
 
 def _summary(outcome: Object) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from tunesmith import attempts
 from tunesmith.accounting import account
-from tunesmith.conditions import MESSAGE_LIMIT, Condition, bounded, done, is_true, merge, stalled, suspended, timestamp, working
-from tunesmith.errors import NotReadyYet, TunesmithError
+from tunesmith.conditions import is_true, merge, timestamp
+from tunesmith.errors import TunesmithError
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
 from tunesmith.finetunejob.sources import check_volumes, model_uri
@@ -18,6 +18,7 @@ from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
 from tunesmith.spec import dump
 from tunesmith.stages import StageKey, result_of
+from tunesmith.standing import End, standing
 from tunesmith.values import Observed
 
 PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
@@ -36,7 +37,7 @@ def status(observed: Observed) -> dict[str, Any]:
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
     facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
     facts |= _optional("lastCheckpoint", _checkpoint(observed, ledger)) | _optional("progress", _progress(observed, ledger))
-    stage, conditions = _standing(observed, ledger, obstacle, facts)
+    stage, conditions = standing(observed, ledger, obstacle, _end(ledger, facts))
     return (
         facts
         | ledger.times
@@ -111,29 +112,12 @@ def _shown(report: Mapping[str, Any], observed: Observed) -> dict[str, Any]:
     return kept | _optional("metrics", metrics) | {"lastUpdatedTime": timestamp(observed.now)}
 
 
-def _standing(observed: Observed, ledger: Ledger, obstacle: TunesmithError | None, facts: Mapping[str, Any]) -> tuple[str, tuple[Condition, ...]]:
-    """The display word and the conditions. The first that holds is told: the end, then a person's wish, then obstacles, then work."""
-    if ledger.failure:
-        reason, message = ledger.failure["reason"], f"{ledger.failure['name']} failed: {ledger.failure['message']}"
-        return "Failed", (*stalled(reason, message), *bounded("False", True, reason, message))
-    if ledger.succeeded:
-        made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
-        message = f"made {made} at {facts['resolved']['runURI']}"
-        return "Succeeded", (*done("Succeeded", message), *bounded("True", True, "Succeeded", message))
-    if ledger.target:
-        reason, message = ledger.target.reason, f"{ledger.target.message}; {ledger.note.message}"
-        return "Failing", (*working(reason, message), *bounded("Unknown", False, reason), ledger.target)
-    if observed.spec.get("suspend"):
-        if ledger.busy:
-            return "Suspending", (*working("Suspending", ledger.note.message), *bounded("Unknown", False, "Suspending"))
-        return "Suspended", (*suspended("suspended by spec.suspend"), *bounded("Unknown", False, "Suspended", held=True))
-    if observed.problem:
-        reason, message = observed.problem["reason"], observed.problem["message"]
-        return "Stalled", (*stalled(reason, message[:MESSAGE_LIMIT]), *bounded("Unknown", False, reason))
-    if obstacle and not ledger.active:
-        word, state = ("Waiting", working) if isinstance(obstacle, NotReadyYet) else ("Stalled", stalled)
-        return word, (*state(obstacle.reason, obstacle.message), *bounded("Unknown", False, obstacle.reason))
-    return ledger.stage, (*working(ledger.note.reason, ledger.note.message), *bounded("Unknown", False, ledger.stage))
+def _end(ledger: Ledger, facts: Mapping[str, Any]) -> End | None:
+    """What is told of a job that has made all that was asked for."""
+    if not ledger.succeeded:
+        return None
+    made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
+    return End("Succeeded", "Succeeded", f"made {made} at {facts['resolved']['runURI']}")
 
 
 def _optional(name: str, value: Any) -> dict[str, Any]:

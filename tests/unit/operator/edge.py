@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith import conditions
-from tunesmith.errors import InvalidSpec, NotReadyYet
+from tunesmith.errors import DependencyFailed, InvalidSpec, NotReadyYet
 from tunesmith.kinds import Kind
 from tunesmith.values import API_VERSION, LABEL_UID, MANAGED_BY, Config, Images, Key, Object, Observed, Plan
 
@@ -67,6 +67,8 @@ def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
     """ConfigMaps and a Job; `drop` deletes all children of a kind instead of the Job."""
     if observed.spec.get("fail") == "build":
         raise NotReadyYet("Awaiting", "something is missing")
+    if observed.spec.get("fail") == "dependency":
+        raise DependencyFailed("what is named has failed")
     names = observed.spec.get("configs", ["config"])
     configs = tuple(desired(child("ConfigMap", name, observed.owner, data={"phase": "any"})) for name in names)
     job = desired(child("Job", "job", observed.owner, spec={}))

@@ -296,7 +296,7 @@ def test_bad_settings_end_it_at_once() -> None:
     world.end("Evaluate", refusal("Evaluate", 64, "SourceNotFound", "task mmlux is not known"), "tested")
     status = world.rest()
     assert world.told("Stalled") == ("True", "SourceNotFound")
-    assert world.message("Stalled") == "Evaluate tested: task mmlux is not known"
+    assert world.message("Stalled") == "Evaluate tested failed: task mmlux is not known"
     assert (world.told("Succeeded")[0], world.told("Finished")[0]) == ("False", "True")
     assert status["stage"] == "Failed"
     assert world.jobs() == []

@@ -224,7 +224,10 @@ async def test_nothing_is_done_when_the_status_could_not_be_written() -> None:
     assert bench.cluster.writes == []
 
 
-@pytest.mark.parametrize(("fail", "reason", "condition"), [("status", "Impossible", "Stalled"), ("build", "Awaiting", "Reconciling")])
+@pytest.mark.parametrize(
+    ("fail", "reason", "condition"),
+    [("status", "Impossible", "Stalled"), ("build", "Awaiting", "Reconciling"), ("dependency", "DependencyFailed", "Stalled")],
+)
 async def test_an_error_of_the_core_is_told_once_and_changes_nothing(fail: str, reason: str, condition: str) -> None:
     tune = owner(fail=fail)
     bench = Bench(tune)
