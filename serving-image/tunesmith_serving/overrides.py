@@ -88,18 +88,13 @@ def _parse_one(key: str, text: str) -> Any:
         allowed = ", ".join(ALLOWED)
         raise ServeError("InvalidOverrides", f"engine.vllm.overrides: {key} may not be set; allowed are {allowed}")
     expected, is_valid = ALLOWED[key]
-    value = _parse_value(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise ServeError("InvalidOverrides", f'engine.vllm.overrides: {key}: {text!r} is not JSON (a text needs quotes: "\\"{text}\\"")') from None
     if not is_valid(value):
         raise ServeError("InvalidOverrides", f"engine.vllm.overrides: {key} must be {expected}, not {text!r}")
     return value
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        # A bare word stands for itself: nobody writes '"bfloat16"' with two pairs of quotes.
-        return text
 
 
 def to_flags(overrides: Mapping[str, Any]) -> list[str]:

@@ -53,11 +53,10 @@ def test_a_cpu_pod_may_be_told_to_compile():
         ("max_num_seqs", "16", ["--max-num-seqs", "16"]),
         ("gpu_memory_utilization", "0.85", ["--gpu-memory-utilization", "0.85"]),
         ("enable_prefix_caching", "false", ["--no-enable-prefix-caching"]),
-        ("dtype", "bfloat16", ["--dtype", "bfloat16"]),
-        ("dtype", '"float32"', ["--dtype", "float32"]),
-        ("generation_config", "vllm", ["--generation-config", "vllm"]),
+        ("dtype", '"bfloat16"', ["--dtype", "bfloat16"]),
+        ("generation_config", '"vllm"', ["--generation-config", "vllm"]),
         ("optimization_level", "1", ["--optimization-level", "1"]),
-        ("tool_call_parser", "hermes", ["--tool-call-parser", "hermes"]),
+        ("tool_call_parser", '"hermes"', ["--tool-call-parser", "hermes"]),
     ],
 )
 def test_an_override_becomes_an_argument(key, value, flags):
@@ -76,23 +75,30 @@ def test_a_key_that_is_not_allowed_is_refused_by_name_with_those_that_are(key):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("max_num_seqs", "many"),
+        ("max_num_seqs", '"many"'),
         ("max_num_seqs", "-1"),
         ("max_num_seqs", "true"),
         ("max_num_seqs", "1.5"),
         ("gpu_memory_utilization", "[1]"),
-        ("enforce_eager", "yes"),
-        ("generation_config", "/mnt/pvc/other"),
-        ("dtype", "int8"),
+        ("enforce_eager", '"yes"'),
+        ("generation_config", '"/mnt/pvc/other"'),
+        ("dtype", '"int8"'),
         ("optimization_level", "true"),
-        ("tool_call_parser", "/tmp/plugin.py"),
-        ("tool_call_parser", "--port"),
+        ("tool_call_parser", '"/tmp/plugin.py"'),
+        ("tool_call_parser", '"--port"'),
         ("reasoning_parser", "null"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_name(key, value):
     with pytest.raises(ServeError, match=f"{key} must be"):
         overrides.parse({key: value})
+
+
+def test_a_bare_word_is_refused_as_a_training_setting_is_and_told_how_to_quote_it():
+    with pytest.raises(ServeError, match=r"dtype: 'bfloat16' is not JSON \(a text needs quotes") as refused:
+        overrides.parse({"dtype": "bfloat16"})
+
+    assert refused.value.reason == "InvalidOverrides"
 
 
 def test_the_engine_stays_offline_and_knows_a_user_without_a_passwd_entry():
