@@ -51,14 +51,17 @@ class Bench:
         """Write model and data, and prepare the run."""
         self.folder, self.chosen, self.interpreter = folder, chosen, python("trainer")
         training = {"maxSteps": chosen.steps, "learningRate": "1e-3", "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1}
-        training |= {"maxLength": 256, "precision": "FP32", "seed": 17, "loggingSteps": 10}
+        training |= {"maxLength": 256, "precision": "FP32", "seed": 17, "loggingSteps": 10, "numTrainEpochs": 1, "lrSchedulerType": "linear"}
+        training |= {"warmupSteps": 0, "weightDecay": "0", "maxGradNorm": "1", "gradientCheckpointing": False, "overrides": {}}
         own = {"rows": 4000, "hidden": chosen.hidden, "layers": chosen.layers, "method": chosen.method, "training": training}
         self.claim = folder / "claim"
         self.claim.mkdir()
         (self.claim / "settings.json").write_text(json.dumps(own))
         self.call(["-m", BY_HAND, "make", str(self.claim)])
-        lora = {"adapter": {"lora": {"r": 16, "loraAlpha": 32}}} if chosen.method == "lora" else {}
-        self.blocks = {"method": {"sft": {"packing": True}}, "training": training, **lora}
+        lora = (
+            {"adapter": {"lora": {"r": 16, "loraAlpha": 32, "loraDropout": "0", "targetModules": ["all-linear"]}}} if chosen.method == "lora" else {}
+        )
+        self.blocks = {"method": {"sft": {"packing": True, "assistantOnlyLoss": False}}, "training": training, **lora}
         spread = {"nodes": 1, "processesPerNode": chosen.processes, "ddp": {}}
         data = [{"name": "text", "uri": "pvc://claim/text.jsonl", "format": "Text"}]
         output = {"uri": "pvc://claim/out", "artifacts": ["Adapter" if lora else "Merged"]}
@@ -92,7 +95,7 @@ class Bench:
         rendezvous = {"endpoint": f"127.0.0.1:{free_port()}", "nodes": 1, "processesPerNode": self.chosen.processes}
         model = {key: self.prepared["model"][key] for key in ("uri", "digest")}
         value = {"stage": "Train", "runURI": self.prepared["runURI"], "model": model, "parallelism": self.spread, "rendezvous": rendezvous}
-        told, log = self.stage(value | self.blocks | {"checkpoints": {"everySteps": self.chosen.every, "keep": 2}})
+        told, log = self.stage(value | self.blocks | {"checkpoints": {"everySteps": self.chosen.every, "keep": 2, "gracePeriodSeconds": 120}})
         blocked = BLOCKED.search(log)
         assert blocked, log[-2000:]
         return round(told["tokensPerSecond"] * told["trainRuntimeSeconds"]), told["trainRuntimeSeconds"], float(blocked[1])

@@ -96,8 +96,9 @@ def run_block(**changes):
         "method": {"sft": {"packing": True, "assistantOnlyLoss": True}},
         "adapter": {"lora": {"r": 4, "loraAlpha": 8, "loraDropout": "0", "targetModules": ["all-linear"]}},
         "training": {
-            "maxSteps": 4, "learningRate": "1e-2", "perDeviceTrainBatchSize": 1, "gradientAccumulationSteps": 1,
-            "maxLength": 64, "precision": "BF16", "seed": 17, "loggingSteps": 1,
+            "numTrainEpochs": 1, "maxSteps": 4, "learningRate": "1e-2", "perDeviceTrainBatchSize": 1, "gradientAccumulationSteps": 1,
+            "lrSchedulerType": "linear", "warmupSteps": 0, "weightDecay": "0", "maxGradNorm": "1", "gradientCheckpointing": False,
+            "maxLength": 64, "precision": "BF16", "seed": 17, "loggingSteps": 1, "overrides": {},
         },
         "parallelism": {"nodes": 1, "processesPerNode": 1, "ddp": {}},
         "output": {"uri": "pvc://models/out", "artifacts": ["Adapter", "Merged"]},

@@ -1,8 +1,9 @@
 import json
 
 import pytest
+import yaml
 
-from tests.trainer.bench import GOLDEN
+from tests.trainer.bench import GOLDEN, ROOT
 from tunesmith_trainer import contract
 from tunesmith_trainer.stage import load
 
@@ -35,6 +36,29 @@ def test_an_unknown_field_is_refused():
     value["training"]["learning_rate_"] = "1"
     with pytest.raises(ValueError, match="learning_rate_"):
         contract.TrainInput.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("block", "setting"),
+    [("training", "numTrainEpochs"), ("training", "perDeviceTrainBatchSize"), ("checkpoints", "everySteps"), ("parallelism", "nodes")],
+)
+def test_a_setting_left_out_is_refused_since_defaults_are_the_operators(block, setting):
+    value = json.loads((GOLDEN / "train.stage.json").read_text())
+    del value[block][setting]
+    with pytest.raises(ValueError, match=f"{setting}\n  Field required"):
+        contract.TrainInput.model_validate(value)
+
+
+OF_THE_OPERATOR = sorted((ROOT / "tests" / "unit" / "operator" / "golden").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", OF_THE_OPERATOR, ids=lambda path: path.stem)
+def test_what_the_operator_writes_lacks_no_setting(path):
+    maps = [each["data"]["stage.json"] for each in yaml.safe_load_all(path.read_text()) if each["kind"] == "ConfigMap"]
+    assert maps
+    for value in map(json.loads, maps):
+        if value["stage"] != "Serve":
+            load(value["stage"]).INPUT.model_validate(value)
 
 
 def test_a_union_takes_exactly_one_member():

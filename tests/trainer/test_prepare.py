@@ -200,7 +200,7 @@ def test_an_override_is_passed_on(store):
     from tunesmith_trainer.spec import Method, Training
 
     wanted = Training.model_validate(training(overrides={"adam_beta1": "0.8", "packing_strategy": '"bfd_split"'}))
-    method = Method.model_validate({"sft": {"packing": True}})
+    method = Method.model_validate({"sft": {"packing": True, "assistantOnlyLoss": True}})
     arguments = training_arguments(wanted, method, None, "CPU", "/tmp/x", validates=True)
     assert (arguments["adam_beta1"], arguments["packing_strategy"]) == (0.8, "bfd_split")
 
@@ -222,7 +222,7 @@ def test_sequences_longer_than_the_models_positions_are_refused(store):
 
 
 def test_target_modules_that_the_model_lacks_are_refused(store):
-    adapter = {"lora": {"r": 4, "loraAlpha": 8, "targetModules": ["query_key_value"]}}
+    adapter = {"lora": {"r": 4, "loraAlpha": 8, "loraDropout": "0", "targetModules": ["query_key_value"]}}
     code, reason, message = refused(store, adapter=adapter)
     assert (code, reason) == (64, "InvalidSettings")
     assert "q_proj" in message
@@ -268,6 +268,7 @@ def test_equal_rows_validate_or_train_but_never_both():
     assert dataset.split(rows[::-1], 0.1, 17)[1] == validation[::-1]
 
 
+TWO = {"nodes": 1, "processesPerNode": 2}
 FULL = {"adapter": None, "output": {"uri": "pvc://models/out", "artifacts": ["Merged"]}}
 
 
@@ -275,11 +276,11 @@ FULL = {"adapter": None, "output": {"uri": "pvc://models/out", "artifacts": ["Me
     ("changes", "reason", "told"),
     [
         ({"baseQuantization": "NF4"} | FULL, "InvalidSettings", "baseQuantization needs an adapter"),
-        ({"baseQuantization": "NF4", "parallelism": {"fsdp": {}}}, "InvalidSettings", "cannot be sharded"),
-        ({"baseQuantization": "NF4", "parallelism": {"deepSpeed": {"zeroStage": 3}}}, "InvalidSettings", "cannot be sharded"),
-        ({"parallelism": {"fsdp": {}, "deepSpeed": {"zeroStage": 2}}}, "InvalidSettings", "at most one of"),
-        ({"parallelism": {"deepSpeed": {"zeroStage": 1}}}, "InvalidSettings", "zeroStage"),
-        ({"parallelism": {"fsdp": {}}, "training": training(overrides={"optim": '"adafactor"'})}, "InvalidOverrides", "adamw_torch"),
+        ({"baseQuantization": "NF4", "parallelism": TWO | {"fsdp": {}}}, "InvalidSettings", "cannot be sharded"),
+        ({"baseQuantization": "NF4", "parallelism": TWO | {"deepSpeed": {"zeroStage": 3}}}, "InvalidSettings", "cannot be sharded"),
+        ({"parallelism": TWO | {"fsdp": {}, "deepSpeed": {"zeroStage": 2}}}, "InvalidSettings", "at most one of"),
+        ({"parallelism": TWO | {"deepSpeed": {"zeroStage": 1}}}, "InvalidSettings", "zeroStage"),
+        ({"parallelism": TWO | {"fsdp": {}}, "training": training(overrides={"optim": '"adafactor"'})}, "InvalidOverrides", "adamw_torch"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_training(store, changes, reason, told):

@@ -21,7 +21,7 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 class Calibration(Contract):
     """The training setting that calibration shares: rows are cut at the length that training cut them at."""
 
-    max_length: Positive = 1024
+    max_length: Positive
 
 
 class QuantizeInput(StageInput):
@@ -30,7 +30,7 @@ class QuantizeInput(StageInput):
     run_uri: str
     model: ModelReference
     variant: Variant
-    training: Calibration = Field(default_factory=Calibration)
+    training: Calibration
 
     @property
     def result_name(self) -> str:
@@ -69,7 +69,7 @@ class Perplexity(Contract):
     """Token-level perplexity over the tokens that a training loss would be taken on."""
 
     dataset: DataSource
-    max_length: Positive = 1024
+    max_length: Positive
 
 
 class Suite(Contract):
@@ -99,7 +99,7 @@ class EvaluateInput(StageInput):
     output_uri: str
     model: NamedModel
     suites: list[Suite] = Field(min_length=1)
-    precision: Precision = "BF16"
+    precision: Precision
 
     @property
     def result_name(self) -> str:
@@ -172,8 +172,8 @@ class StageTime(Contract):
 class Lineage(Contract):
     """The FineTuneJob that the tested model comes from."""
 
-    run_uri: str | None = None
-    stages: list[StageTime] = Field(default_factory=list)
+    run_uri: str
+    stages: list[StageTime]
 
 
 class CompareInput(StageInput):
@@ -181,10 +181,10 @@ class CompareInput(StageInput):
 
     run_uri: str
     tested: EvaluatedModel
-    baselines: list[EvaluatedModel] = Field(default_factory=list)
+    baselines: list[EvaluatedModel]
     evaluations: dict[str, str]
-    suites: list[Suite] = Field(default_factory=list)
-    gate: list[Criterion] = Field(default_factory=list)
+    suites: list[Suite]
+    gate: list[Criterion]
     lineage: Lineage | None = None
 
     @property

@@ -155,7 +155,7 @@ def spans(comparison: Comparison) -> list[Span]:
 
 def read_run(stage: CompareInput) -> Run:
     """Return what the FineTuneJob recorded beside its artefacts."""
-    if stage.lineage is None or stage.lineage.run_uri is None:
+    if stage.lineage is None:
         return Run([], [], {}, [], "", None)
     folder = store.path_of(stage.lineage.run_uri)
     recorded = store.read_json(folder / "run.json") or {}

@@ -1,4 +1,6 @@
-"""The blocks of an object's spec that stages are given, with its names and shapes, defaults filled in; and what all models are made of.
+"""The blocks of an object's spec that stages are given, with its names and shapes; and what all models are made of.
+
+Defaults are the operator's and come filled in: what may be absent here is what has none.
 
 Names are snake_case in Python and camelCase in JSON; an unknown key is refused, so that a misspelt setting never trains silently
 with a default.
@@ -76,8 +78,8 @@ class Preparation(Contract):
 class Sft(Contract):
     """Supervised fine-tuning."""
 
-    packing: bool = False
-    assistant_only_loss: bool = False
+    packing: bool
+    assistant_only_loss: bool
 
 
 class Method(OneOf):
@@ -91,8 +93,8 @@ class Lora(Contract):
 
     r: Positive
     lora_alpha: Positive
-    lora_dropout: DecimalString = "0"
-    target_modules: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1)
+    lora_dropout: DecimalString
+    target_modules: list[str] = Field(min_length=1)
 
 
 BaseQuantization = Literal["NF4"]
@@ -107,21 +109,21 @@ class Adapter(OneOf):
 class Training(Contract):
     """Settings of the training loop, with the names of transformers' TrainingArguments."""
 
-    num_train_epochs: Positive = 1
+    num_train_epochs: Positive
     max_steps: Positive | None = None
-    learning_rate: DecimalString = "2e-4"
-    per_device_train_batch_size: Positive = 1
-    gradient_accumulation_steps: Positive = 1
-    max_length: Positive = 1024
-    warmup_steps: Natural = 0
-    lr_scheduler_type: str = "linear"
-    weight_decay: DecimalString = "0"
-    max_grad_norm: DecimalString = "1"
-    logging_steps: Positive = 10
-    precision: Literal["BF16", "FP32"] = "BF16"
-    seed: Natural = 42
-    gradient_checkpointing: bool = False
-    overrides: dict[str, str] = Field(default_factory=dict)
+    learning_rate: DecimalString
+    per_device_train_batch_size: Positive
+    gradient_accumulation_steps: Positive
+    max_length: Positive
+    warmup_steps: Natural
+    lr_scheduler_type: str
+    weight_decay: DecimalString
+    max_grad_norm: DecimalString
+    logging_steps: Positive
+    precision: Literal["BF16", "FP32"]
+    seed: Natural
+    gradient_checkpointing: bool
+    overrides: dict[str, str]
 
 
 class Ddp(Contract):
@@ -141,8 +143,8 @@ class DeepSpeed(Contract):
 class Parallelism(Contract):
     """How many pods train, how many processes in each, and how they share the work."""
 
-    nodes: Positive = 1
-    processes_per_node: Positive = 1
+    nodes: Positive
+    processes_per_node: Positive
     ddp: Ddp | None = None
     fsdp: Fsdp | None = None
     deep_speed: DeepSpeed | None = None
@@ -171,7 +173,7 @@ class Quantization(Contract):
 
     scheme: Literal["W8A8", "W4A16"]
     algorithm: Literal["SmoothQuantGPTQ", "GPTQ"]
-    num_calibration_samples: Positive = 128
+    num_calibration_samples: Positive
     group_size: Positive | None = None
 
 
@@ -185,6 +187,6 @@ class Variant(Contract):
 class Checkpoints(Contract):
     """How often training saves and how much it keeps."""
 
-    every_steps: Positive = 100
-    keep: Positive = 2
-    grace_period_seconds: Positive = 120
+    every_steps: Positive
+    keep: Positive
+    grace_period_seconds: Positive

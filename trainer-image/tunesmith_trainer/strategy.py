@@ -31,7 +31,7 @@ def in_effect(stage: TrainInput) -> Parallelism:
     rendezvous = stage.rendezvous
     if rendezvous.nodes * rendezvous.processes_per_node > 1:
         return stage.parallelism
-    return Parallelism(ddp=Ddp())
+    return Parallelism(nodes=1, processes_per_node=1, ddp=Ddp())
 
 
 def arguments(strategy: Parallelism, adapter: Adapter | None, training: Training) -> dict[str, Any]:
