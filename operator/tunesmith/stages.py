@@ -105,8 +105,6 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     Jobs that ended stay, for their logs and as long as `ttlSecondsAfterFinished` says; what the attempts before the last read their
     orders from goes. Nothing that belongs to a stage that is over is ever made again.
     """
-    if observed.owner["metadata"].get("deletionTimestamp"):
-        return Plan()
     entries = {key_of(entry): entry for entry in status.get("stages", ())}
     held = bool(observed.spec.get("suspend")) or conditions.is_true(status, limits.TARGET)
     underway = {key: entry for key, entry in entries.items() if entry["state"] in ("Pending", "Running") and "ending" not in entry}

@@ -298,13 +298,6 @@ def test_the_attempts_list_is_bounded() -> None:
     assert [entry["attempt"] for entry in life.status["attempts"]] == list(range(6, 26))
 
 
-def test_an_object_that_is_being_deleted_gets_nothing_new() -> None:
-    life = Life()
-    life.owner["metadata"]["deletionTimestamp"] = timestamp(life.now)
-    life.step()
-    assert life.plan == type(life.plan)()
-
-
 def test_a_stage_costs_two_status_writes_and_the_end_one() -> None:
     life, written = Life(), []
 
