@@ -149,15 +149,6 @@ def write_archive(
     return target
 
 
-def image_name(archive: Path) -> str:
-    """The name of the image in an OCI archive."""
-    with tarfile.open(archive) as tar:
-        index = tar.extractfile("index.json")
-        assert index is not None
-        annotations = json.load(index)["manifests"][0]["annotations"]
-    return str(annotations["io.containerd.image.name"])
-
-
 def _descriptor(media_type: str, blob: bytes) -> dict[str, object]:
     return {"mediaType": media_type, "digest": _digest(blob), "size": len(blob)}
 

@@ -209,17 +209,6 @@ class ServeInput(Input):
     pause_seconds: int
 
 
-INPUTS: dict[str, type[Input]] = {
-    "Prepare": PrepareInput,
-    "Train": TrainInput,
-    "Finalize": FinalizeInput,
-    "Quantize": QuantizeInput,
-    "Evaluate": EvaluateInput,
-    "Compare": CompareInput,
-    "Serve": ServeInput,
-}
-
-
 def stage_json(stage_input: Input) -> dict[str, Any]:
     """The content of a stage's stage.json."""
     return dump(stage_input)

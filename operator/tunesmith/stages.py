@@ -20,7 +20,7 @@ result in the store. (This takes the place of a Job of its own that would read i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +58,6 @@ class Stage:
     grace_period_seconds: int = 30
     reports: bool = False
     """Whether its pods report progress."""
-    command: Sequence[str] = TRAINER
 
 
 def key_of(entry: Mapping[str, Any]) -> StageKey:
@@ -137,7 +136,7 @@ def stage_objects(owner: Object, config: Config, key: StageKey, attempt: int, st
     content = stage_json(stage.input)
     workload = pods.Workload(
         image=stage.image,
-        command=stage.command,
+        command=TRAINER,
         input=content,
         config_map=name,
         resources=stage.resources,

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.unit.operator.makers import answer, refusal
-from tunesmith.contract import INPUTS, stage_json
+from tunesmith import contract
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 from tunesmith.modeldeployment import api as modeldeployment
@@ -44,7 +44,7 @@ def goldens(kind: str) -> list[Path]:
 @pytest.mark.parametrize("path", goldens("stage"), ids=lambda path: path.stem)
 def test_a_golden_input_is_one_that_the_operator_can_write(path: Path) -> None:
     golden = json.loads(path.read_text())
-    assert stage_json(INPUTS[golden["stage"]].model_validate(golden)) == golden
+    assert contract.stage_json(getattr(contract, f"{golden['stage']}Input").model_validate(golden)) == golden
     for place in (golden, golden.get("run", {})):
         for name in BLOCKS.keys() & place.keys():
             BLOCKS[name].model_validate(place[name])

@@ -62,7 +62,7 @@ def test_the_manifests_are_the_golden_ones(stage: str) -> None:
 def test_every_stage_input_parses_as_the_contract_and_its_blocks_as_the_spec_has_them() -> None:
     for stage, manifests in whole_life().items():
         given = stage_json(manifests)
-        contract.INPUTS[stage].model_validate(given)
+        getattr(contract, f"{stage}Input").model_validate(given)
         for name, block in BLOCKS.items():
             for place in (given, given.get("run", {})):
                 if name in place:
