@@ -46,7 +46,7 @@ class Launcher:
         self.process: EngineProcess | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="tunesmith-")
         self._drain_file = Path(self._folder.name) / "draining"
-        self._check = ModelCheck(stage.port, stage.served_model_name, os.environ.get("VLLM_API_KEY"))
+        self._check = ModelCheck(stage.port, stage.served_model_name)
 
     def run(self) -> int:
         """Serve until stopped and return the exit code; raises ServeError when serving is impossible or ends badly."""

@@ -1,9 +1,9 @@
 """The answers to the kubelet: `/live` from the launcher alone, `/ready` by asking the engine for its models.
 
-A probe cannot send a key that lies in a Secret, and the engine's `/health` is 200 before the model can be named; so the
-kubelet asks here, and this asks the engine's `/v1/models` with the key. The engine's first request is ours too: one that lists its
-model may still not be able to answer, and on a CPU with AMX one of four tokens or fewer, were it the first, kills vLLM 0.32
-(SIGILL: its attention uses AMX, for which only its products of larger matrices ask the kernel's leave).
+The engine's `/health` is 200 before the model can be named; so the kubelet asks here, and this asks the engine's `/v1/models`. The
+engine's first request is ours too: one that lists its model may still not be able to answer, and on a CPU with AMX one of four tokens
+or fewer, were it the first, kills vLLM 0.32 (SIGILL: its attention uses AMX, for which only its products of larger matrices ask the
+kernel's leave).
 """
 
 from __future__ import annotations
@@ -35,13 +35,11 @@ class Answer(NamedTuple):
 class ModelCheck:
     """Asks the engine whether it lists the served model, and once whether it answers; an answer holds for half a second."""
 
-    def __init__(self, port: int, model: str, key: str | None) -> None:
+    def __init__(self, port: int, model: str) -> None:
         self._model = model
         self._request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models")
         first = json.dumps({"model": model, "prompt": FIRST_PROMPT, "max_tokens": 1}).encode()
         self._first = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", first, {"Content-Type": "application/json"})
-        for request in (self._request, self._first) if key else ():
-            request.add_header("Authorization", f"Bearer {key}")
         # Not through a proxy that the environment may name.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._lock = threading.Lock()

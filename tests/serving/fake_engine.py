@@ -22,14 +22,11 @@ def option(name):
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        POSTED.append({"authorization": self.headers["Authorization"], **json.loads(self.rfile.read(int(self.headers["Content-Length"])))})
+        POSTED.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.answer(500 if sys.argv[1] == "fail" else 200, {})
 
     def do_GET(self):
-        key = os.environ.get("VLLM_API_KEY")
-        if key and self.headers["Authorization"] != f"Bearer {key}":
-            self.answer(401, {"error": "Unauthorized"})
-        elif self.path == "/v1/models":
+        if self.path == "/v1/models":
             self.answer(200, {"data": [{"id": option("--served-model-name")}]})
         elif self.path == "/posted":
             self.answer(200, POSTED)
