@@ -330,7 +330,6 @@ class Revision(Block):
 
     name: Word = Field(description="Short hash of its inputs.")
     state: Word | None = Field(None, description="Candidate, Active or Draining.")
-    weight: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Share of the traffic in percent.")
     uri: Location | None = Field(None, description="Where the model lies.")
     digest: Digest | None = Field(None, description="Digest of the model, pinned.")
     verdict: Word | None = Field(None, description="Passed, or NoGate.")

@@ -45,7 +45,6 @@ class Revision:
         entry: Object = {
             "name": self.name,
             "state": self.state,
-            "weight": 100 if self.state == "Active" else 0,
             "uri": self.uri,
             "verdict": self.verdict,
             "evalRuns": list(self.eval_runs),
