@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from tunesmith.attempts import moment
 from tunesmith.conditions import timestamp
 from tunesmith.results import Result, TrainResult
 from tunesmith.values import Object
@@ -47,7 +48,7 @@ def entered(entry: Entry, state: str, pods: Sequence[Object], now: datetime) -> 
 
 def since(entry: Entry) -> datetime:
     """When the attempt under way came into its state."""
-    return datetime.fromisoformat(entry.get("stateTime") or entry["attemptStartTime"])
+    return moment(entry.get("stateTime") or entry["attemptStartTime"])
 
 
 def ran_seconds(entry: Entry, until: datetime) -> int:
@@ -63,7 +64,7 @@ def used(entry: Entry, pods: Sequence[Object], now: datetime) -> dict[str, int]:
         # It began and ended while nobody looked.
         entry = {**entry, "state": "Running", "stateTime": timestamp(started)}
     running = ran_seconds(entry, over)
-    whole = int((over - datetime.fromisoformat(entry["attemptStartTime"])).total_seconds())
+    whole = int((over - moment(entry["attemptStartTime"])).total_seconds())
     seconds = {"queuedSeconds": max(0, whole - running), "runningSeconds": running}
     return ({"gpus": entry["gpus"]} if entry.get("gpus") else {}) | seconds
 
@@ -115,13 +116,13 @@ def _started(pods: Sequence[Object], entry: Entry, now: datetime) -> datetime | 
     told = [state["startedAt"] for state in states if state.get("startedAt")]
     if not told:
         return None
-    return min(now, max(datetime.fromisoformat(entry["attemptStartTime"]), *map(datetime.fromisoformat, told)))
+    return min(now, max(moment(entry["attemptStartTime"]), *map(moment, told)))
 
 
 def _ended(pods: Sequence[Object], now: datetime) -> datetime:
     """When the last of the pods' containers ended, as their kubelets tell; now where one does not tell."""
     told = [state.get("finishedAt") or timestamp(now) for pod in pods for state in _states(pod)]
-    return min(now, max(map(datetime.fromisoformat, told), default=now))
+    return min(now, max(map(moment, told), default=now))
 
 
 def _states(pod: Object) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
+from tunesmith.attempts import moment
 from tunesmith.conditions import find, is_true
 
 MESSAGE_LIMIT = 1000
@@ -51,7 +51,7 @@ def _stages(before: Status, after: Status) -> Iterator[Event]:
     states = {_name(entry): entry["state"] for entry in before.get("stages", ())}
     for entry in after.get("stages", ()):
         if entry["state"] == "Succeeded" != states.get(_name(entry)) and not is_true(after, "Finished"):
-            took = datetime.fromisoformat(entry["completionTime"]) - datetime.fromisoformat(entry["startTime"])
+            took = moment(entry["completionTime"]) - moment(entry["startTime"])
             yield Event("Normal", "StageSucceeded", f"{_name(entry)} took {took}")
 
 

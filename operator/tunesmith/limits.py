@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tunesmith import accounting
+from tunesmith.attempts import moment
 from tunesmith.conditions import Condition, find, is_true
 from tunesmith.values import Observed
 
@@ -69,7 +70,7 @@ def expired(observed: Observed, status: Mapping[str, Any]) -> bool:
 def _removal(spec: Mapping[str, Any], status: Mapping[str, Any]) -> datetime | None:
     if "ttlSecondsAfterFinished" not in spec:
         return None
-    return datetime.fromisoformat(status["completionTime"]) + timedelta(seconds=spec["ttlSecondsAfterFinished"])
+    return moment(status["completionTime"]) + timedelta(seconds=spec["ttlSecondsAfterFinished"])
 
 
 def _deadline(observed: Observed) -> datetime | None:
@@ -77,7 +78,7 @@ def _deadline(observed: Observed) -> datetime | None:
     if "activeDeadlineSeconds" not in observed.spec:
         return None
     held = find(observed.recorded, "Suspended")
-    begun = datetime.fromisoformat(held["lastTransitionTime"]) if held and held["status"] == "False" else observed.now
+    begun = moment(held["lastTransitionTime"]) if held and held["status"] == "False" else observed.now
     return begun + timedelta(seconds=observed.spec["activeDeadlineSeconds"])
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from tunesmith.accounting import since
+from tunesmith.attempts import moment
 from tunesmith.conditions import find, is_true
 from tunesmith.stages import key_of
 from tunesmith.values import Key
@@ -47,7 +47,7 @@ def count_outcomes(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]
     """Count what is new in `after`: stages and attempts that ended or began to run, progress, a verdict, a gate's decision, revisions."""
     for entry in _new("stages", before, after):
         if "startTime" in entry and "completionTime" in entry:
-            seconds = datetime.fromisoformat(entry["completionTime"]) - datetime.fromisoformat(entry["startTime"])
+            seconds = moment(entry["completionTime"]) - moment(entry["startTime"])
             STAGE_SECONDS.labels(key.kind, entry["name"], entry["state"]).observe(seconds.total_seconds())
     _count_gpus(key, before, after)
     _show_training(key, before, after)
@@ -88,7 +88,7 @@ def _show_training(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]
     if "loss" in told:
         LOSS.labels(key.namespace, key.name).set(told["loss"])
     if "current_step" in told and "current_step" in was:
-        seconds = (datetime.fromisoformat(new["lastUpdatedTime"]) - datetime.fromisoformat(old["lastUpdatedTime"])).total_seconds()
+        seconds = (moment(new["lastUpdatedTime"]) - moment(old["lastUpdatedTime"])).total_seconds()
         steps = told["current_step"] - was["current_step"]
         if seconds > 0 and steps >= 0:
             SPEED.labels(key.namespace, key.name).set(steps / seconds)

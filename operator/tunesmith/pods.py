@@ -69,6 +69,14 @@ def _uris(value: Any) -> Iterator[str]:
             yield from () if isinstance(item, str) else _uris(item)
 
 
+def mounted(*values: Any) -> list[str]:
+    """`claims`, where they are no more than a pod mounts."""
+    named = claims(*values)
+    if len(named) > MAX_CLAIMS:
+        raise InvalidSpec("TooManyVolumes", f"{len(named)} PersistentVolumeClaims are named, a pod mounts at most {MAX_CLAIMS}: {', '.join(named)}")
+    return named
+
+
 def child_metadata(owner: Object, name: str, labels: Mapping[str, str]) -> Object:
     """Metadata of a child that garbage collection removes with its owner."""
     meta = owner["metadata"]
@@ -194,13 +202,6 @@ def progress_path(owner: Object) -> str:
     return f"/apis/{GROUP}/{VERSION}/namespaces/{meta['namespace']}/{owner['kind'].lower()}s/{meta['name']}/status"
 
 
-def _used_claims(workload: Workload) -> list[str]:
-    used = claims(workload.input)
-    if len(used) > MAX_CLAIMS:
-        raise InvalidSpec("TooManyVolumes", f"{len(used)} claims are named; a pod mounts at most {MAX_CLAIMS}: {', '.join(used)}")
-    return used
-
-
 def _mounts(workload: Workload, config: Config) -> list[Object]:
     writable = claims(*(workload.input[name] for name in ("runURI", "outputURI") if name in workload.input))
     mounts: list[Object] = [
@@ -209,7 +210,7 @@ def _mounts(workload: Workload, config: Config) -> list[Object]:
         {"name": "home", "mountPath": "/home/tunesmith"},
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
-    for number, claim in enumerate(_used_claims(workload)):
+    for number, claim in enumerate(mounted(workload.input)):
         mount = {"name": f"claim-{number}", "mountPath": f"/mnt/pvc/{claim}"}
         mounts.append(mount if claim in writable else mount | {"readOnly": True})
     if _reports(workload, config):
@@ -226,7 +227,7 @@ def _volumes(workload: Workload, config: Config) -> list[Object]:
         {"name": "shm", "emptyDir": memory},
     ]
     # The volume itself stays writable for the kubelet, which may have to set the group of its files; the mounts say who may write.
-    for number, claim in enumerate(_used_claims(workload)):
+    for number, claim in enumerate(mounted(workload.input)):
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
     if _reports(workload, config):
         token = {"audience": GROUP, "expirationSeconds": TOKEN_SECONDS, "path": "token"}

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.conditions import find, is_true
-from tunesmith.errors import DependencyFailed, InvalidSpec, NotReadyYet
-from tunesmith.pods import MAX_CLAIMS, claims
-from tunesmith.values import Key, Object, Observed
+from tunesmith.errors import DependencyFailed, NotReadyYet
+from tunesmith.pods import mounted
+from tunesmith.values import Object, Observed
 
 
 def named_job(observed: Observed, name: str) -> Object:
     """The FineTuneJob of that name."""
-    job = observed.references.get(Key("FineTuneJob", observed.owner["metadata"]["namespace"], name))
+    job = observed.reference("FineTuneJob", name)
     if job is None:
         raise NotReadyYet("DependencyNotReady", f"FineTuneJob {name} does not exist")
     return job
@@ -56,7 +56,7 @@ def model_of(observed: Observed, source: Mapping[str, Any]) -> Object:
 
 def served_by(observed: Observed, name: str) -> Object:
     """`{uri, digest?}` of what the ModelDeployment of that name serves now: its active revision's."""
-    deployment = observed.references.get(Key("ModelDeployment", observed.owner["metadata"]["namespace"], name))
+    deployment = observed.reference("ModelDeployment", name)
     if deployment is None:
         raise NotReadyYet("DependencyNotReady", f"ModelDeployment {name} does not exist")
     active = next((entry for entry in status_of(deployment).get("revisions", ()) if entry["state"] == "Active"), None)
@@ -68,9 +68,6 @@ def served_by(observed: Observed, name: str) -> Object:
 
 def require_claims(observed: Observed, *values: Any) -> None:
     """Refuse more volumes than a pod may mount, and wait for those that do not exist."""
-    named, namespace = claims(*values), observed.owner["metadata"]["namespace"]
-    if len(named) > MAX_CLAIMS:
-        raise InvalidSpec("TooManyVolumes", f"{len(named)} PersistentVolumeClaims are named, at most {MAX_CLAIMS} can be: {', '.join(named)}")
-    missing = [name for name in named if Key("PersistentVolumeClaim", namespace, name) not in observed.references]
+    missing = [name for name in mounted(*values) if observed.reference("PersistentVolumeClaim", name) is None]
     if missing:
         raise NotReadyYet("VolumeNotFound", "waits for PersistentVolumeClaims that do not exist: " + ", ".join(missing))

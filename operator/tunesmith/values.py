@@ -92,6 +92,10 @@ class Observed:
         status: Mapping[str, Any] = self.owner.get("status") or {}
         return status
 
+    def reference(self, kind: str, name: str) -> Object | None:
+        """The object of that kind and name, in the owner's namespace, if the spec names it and it is there."""
+        return self.references.get(Key(kind, self.owner["metadata"]["namespace"], name))
+
     def child(self, kind: str, name: str) -> Object | None:
         """The child of that kind and name, if it is there."""
         return next((c for c in self.children if c["kind"] == kind and c["metadata"]["name"] == name), None)

@@ -6,14 +6,13 @@ from tunesmith.errors import InvalidSpec
 from tunesmith.finetunejob import defaults
 from tunesmith.pods import claims
 from tunesmith.sources import model_of, require_claims
-from tunesmith.values import Key, Observed
+from tunesmith.values import Observed
 
 
 def model_uri(observed: Observed) -> str:
     """Where the base model lies: pinned once it is known, since the FineTuneJob that made it may be deleted."""
     pinned = observed.recorded.get("resolved", {}).get("model", {}).get("uri")
-    metadata = observed.owner["metadata"]
-    if not pinned and Key("FineTuneJob", metadata["namespace"], metadata["name"]) in observed.references:
+    if not pinned and observed.reference("FineTuneJob", observed.owner["metadata"]["name"]):
         raise InvalidSpec("DependencyCycle", "the FineTuneJobs named by `model`, one after another, lead back to this one: none can begin")
     return str(pinned or model_of(observed, observed.spec["model"])["uri"])
 
@@ -25,7 +24,7 @@ def check_volumes(observed: Observed, model: str) -> None:
         return
     # Datasets are read by Prepare alone, which is one pod.
     for claim in claims(model, observed.spec["output"]):
-        volume = observed.references.get(Key("PersistentVolumeClaim", observed.owner["metadata"]["namespace"], claim))
+        volume = observed.reference("PersistentVolumeClaim", claim)
         # One that only the FineTuneJob of the model names is unknown once that is gone; it was looked at before.
         if volume and "ReadWriteMany" not in volume["spec"]["accessModes"]:
             has = ", ".join(volume["spec"]["accessModes"])

@@ -10,7 +10,7 @@ from tunesmith.conditions import Condition, find, is_true
 from tunesmith.errors import TunesmithError
 from tunesmith.modeldeployment.revision import in_state, recorded_revisions
 from tunesmith.sources import model_of, require_claims, status_of
-from tunesmith.values import Key, Object, Observed
+from tunesmith.values import Object, Observed
 
 Outcome = Literal["Open", "Waiting", "Closed"]
 
@@ -42,10 +42,6 @@ class Judgement:
 def gate_names(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the EvalRuns that the spec asks for."""
     return tuple(ref["name"] for ref in (spec.get("gate") or {}).get("evalRunRefs", ()))
-
-
-def _refer(observed: Observed, kind: str, name: str) -> Object | None:
-    return observed.references.get(Key(kind, observed.owner["metadata"]["namespace"], name))
 
 
 def source_of(spec: Mapping[str, Any]) -> str:
@@ -87,7 +83,7 @@ def _resolve_now(observed: Observed, source: str) -> Model:
 
 def _evaluated_digest(observed: Observed, uri: str) -> str | None:
     for name in gate_names(observed.spec):
-        evaluated = status_of(_refer(observed, "EvalRun", name) or {}).get("evaluated") or {}
+        evaluated = status_of(observed.reference("EvalRun", name) or {}).get("evaluated") or {}
         if evaluated.get("uri") == uri and evaluated.get("digest"):
             return str(evaluated["digest"])
     return None
@@ -116,7 +112,7 @@ def _waiting(message: str) -> Judgement:
 
 
 def _ask(observed: Observed, name: str, model: Model | None) -> Judgement:
-    run = _refer(observed, "EvalRun", name)
+    run = observed.reference("EvalRun", name)
     if run is None:
         return _waiting(f"EvalRun {name} does not exist")
     status = status_of(run)
@@ -146,8 +142,8 @@ def _waits_for_us(observed: Observed, name: str) -> bool:
     while runs:
         run = runs.pop()
         seen.add(run)
-        for deployment in _awaited(_refer(observed, "EvalRun", run)):
-            other = observed.owner if deployment == observed.owner["metadata"]["name"] else _refer(observed, "ModelDeployment", deployment)
+        for deployment in _awaited(observed.reference("EvalRun", run)):
+            other = observed.owner if deployment == observed.owner["metadata"]["name"] else observed.reference("ModelDeployment", deployment)
             # One that serves already may be measured and compared with.
             if other is None or in_state(recorded_revisions(status_of(other)), "Active"):
                 continue

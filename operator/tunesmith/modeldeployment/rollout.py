@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from tunesmith.attempts import moment
 from tunesmith.conditions import timestamp
 from tunesmith.modeldeployment.health import failure_of, is_complete
 from tunesmith.modeldeployment.judgement import Judgement, Model
@@ -90,4 +91,4 @@ def drain_left(revision: Revision, now: datetime) -> float | None:
     """Seconds until the draining revision goes; None: the Service has not been seen to be switched yet."""
     if revision.switched_time is None:
         return None
-    return DRAIN_SECONDS - (now - datetime.fromisoformat(revision.switched_time)).total_seconds()
+    return DRAIN_SECONDS - (now - moment(revision.switched_time)).total_seconds()

@@ -10,7 +10,7 @@ from tunesmith.modeldeployment.health import count, deployment_of, failure_of, i
 from tunesmith.modeldeployment.judgement import Judgement, Model, judge, resolve
 from tunesmith.modeldeployment.revision import Revision, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import advance, find, want
-from tunesmith.values import Key, Object, Observed
+from tunesmith.values import Object, Observed
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def _wish(observed: Observed, revisions: list[Revision]) -> _Wish:
 def _passed_before(observed: Observed, revisions: list[Revision], model: Model) -> tuple[str, ...]:
     """EvalRuns that are gone, and are on record to have passed this very model: other settings for it need no new verdict."""
     same = [r for r in revisions if model.digest and (r.uri, r.digest) == (model.uri, model.digest)]
-    namespace = observed.owner["metadata"]["namespace"]
-    return tuple(name for r in same for name in r.eval_runs if Key("EvalRun", namespace, name) not in observed.references)
+    return tuple(name for r in same for name in r.eval_runs if observed.reference("EvalRun", name) is None)
 
 
 def _model(observed: Observed, revisions: list[Revision]) -> Model:
