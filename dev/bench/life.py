@@ -54,6 +54,13 @@ MERGED = {"name": "Merged", "uri": f"{RUN}/merged", "digest": DIGEST, "sizeBytes
 QUANTIZED = {**MERGED, "name": "w8a8", "uri": f"{RUN}/variants/w8a8", "format": "CompressedTensors"}
 COMPARED = {"verdict": "Passed", "gate": [{"outcome": "Passed", "value": "12.5"}], "results": [], "resultsURI": f"{RUN}/results.json"}
 
+RESULTS: dict[str, Object] = {
+    "Prepare": PREPARED,
+    "Train": {"globalStep": 3, "checkpoint": {"uri": f"{RUN}/checkpoints/attempt-1/step-3", "step": 3}},
+    "Finalize": {"artifacts": [MERGED]},
+}
+"""Of each stage of a FineTuneJob that trains at the first attempt and makes no variant."""
+
 
 def answer(stage: str, attempt: int, facts: Mapping[str, Any], code: int = 0, reason: str = "") -> Object:
     """A stage's result as it stands in the termination message."""
@@ -61,6 +68,14 @@ def answer(stage: str, attempt: int, facts: Mapping[str, Any], code: int = 0, re
     failure = {"exitCode": code, "reason": reason, "message": f"{stage} did not work out"} if code else {}
     times = {"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:01:00Z"}
     return {"schemaVersion": 1, "stage": stage, "attempt": attempt, "outcome": outcome, **times, **failure, **facts}
+
+
+def ended(result: Object | str, code: int = 0) -> Object:
+    """The status of a pod whose container has ended with that termination message."""
+    message = result if isinstance(result, str) else json.dumps(result)
+    terminated = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message, "startedAt": None, "finishedAt": None}
+    container = {"name": "stage", "ready": False, "restartCount": 0, "image": "", "imageID": "", "state": {"terminated": terminated}}
+    return {"phase": "Failed" if code else "Succeeded", "containerStatuses": [container]}
 
 
 class Life:
@@ -193,10 +208,7 @@ class Life:
 
     async def end(self, pod: Object, result: Object, code: int = 0, conditions: Sequence[Object] = ()) -> None:
         """Say that the pod's container has ended with that result."""
-        ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": json.dumps(result), "startedAt": None, "finishedAt": None}
-        container = {"name": "stage", "ready": False, "restartCount": 0, "image": "", "imageID": "", "state": {"terminated": ended}}
-        phase = "Failed" if code else "Succeeded"
-        await self._tell(pod, {"phase": phase, "containerStatuses": [container]} | ({"conditions": list(conditions)} if conditions else {}))
+        await self._tell(pod, ended(result, code) | ({"conditions": list(conditions)} if conditions else {}))
 
     async def ready(self, count: int = 1) -> None:
         """Say that the pods of the newest revision are ready, once the operator has made it and they are all there."""

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dev.bench.audit import READS, Audit
-from dev.bench.kubelet import Api, Kubelet, make_nodes
+from dev.bench.kubelet import Kubelet, make_nodes
+from dev.bench.view import Client
 from dev.cluster.controlplane import ControlPlane
 from tests.integration.operators import FINE_TUNE_JOB, OperatorProcess
 from tests.integration.schema_server import Server
@@ -69,7 +70,7 @@ class Bench:
     """One control plane with an operator, to be loaded."""
 
     control_plane: ControlPlane
-    api: Api
+    api: Client
     operator: OperatorProcess
     made: int = 0
     rows: Rows = field(default_factory=dict)
@@ -87,7 +88,7 @@ class Bench:
             body = {"apiVersion": "tunesmith.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": FINE_TUNE_JOB}
             if rate:
                 await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
-            pending.append(asyncio.create_task(self.api.send("POST", JOBS, body)))
+            pending.append(asyncio.create_task(self.api.write("POST", JOBS, body)))
         await asyncio.gather(*pending)
         return names
 
@@ -108,7 +109,7 @@ class Bench:
         """Wait until all are Finished."""
 
         async def finished() -> bool:
-            items = (await self.api.send("GET", JOBS))["items"]
+            items = (await self.api.send("GET", JOBS))[1]["items"]
             return {item["metadata"]["name"] for item in items if is_true(item.get("status", {}), "Finished")} >= set(names)
 
         await wait_for(finished)
@@ -120,12 +121,12 @@ async def bench(seconds: float | None) -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory() as folder:
         with ControlPlane(Path(folder) / "control-plane", controller_manager_flags=FLAGS) as control_plane:
             Server.with_kinds(control_plane)
-            async with Api(control_plane) as api:
-                await api.send("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+            async with Client(control_plane, connections=50) as api:
+                await api.write("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
                 claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "volumeName": "models"}
                 path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
                 body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim}
-                await bind(api, await api.send("POST", path, body))
+                await bind(api, await api.write("POST", path, body))
                 await wait_for(partial(is_bound, api, f"{path}/models"))
                 await make_nodes(api)
                 operator = OperatorProcess(control_plane, Path(folder))
@@ -149,12 +150,12 @@ async def wait_for(found: Callable[[], Awaitable[T]], pause: float = PAUSE) -> T
             await asyncio.sleep(pause)
 
 
-async def is_bound(api: Api, path: str) -> bool:
+async def is_bound(api: Client, path: str) -> bool:
     """Whether the claim has its volume."""
-    return bool((await api.send("GET", path))["status"]["phase"] == "Bound")
+    return bool((await api.send("GET", path))[1]["status"]["phase"] == "Bound")
 
 
-async def bind(api: Api, claim: dict[str, Any]) -> None:
+async def bind(api: Client, claim: dict[str, Any]) -> None:
     """Give the claim a volume, or the scheduler would not bind the pods that mount it."""
     reference = {key: claim["metadata"][key] for key in ("namespace", "name", "uid")}
     spec = {
@@ -163,7 +164,7 @@ async def bind(api: Api, claim: dict[str, Any]) -> None:
         "hostPath": {"path": "/nowhere"},
         "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", **reference},
     }
-    await api.send(
+    await api.write(
         "POST", "/api/v1/persistentvolumes", {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "models"}, "spec": spec}
     )
 

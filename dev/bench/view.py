@@ -6,7 +6,8 @@ import asyncio
 import json
 import ssl
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -37,31 +38,32 @@ def identified(control_plane: ControlPlane, name: str) -> ssl.SSLContext:
     return context
 
 
-class View:
-    """The API server, and what is there of the kinds that Tunesmith watches, in all namespaces."""
+class Client:
+    """The API server as its administrator, asked many things at a time."""
 
-    def __init__(self, control_plane: ControlPlane) -> None:
+    def __init__(self, control_plane: ControlPlane, connections: int = 0) -> None:
+        """`connections`: at most so many at a time; 0: as many as are wanted."""
         self._server = control_plane.server
         self._tls = identified(control_plane, "admin")
-        self._objects: dict[str, dict[tuple[str, str], Object]] = {kind: {} for kind in KINDS}
-        self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._watches: list[asyncio.Task[None]] = []
+        self._connections = connections
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
-        self._session = aiohttp.ClientSession(self._server, connector=connector, trust_env=False, read_bufsize=1 << 20)
-        await self._install()
-        self._watches = [asyncio.create_task(self._watch(kind)) for kind in KINDS]
+        connector = aiohttp.TCPConnector(ssl=self._tls, limit=self._connections)
+        self._session = aiohttp.ClientSession(self._server, connector=connector, trust_env=False)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
         await self._session.close()
 
     async def send(self, method: str, path: str, body: Object | None = None, content_type: str = JSON) -> tuple[int, Object]:
         """One request: the status and the answer."""
+        try:
+            return await self._send(method, path, body, content_type)
+        except aiohttp.ServerDisconnectedError:
+            # The server closed a connection that it had kept open, at the moment of its next use. What is asked here may be asked twice.
+            return await self._send(method, path, body, content_type)
+
+    async def _send(self, method: str, path: str, body: Object | None, content_type: str) -> tuple[int, Object]:
         data = None if body is None else json.dumps(body)
         async with self._session.request(method, path, data=data, headers={"Content-Type": content_type}) as answer:
             # A path that is not served yet is refused in plain text.
@@ -74,6 +76,38 @@ class View:
         if code >= 300:
             raise GaveUp(f"{method} {path}: {code} {answer.get('message')}")
         return answer
+
+    async def watch(self, path: str, **query: str) -> AsyncGenerator[Object]:
+        """The events of a watch, until the server ends it."""
+        async with self._session.get(path, params={"watch": "1", **query}, timeout=aiohttp.ClientTimeout(total=None)) as stream:
+            # Lines may be longer than what aiohttp reads at once, so they are put together here.
+            rest = b""
+            async for chunk in stream.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield json.loads(line)
+
+
+class View(Client):
+    """The API server, and what is there of the kinds that Tunesmith watches, in all namespaces."""
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        super().__init__(control_plane)
+        self._objects: dict[str, dict[tuple[str, str], Object]] = {kind: {} for kind in KINDS}
+        self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._watches: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        await self._install()
+        self._watches = [asyncio.create_task(self._follow(kind)) for kind in KINDS]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        await super().__aexit__(kind, error, trace)
 
     def all(self, namespace: str, *kinds: str) -> list[Object]:
         """The objects of these kinds in a namespace, by name; the root certificates that every namespace has are left out."""
@@ -106,7 +140,7 @@ class View:
                 while (await self.send("GET", RESOURCES[kind.name].path()))[0] != 200:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
 
-    async def _watch(self, kind: str) -> None:
+    async def _follow(self, kind: str) -> None:
         """List and watch, again and again: the server ends a watch after a while."""
         while True:
             _, listed = await self.send("GET", RESOURCES[kind].path())
@@ -117,11 +151,8 @@ class View:
             for item in gone:
                 if item["metadata"]["uid"] not in present:
                     self._take(kind, "DELETED", item)
-            query = {"watch": "1", "resourceVersion": listed["metadata"]["resourceVersion"]}
-            timeout = aiohttp.ClientTimeout(total=None)
-            async with self._session.get(RESOURCES[kind].path(), params=query, timeout=timeout) as stream:
-                async for line in stream.content:
-                    event = json.loads(line)
+            async with aclosing(self.watch(RESOURCES[kind].path(), resourceVersion=listed["metadata"]["resourceVersion"])) as events:
+                async for event in events:
                     if event["type"] == "ERROR":
                         break
                     self._take(kind, event["type"], event["object"])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dev.bench.life import DIGEST, MERGED, PREPARED, RUN
+from dev.bench.life import DIGEST, MERGED, RESULTS, RUN, answer, ended
 from dev.cluster.controlplane import ControlPlane, free_ports
 from dev.cluster.pki import Identity
 from dev.cluster.processes import wait_until
@@ -217,22 +217,12 @@ class Namespace:
 
     def end_pod(self, pod: Object, message: Object | str, code: int = 0) -> None:
         """Say that the pod's container has ended with that termination message."""
-        text = message if isinstance(message, str) else json.dumps(message)
-        ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": text, "startedAt": None, "finishedAt": None}
-        container = {"name": "stage", "ready": False, "restartCount": 0, "image": "", "imageID": "", "state": {"terminated": ended}}
-        status = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [container]}
-        self.patch("Pod", pod["metadata"]["name"], {"status": status}, "status")
+        self.patch("Pod", pod["metadata"]["name"], {"status": ended(message, code)}, "status")
 
     def play(self, owner: Object, stage: str, result: Object, attempt: int = 1, part: str = "") -> None:
         """Let an attempt of one pod succeed with `result` added to the common fields, as soon as its pod is there."""
         (pod,) = self.wait_pods(owner, stage, attempt, part)
-        self.end_pod(pod, answer(stage, result, attempt))
-
-
-def answer(stage: str, result: Object, attempt: int = 1) -> Object:
-    """A stage's whole answer."""
-    times = {"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:01:00Z"}
-    return {"schemaVersion": 1, "stage": stage, "attempt": attempt, "outcome": "Succeeded", **times, **result}
+        self.end_pod(pod, answer(stage, attempt, result))
 
 
 @dataclass
@@ -265,11 +255,6 @@ FINE_TUNE_JOB: Object = {
     "datasets": [{"name": "chat", "uri": "pvc://models/chat.jsonl", "format": "Messages"}],
     "method": {"sft": {}},
     "output": {"uri": "pvc://models/out"},
-}
-RESULTS: dict[str, Object] = {
-    "Prepare": PREPARED,
-    "Train": {"globalStep": 3, "checkpoint": {"uri": f"{RUN}/checkpoints/attempt-1/step-3", "step": 3}},
-    "Finalize": {"artifacts": [MERGED]},
 }
 EVAL_RUN: Object = {
     "model": {"fineTuneJobRef": {"name": "tune"}, "artifact": "Merged"},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from dev.bench.life import COMPARED, DIGEST, MERGED
+from dev.bench.life import COMPARED, DIGEST, MERGED, answer
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import served
 from tests.integration.operators import EVAL_RUN, EVALUATED, FINE_TUNE_JOB, MODEL_DEPLOYMENT, RESULTS, Namespace, OperatorProcess, Writes
@@ -47,7 +45,7 @@ def test_a_failed_job_stalls_what_waits_for_it_until_it_is_made_anew(operator: O
     space.create("ModelDeployment", "serve", MODEL_DEPLOYMENT)
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
     (pod,) = space.wait_pods(tune, "Prepare")
-    space.end_pod(pod, {**_answer("Prepare"), **BAD_SETTINGS}, 64)
+    space.end_pod(pod, answer("Prepare", 1, BAD_SETTINGS), 64)
     for kind, name in (("EvalRun", "judge"), ("ModelDeployment", "serve")):
         space.wait(lambda kind=kind, name=name: told(space, kind, name) == "DependencyFailed", f"{kind} to stall")  # type: ignore[misc]
         message = (find(space.status(kind, name), "Stalled") or {})["message"]
@@ -60,11 +58,6 @@ def test_a_failed_job_stalls_what_waits_for_it_until_it_is_made_anew(operator: O
     evaluate(space, run)
     served.answer_requests(space, served.wait_revision(space, "Candidate"))
     space.wait_condition("ModelDeployment", "serve", "Ready")
-
-
-def _answer(stage: str) -> dict[str, Any]:
-    times = {"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:01:00Z"}
-    return {"schemaVersion": 1, "stage": stage, "attempt": 1, **times}
 
 
 def test_a_gate_that_waits_for_itself_is_told_and_what_serves_without_it_is_measured(operator: OperatorProcess, space: Namespace) -> None:

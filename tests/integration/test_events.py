@@ -30,7 +30,7 @@ def test_kubectl_describe_shows_why_an_attempt_failed(operator: OperatorProcess,
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB | {"retries": 0})
     (pod,) = space.wait_pods(tune, "Prepare")
     failure = {"outcome": "Failed", "exitCode": 65, "reason": "EmptyDataset", "message": "the filters left no row"}
-    space.end_pod(pod, answer("Prepare", RESULTS["Prepare"] | failure), 65)
+    space.end_pod(pod, answer("Prepare", 1, RESULTS["Prepare"] | failure), 65)
     space.wait(lambda: told(space, "tune") == ["AttemptFailed", "EmptyDataset"], "both Events", lambda: told(space, "tune"))
     shown = api.kubectl("describe", "finetunejob", "tune", f"--namespace={space.name}").stdout
     events = shown[shown.index("Events:") :]

@@ -125,7 +125,7 @@ def test_what_another_namespace_says_of_an_object_is_not_believed(
     spec: Object = {"containers": [{"name": "stage", "image": "i"}], "restartPolicy": "Never"}
     made = copy(neighbour, job, {"suspend": True, "template": {"spec": spec}})
     lying = copy(neighbour, {**pod, "kind": "Pod"}, spec)
-    neighbour.end_pod(lying, answer("Prepare", RESULTS["Prepare"] | {"runURI": "pvc://models/evil"}))
+    neighbour.end_pod(lying, answer("Prepare", 1, RESULTS["Prepare"] | {"runURI": "pvc://models/evil"}))
     blocking = copy(neighbour, {**pod, "kind": "Pod"}, spec, {LABEL_STAGE: "Train"})
     operator.wait_resyncs(1)
     space.play(tune, "Prepare", RESULTS["Prepare"])

@@ -130,7 +130,7 @@ def test_admitted_evicted_and_admitted_again_elsewhere_it_is_one_attempt_of_one_
     train.evict()
     tenant.wait(lambda: reason(tenant) == "Ending", "the pods to be ending", lambda: tenant.status("FineTuneJob", "tune"))
     (pod,) = tenant.stage_pods(tune, "Train", 1)
-    tenant.end_pod(pod, answer("Train", SAVED), 75)
+    tenant.end_pod(pod, answer("Train", 1, SAVED), 75)
     confirm(tenant, pod)
     tenant.wait(lambda: queue(tenant, "Train").get("evicted"), "the eviction to be told", lambda: tenant.status("FineTuneJob", "tune"))
     assert reason(tenant) == "Queued"
@@ -145,7 +145,7 @@ def test_admitted_evicted_and_admitted_again_elsewhere_it_is_one_attempt_of_one_
     assert train.template()["spec"]["nodeSelector"] == {"flavor": "on-demand"}
     bind(tenant, pod)
     tenant.wait(lambda: queue(tenant, "Train").get("evicted") is False, "the second admission to be told")
-    tenant.end_pod(pod, answer("Train", RESULTS["Train"]))
+    tenant.end_pod(pod, answer("Train", 1, RESULTS["Train"]))
     finalize = Queued(tenant, job_of(tenant, "Finalize"))
     finalize.enqueue("Pending", "1 more needed")
     finalize.admit("cpu-nodes")

@@ -19,7 +19,7 @@ def live(space: Namespace, attempt: int) -> Object:
     made = {kind: space.create(kind, name, spec) for kind, name, spec in MADE}
     for stage, result in RESULTS.items():
         (pod,) = space.wait_pods(made["FineTuneJob"], stage)
-        space.end_pod(pod, answer(stage, result, attempt))
+        space.end_pod(pod, answer(stage, attempt, result))
     space.play(made["EvalRun"], "Evaluate", EVALUATED, part="tested")
     space.play(made["EvalRun"], "Compare", COMPARED)
     answer_requests(space, wait_revision(space, "Candidate"))

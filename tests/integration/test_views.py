@@ -234,7 +234,7 @@ def test_when_the_api_server_comes_back_after_an_absence_work_goes_on(meddled: M
     (pod,) = space.wait_pods(tune, "Prepare")
     meddled.meddler.requests = cut
     meddled.meddler.cut_watches()
-    space.end_pod(pod, answer("Prepare", RESULTS["Prepare"]))
+    space.end_pod(pod, answer("Prepare", 1, RESULTS["Prepare"]))
     # Longer than the Lease holds, so that the process ends, and a second one begins while there is no server.
     end = time.monotonic() + 15
     while time.monotonic() < end:
