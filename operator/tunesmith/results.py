@@ -14,6 +14,8 @@ BAD_SETTINGS, BAD_DATA, UNAVAILABLE, INTERRUPTED = 64, 65, 69, 75
 """Exit codes of sysexits.h that the operator tells apart."""
 
 DecimalString = Annotated[str, StringConstraints(max_length=64)]
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+"""What is no number in JSON the API server takes in no status: such a result is none."""
 
 
 class Result(Block):
@@ -107,11 +109,11 @@ class TrainResult(Result):
     needs = ("checkpoint",)
     stage: Literal["Train"]
     global_step: int | None = None
-    epoch: float | None = None
-    train_loss: float | None = None
-    eval_loss: float | None = None
-    train_runtime_seconds: float | None = None
-    tokens_per_second: float | None = None
+    epoch: Figure | None = None
+    train_loss: Figure | None = None
+    eval_loss: Figure | None = None
+    train_runtime_seconds: Figure | None = None
+    tokens_per_second: Figure | None = None
     world_size: int | None = None
     resumed_from_step: int | None = None
     sharding: Sharding | None = None
@@ -141,7 +143,7 @@ class Effect(Block):
     """What quantization did, read back from the files."""
 
     quantized_modules: int
-    bits_per_weight: float
+    bits_per_weight: Figure
 
 
 class QuantizeResult(Result):

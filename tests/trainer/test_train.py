@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.trainer import bench
+from tests.trainer.conftest import find_port
 from tunesmith_trainer import train
 from tunesmith_trainer.errors import StageError
 
@@ -55,6 +57,19 @@ def test_only_the_newest_checkpoints_are_kept(story):
 def test_a_finished_training_answers_at_once(story):
     code, result = story.store.run(story.train[1])
     assert (code, result) == (0, story.ended[0][1])
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "validation", "what"),
+    [("1e30", 3, None, "the gradient"), ("1e30", 1, {"fraction": "0.1"}, "the validation loss"), ("1e39", 1, None, "a weight")],
+)
+def test_a_training_that_diverges_has_failed_for_good(store, zygote, rate, steps, validation, what):
+    blocks = {"training": bench.training(learningRate=rate, maxSteps=steps), "validation": validation}
+    prepared = store.run(bench.prepare_input(**blocks))[1]
+    pod = store.start(bench.train_input(prepared, find_port(), **blocks), **zygote)
+    code, result = pod.wait()
+    assert (code, result["reason"]) == (65, "Diverged"), result
+    assert f"{what} is not finite at step" in result["message"]
 
 
 def test_a_first_pod_that_never_appears_is_told(monkeypatch):

@@ -33,6 +33,7 @@ EXIT_CODES = {
     "RemoteCodeRefused": 65,
     "DigestMismatch": 65,
     "NoEffect": 65,
+    "Diverged": 65,
     "StoreUnavailable": 69,
     "StorageFull": 69,
     "PeerUnavailable": 69,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class Flag(Protocol):
 
 
 # What a process tells the others after each step; the highest word goes.
-GO_ON, STOP, FAIL = 0, 1, 2
+GO_ON, STOP, FAIL, DIVERGED = 0, 1, 2, 3
 
 
 class SaveAndStop(TrainerCallback):
@@ -63,12 +64,12 @@ class SaveAndStop(TrainerCallback):
     the save while the others wait for it in a gradient reduction. A checkpoint that could not be published ends all alike.
     """
 
-    def __init__(self, stop: Flag, every_steps: int, publisher: Publisher, vitals: Vitals) -> None:
-        """Take the flag that SIGTERM sets, how often to save, who publishes what is saved, and where to tell of each step."""
+    def __init__(self, trainer: Trainer, stop: Flag, every_steps: int) -> None:
+        """Take the trainer that it is for, the flag that SIGTERM sets, and how often to save."""
+        self._trainer = trainer
+        self._publisher, self._vitals = trainer.publisher, trainer.vitals
         self._stop = stop
         self._every_steps = every_steps
-        self._publisher = publisher
-        self._vitals = vitals
         self.interrupted = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -79,6 +80,8 @@ class SaveAndStop(TrainerCallback):
         """Decide whether this step is saved and whether it is the last."""
         self._vitals.step = state.global_step
         word = self._agree(args.device)
+        if word == DIVERGED:
+            raise diverged("the gradient", state.global_step)
         if word == FAIL:
             self._publisher.wait()
             raise StageError("PeerUnavailable", "another training process could not publish its checkpoint; see its result")
@@ -93,8 +96,15 @@ class SaveAndStop(TrainerCallback):
         if self.interrupted:
             control.should_evaluate = False
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any) -> None:
+        """Refuse a model that is lost: no number that is not finite may go into a result."""
+        if not math.isfinite(metrics["eval_loss"]):
+            raise diverged("the validation loss", state.global_step)
+
     def _agree(self, device: torch.device) -> int:
         word = FAIL if self._publisher.failed else STOP if self._stop.is_set else GO_ON
+        # Once a gradient is not finite no weight ever is again, and transformers hides such losses from the log.
+        word = word if math.isfinite(self._trainer.gradient_norm) else DIVERGED
         if not distributed.is_initialized():
             return word
         words = torch.tensor(word, device=device)
@@ -112,6 +122,8 @@ class Trainer(SFTTrainer):
     vitals: Vitals
     # Time in which no step could be made because of checkpoints.
     blocked_seconds = 0.0
+    # Of the step under way, over all processes' gradients; ZeRO has none at times.
+    gradient_norm: Any = 0.0
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no card: Finalize writes the one that the user reads."""
@@ -125,10 +137,18 @@ class Trainer(SFTTrainer):
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        self.gradient_norm = 0.0 if norm is None else norm
+        return norm
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights whole, in 32 bits."""
         weights = state.gather_weights(self.model, self.args.should_save)
         if self.args.should_save:
+            # What the last step made of them has gone through no gradient yet.
+            if not all(bool(weights[name].isfinite().all()) for name in state.trained(self.model)):
+                raise diverged("a weight", self.state.global_step)
             self._save(output_dir, state_dict=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -155,6 +175,11 @@ class Trainer(SFTTrainer):
         self.publisher.start(self.state.global_step)
         self.vitals.phase = "training"
         self.blocked_seconds += time.monotonic() - began
+
+
+def diverged(what: str, step: int) -> StageError:
+    """Return the failure of a training whose numbers ran off: the next attempt would take the same steps."""
+    return StageError("Diverged", f"training diverged: {what} is not finite at step {step}; lower learningRate, or raise warmupSteps")
 
 
 def encoded_rows(path: str, model_folder: str, only_assistant: bool) -> Iterator[dict[str, list[int]]]:
@@ -290,7 +315,7 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     trainer = build(stage, spread, resumed, staging)
     fence = Fence(place.run_folder, launch)
     trainer.vitals, trainer.publisher = vitals, Publisher(place, fence, staging)
-    saving = SaveAndStop(stop, stage.checkpoints.every_steps, trainer.publisher, vitals)
+    saving = SaveAndStop(trainer, stop, stage.checkpoints.every_steps)
     metrics = MetricsFile(place.run_folder / "metrics.jsonl", fence)
     measuring = MeasureSharding(stage, spread)
     for callback in (saving, metrics, ProgressReport(), measuring):

@@ -107,6 +107,14 @@ def test_what_comes_of_an_attempt(row: Row) -> None:
         assert (entry["perDeviceTrainBatchSize"] < attempt["perDeviceTrainBatchSize"]) == row.changed
 
 
+@pytest.mark.parametrize("loss", ["NaN", "-Infinity", "1e999"])
+def test_a_figure_that_the_api_server_would_refuse_makes_a_result_none(loss: str) -> None:
+    life = trained()
+    text = json.dumps(answer("Train") | {"evalLoss": 1.5}).replace("1.5", loss)
+    over(life, ended(0) | {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0, "message": text}}}]})
+    assert (life.status["attempts"][-1]["reason"], life.status["retriesSpent"]) == ("NoResult", 1)
+
+
 def test_what_was_saved_is_known_whatever_the_cause() -> None:
     assert over(trained(parallelism=TWO_NODES), SAVED, rejected("", "PreemptionByScheduler")).status["lastCheckpoint"]["step"] == 20
 
