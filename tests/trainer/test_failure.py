@@ -1,9 +1,12 @@
 """What exceptions mean to the operator, and the fingerprints of bugs."""
 
 import errno
+import os
+import signal
 
 import pytest
 
+from tests.trainer.conftest import find_port
 from tunesmith_trainer import failure
 from tunesmith_trainer.errors import StageError
 
@@ -39,6 +42,41 @@ def test_an_exception_becomes_the_reason_that_tells_what_to_do(error, reason, co
     found = caught(fail_with, error)
     assert (found.reason, found.exit_code) == (reason, code)
     assert ("fingerprint" in found.details) == (not isinstance(error, StageError))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "reason"),
+    [
+        ("DistNetworkError", "Failed to recv, got 0 bytes. Connection was likely closed.", "PeerUnavailable"),
+        ("DistStoreError", "Timed out after 301 seconds waiting for clients. 1/2 clients joined.", "PeerUnavailable"),
+        ("DistError", "wait timeout after 300000ms, keys: /start", "PeerUnavailable"),
+        ("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:77, remote process exited or there was a network error", "PeerUnavailable"),
+        ("DistBackendError", "NCCL error in: NCCLUtils.cpp:94, unhandled system error, NCCL version 2.27.5", "PeerUnavailable"),
+        ("DistBackendError", "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "Hung"),
+        ("DistBackendError", "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'", "OutOfMemory"),
+    ],
+)
+def test_what_torch_raises_for_lost_peers_is_no_bug(kind, text, reason):
+    import torch
+
+    assert caught(fail_with, getattr(torch.distributed, kind)(text)).reason == reason
+
+
+def test_a_process_whose_meeting_place_is_gone_has_lost_a_peer():
+    from torch.distributed import TCPStore
+
+    port, (told, tell) = find_port(), os.pipe()
+    leader = os.fork()
+    if not leader:
+        meeting = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        os.write(tell, b"!")
+        signal.pause()
+        del meeting
+    assert os.read(told, 1)
+    meeting = TCPStore("127.0.0.1", port, is_master=False)
+    os.kill(leader, signal.SIGKILL)
+    os.waitpid(leader, 0)
+    assert caught(meeting.get, "start").reason == "PeerUnavailable"
 
 
 def test_torch_out_of_memory_is_known_by_its_own_types():

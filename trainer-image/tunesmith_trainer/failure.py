@@ -10,10 +10,12 @@ from tunesmith_trainer.errors import FULL_ERRNOS, STORE_ERRNOS, Interruption, St
 
 # What gloo and NCCL say when the process at the other end is gone, and when it says nothing for too long.
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "remote process exited", "Broken pipe")
+# What torch raises for them, of store, sockets and NCCL alike, whatever the text: most of NCCL's name no peer.
+DISTRIBUTED = frozenset(("DistError", "DistBackendError", "DistNetworkError", "DistStoreError"))
 STUCK_PEER = ("Timed out waiting", "Watchdog caught collective operation timeout")
-# torch.OutOfMemoryError is looked for by name: this module is used where importing torch would cost seconds.
+# torch's errors are looked for by name: this module is used where importing torch would cost seconds.
 NO_SPACE = ("No space left on device", "PytorchStreamWriter failed writing")
-OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory")
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory", "'out of memory'")
 ROOM = "make room or enlarge it; training goes on from its last checkpoint"
 LESS_MEMORY = (
     "lower perDeviceTrainBatchSize and raise gradientAccumulationSteps by as much, set gradientCheckpointing, shorten maxLength, or raise `memory`"
@@ -41,10 +43,10 @@ def _meaning(error: BaseException) -> StageError:
         return store_failure(error)
     if any(sign in text for sign in NO_SPACE):
         return StageError("StorageFull", f"the volume or the node's disk is full: {first}; {ROOM}")
-    if isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
-        return StageError("PeerUnavailable", f"another training process is gone; see the other pods' results: {first}")
     if isinstance(error, RuntimeError) and any(sign in text for sign in STUCK_PEER):
         return StageError("Hung", f"the training processes waited for one another for too long: {first}")
+    if type(error).__name__ in DISTRIBUTED or (isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER)):
+        return StageError("PeerUnavailable", f"another training process is gone; see the other pods' results: {first}")
     return StageError("InternalError", traceback.format_exception_only(error)[-1].strip())
 
 
