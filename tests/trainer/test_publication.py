@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.trainer.conftest import find_port
 from tunesmith_trainer import checkpoint, fence, store
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.publication import Place, Publisher, copy_file
@@ -163,6 +164,41 @@ def test_an_outage_is_sat_out_without_a_word_to_training(writer, monkeypatch):
     writer.save(20)
     assert pauses == [1, 2, 5]
     assert checkpoint.newest(writer.run).name == "step-20"
+
+
+@pytest.fixture
+def first_process(writer, monkeypatch):
+    """The environment of a run's first training process, and the store at which all of them meet."""
+    from torch.distributed import TCPStore
+
+    port = find_port()
+    for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TUNESMITH_LAUNCH": writer.claim.launch}.items():
+        monkeypatch.setenv(name, value)
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+
+@pytest.mark.usefixtures("first_process")
+def test_training_does_not_begin_anew_because_the_volume_is_away_for_a_moment(writer, monkeypatch):
+    from tunesmith_trainer.loop import find_start
+
+    monkeypatch.setenv("TUNESMITH_STORE_PATIENCE_SECONDS", "60")
+    writer.save(10)
+    away = writer.run.with_name("away")
+    writer.run.rename(away)
+    monkeypatch.setattr(store.time, "sleep", lambda _: away.rename(writer.run))
+    folder, launch = find_start(Place(writer.run, 1, 2))
+    assert (folder, launch) == (writer.run / "checkpoints/attempt-1/step-10", writer.claim.launch)
+
+
+@pytest.mark.usefixtures("first_process")
+def test_training_does_not_begin_anew_where_the_volume_stays_away(writer):
+    from tunesmith_trainer.loop import find_start
+
+    writer.save(10)
+    writer.run.rename(writer.run.with_name("away"))
+    with pytest.raises(StageError) as caught:
+        find_start(Place(writer.run, 1, 2))
+    assert caught.value.reason == "StoreUnavailable"
 
 
 def test_an_outage_that_lasts_ends_the_attempt_and_writes_nothing_where_the_volume_was(writer):

@@ -290,6 +290,14 @@ def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging:
     return trainer
 
 
+def newest_checkpoint(run_folder: Path, fence: Fence) -> Path | None:
+    """Return the newest checkpoint that is whole; raises OSError where the store went away meanwhile."""
+    newest = checkpoint.newest(run_folder)
+    # A volume that is away looks like a run without checkpoints, and training would begin anew.
+    fence.check()
+    return newest
+
+
 def find_start(place: Place) -> tuple[Path | None, str]:
     """Return the checkpoint to start from, if there is one, and the launch that may commit; the first process tells the others.
 
@@ -298,9 +306,10 @@ def find_start(place: Place) -> tuple[Path | None, str]:
     """
     meeting = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=MEETING)
     if int(os.environ["RANK"]) == 0:
-        newest = store.persevere(lambda: checkpoint.newest(place.run_folder), "checkpoints")
+        fence = Fence(place.run_folder, os.environ["TUNESMITH_LAUNCH"])
+        newest = store.persevere(lambda: newest_checkpoint(place.run_folder, fence), "checkpoints")
         checkpoint.sweep(place.run_folder, place.attempt)
-        meeting.set("start", json.dumps([str(newest or ""), os.environ["TUNESMITH_LAUNCH"]]))
+        meeting.set("start", json.dumps([str(newest or ""), fence.launch]))
     folder, launch = json.loads(meeting.get("start"))
     return Path(folder) if folder else None, launch
 
