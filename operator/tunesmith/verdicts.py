@@ -65,6 +65,8 @@ _TOLD = {"OutOfMemory": _Cause.MEMORY, "Hung": _Cause.HANG, "PeerUnavailable": _
 
 # Exit codes without a result: the message may be lost though the program wrote one. 128 + the signal: it was killed.
 _SILENT = {UNAVAILABLE: _Cause.ECHO, INTERRUPTED: _Cause.INTERRUPTION, 137: _Cause.KILL, 143: _Cause.KILL}
+# What a kubelet says of a container that its runtime has forgotten, and containerd of those that ran when its node went down.
+_UNKNOWN = ("ContainerStatusUnknown", "Unknown")
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,10 @@ def _ending(pod: Object, result: Result | None) -> _Ending | None:
         return _Ending(_Cause.PROGRAM, "Evicted", f"pod {name} took more than its own limits: {status.get('message', '')}")
     if why.startswith("OutOf") or why in ("UnexpectedAdmissionError", "NodeAffinity"):
         return _Ending(_Cause.SURROUNDINGS, "PodRejected", f"pod {name} was refused by its node: {why}: {status.get('message', '')}")
-    if ended.get("reason") == "ContainerStatusUnknown":
-        return _Ending(_Cause.SURROUNDINGS, "ContainerLost", f"pod {name}: its node does not know what became of it")
     if result:
         return replace(_told(result), result=result) if result.outcome != "Succeeded" else None
+    if ended.get("reason") in _UNKNOWN:
+        return _Ending(_Cause.SURROUNDINGS, "ContainerLost", f"pod {name}: its node does not know what became of it (was it restarted?)")
     code = ended.get("exitCode")
     if not code:
         return None

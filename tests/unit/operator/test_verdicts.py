@@ -79,6 +79,8 @@ TABLE = [
     Row("refused by its node", PEER, rejected("UnexpectedAdmissionError"), "PodRejected", pause=5),
     Row("no room on its node after all", PEER, rejected("OutOfnvidia.com/gpu"), "PodRejected", pause=5),
     Row("forgotten by its node", PEER, ended(137, why="ContainerStatusUnknown"), "ContainerLost", pause=5),
+    Row("its node was restarted", PEER, ended(255, why="Unknown"), "ContainerLost", pause=5),
+    Row("its node was restarted just after it told why", PEER, ended(255, refusal("Train", 65, "NoEffect"), "Unknown"), "NoEffect", failed=True),
 ]
 
 
