@@ -5,6 +5,7 @@ the store's files fail with that error while PATH exists, and `{"kill_at_fsync":
 fsync from that step on.
 """
 
+import errno
 import json
 import os
 import signal
@@ -85,6 +86,19 @@ def exhaust(_fault, _callback):
     torch.empty(1 << 50)
 
 
+def fill(_fault, _callback):
+    """Fill the node's disk, with a checkpoint that there is no room for."""
+    fsync = os.fsync
+
+    def full(file):
+        if os.readlink(f"/proc/self/fd/{file}").startswith(os.environ["TUNESMITH_SCRATCH"]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    os.fsync = full
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/42: file write failed")
+
+
 def drain(_fault, callback):
     """Have the pod stopped, as the kubelet does it: SIGTERM to the launcher. Return when it has come down to this process."""
     import psutil
@@ -103,4 +117,4 @@ def wait(fault, _callback):
         time.sleep(0.02)
 
 
-DEEDS = {deed.__name__: deed for deed in (kill, stop, sleep, burn, exhaust, drain, wait)}
+DEEDS = {deed.__name__: deed for deed in (kill, stop, sleep, burn, exhaust, fill, drain, wait)}

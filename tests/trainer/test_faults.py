@@ -205,6 +205,12 @@ def test_a_full_volume_ends_the_attempt_and_a_short_outage_does_not(make_trial, 
     assert_same(trial.curve(), reference)
 
 
+def test_a_node_whose_disk_is_full_of_a_checkpoint_can_tell_so(make_trial):
+    trial = make_trial()
+    code, result = trial.run(1, {"do": "fill", "step": 12}, processes=1)
+    assert (code, result["reason"], result["step"]) == (69, "StorageFull", 11), result
+
+
 @pytest.mark.parametrize("how", ["stop", "sleep"])
 def test_a_process_that_hangs_is_named_and_all_pods_of_its_attempt_end(make_trial, how):
     trial = make_trial()

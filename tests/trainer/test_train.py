@@ -91,7 +91,7 @@ def test_a_failure_of_a_worker_goes_before_its_peers_echo(tmp_path):
     (tmp_path / "outcome-0000.json").write_text(outcome("PeerUnavailable"))
     (tmp_path / "outcome-0001.json").write_text(outcome("InternalError"))
     with pytest.raises(StageError, match="InternalError"):
-        train.Launcher(SimpleNamespace(rendezvous=SimpleNamespace(processes_per_node=2)), tmp_path, None).answer()
+        train.Launcher(SimpleNamespace(rendezvous=SimpleNamespace(processes_per_node=2)), tmp_path, tmp_path, None).answer()
 
 
 def test_a_checkpoint_that_is_damaged_is_passed_over(tmp_path):

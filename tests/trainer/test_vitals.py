@@ -40,9 +40,7 @@ def load():
 def ward(tmp_path, monkeypatch, request):
     monkeypatch.setenv("TUNESMITH_HUNG_SECONDS", "3")
     monkeypatch.setattr(vitals, "BEAT_SECONDS", 0.2)
-    ward = Ward(tmp_path, first_rank=2, processes=getattr(request, "param", 1))
-    yield ward
-    ward.close()
+    return Ward(tmp_path, first_rank=2, processes=getattr(request, "param", 1))
 
 
 @pytest.fixture

@@ -42,7 +42,8 @@ def start(play, rank, port):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    os.environ |= {"TUNESMITH_STAGE_FILE": play["stage"], "TUNESMITH_SCRATCH": str(folder), "TUNESMITH_PVC_ROOT": play["root"]}
+    os.environ |= {"TUNESMITH_SCRATCH": str(folder), "TUNESMITH_REPORTS": str(folder)}
+    os.environ |= {"TUNESMITH_STAGE_FILE": play["stage"], "TUNESMITH_PVC_ROOT": play["root"]}
     code = 1
     try:
         if play.get("stopAt") and rank == play["processes"] - 1:

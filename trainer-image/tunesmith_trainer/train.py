@@ -42,8 +42,8 @@ def run(stage: TrainInput) -> Answer:
     store.open_artifact(stage.model.uri, stage.model.digest)
     fence.refuse_late(stage, run_folder)
     claim = fence.claim(stage, run_folder) if stages.is_leader() else None
-    with tempfile.TemporaryDirectory(prefix="train-") as scratch:
-        launcher = Launcher(stage, Path(scratch), claim)
+    with tempfile.TemporaryDirectory(prefix="train-") as scratch, reports_folder() as reports:
+        launcher = Launcher(stage, Path(scratch), Path(reports), claim)
         try:
             launcher.run()
             answer = launcher.answer()
@@ -53,11 +53,15 @@ def run(stage: TrainInput) -> Answer:
                 with suppress(OSError):
                     claim.check()
             raise
-        finally:
-            launcher.ward.close()
         if claim:
             store.persevere(claim.check, "the claim on the run")
         return answer
+
+
+def reports_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for what the workers tell: in memory, since the node's disk may stand still, or be full of a checkpoint."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return tempfile.TemporaryDirectory(prefix="train-", dir=memory, ignore_cleanup_errors=True)
 
 
 def cpu_count() -> int:
@@ -101,10 +105,11 @@ def wait_for_name(host: str, seconds: float = RENDEZVOUS_SECONDS) -> None:
 class Launcher:
     """One node's torchrun: started, told to stop, and waited for."""
 
-    def __init__(self, stage: TrainInput, scratch: Path, claim: fence.Fence | None) -> None:
-        """Take the stage, an empty folder for the workers' files, and on the first node the claim on the run."""
+    def __init__(self, stage: TrainInput, scratch: Path, reports: Path, claim: fence.Fence | None) -> None:
+        """Take the stage, empty folders for the workers' files and for what they tell, and on the first node the claim on the run."""
         self.stage = stage
         self.scratch = scratch
+        self.reports = reports
         self.claim = claim
         self.hang: StageError | None = None
         self.terminated = False
@@ -112,7 +117,7 @@ class Launcher:
         self.agent: subprocess.Popen[bytes] | None = None
         self.node = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
         processes = stage.rendezvous.processes_per_node
-        self.ward = Ward(scratch, self.node * processes, processes)
+        self.ward = Ward(reports, self.node * processes, processes)
 
     def run(self) -> None:
         """Run torchrun to its end."""
@@ -181,11 +186,12 @@ class Launcher:
         }
         threads = max(1, cpu_count() // self.stage.rendezvous.processes_per_node)
         launch = {"TUNESMITH_LAUNCH": self.claim.launch} if self.claim else {}
-        return defaults | dict(os.environ) | launch | {"TUNESMITH_SCRATCH": str(self.scratch), "OMP_NUM_THREADS": str(threads)}
+        folders = {"TUNESMITH_SCRATCH": str(self.scratch), "TUNESMITH_REPORTS": str(self.reports)}
+        return defaults | dict(os.environ) | launch | folders | {"OMP_NUM_THREADS": str(threads)}
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Return what this node's workers have answered so far, by local rank."""
-        return [json.loads(path.read_bytes()) for path in sorted(self.scratch.glob("outcome-*.json"))]
+        return [json.loads(path.read_bytes()) for path in sorted(self.reports.glob("outcome-*.json"))]
 
     def answer(self) -> Answer:
         """Return the node's answer out of its workers' outcomes; raises StageError where one of them failed."""

@@ -38,10 +38,14 @@ WAITING_IN = ("/torch/distributed/", "/torch/nn/parallel/distributed.py", "/torc
 INNER_FRAMES = 4
 
 
-def path_for(scratch: Path, local_rank: int) -> Path:
-    """Return where the process of a local rank writes: in memory, since a node's disk may stand still for a minute."""
-    memory = Path("/dev/shm")
-    return (memory if os.access(memory, os.W_OK) else scratch) / f"{scratch.name}-vitals-{local_rank}.json"
+def path_for(reports: Path, local_rank: int) -> Path:
+    """Return where the process of a local rank tells how it is."""
+    return reports / f"vitals-{local_rank}.json"
+
+
+def outcome_path(reports: Path, local_rank: int) -> Path:
+    """Return where it tells what came of it."""
+    return reports / f"outcome-{local_rank:04d}.json"
 
 
 class Vitals:
@@ -112,11 +116,10 @@ class Patient:
 class Ward:
     """A launcher's side: the processes of its node, by local rank."""
 
-    def __init__(self, scratch: Path, first_rank: int, processes: int) -> None:
-        """Take the launcher's own folder, the global rank of its first process, and their number."""
+    def __init__(self, reports: Path, first_rank: int, processes: int) -> None:
+        """Take the folder that the processes report to, the global rank of the first one, and their number."""
         self._first_rank = first_rank
-        self._scratch = scratch
-        self._files = [path_for(scratch, rank) for rank in range(processes)]
+        self._reports = reports
         self.patients = [Patient() for _ in range(processes)]
         self._polled = time.monotonic()
 
@@ -138,13 +141,13 @@ class Ward:
             self._examine(local_rank, patient, passed)
 
     def _examine(self, local_rank: int, patient: Patient, passed: float) -> None:
-        told = _read(self._files[local_rank])
+        told = _read(path_for(self._reports, local_rank))
         if not told:
             return
         cpu_seconds = _cpu_seconds(told["pid"])
         if cpu_seconds is None:
             patient.told = told
-            if not patient.lost_at and not (self._scratch / f"outcome-{local_rank:04d}.json").exists():
+            if not patient.lost_at and not outcome_path(self._reports, local_rank).exists():
                 patient.lost_at = self._polled
             return
         before, patient.told = patient.told, told
@@ -180,11 +183,6 @@ class Ward:
             if patient.told:
                 with suppress(ProcessLookupError):
                     os.kill(patient.told["pid"], signal.SIGKILL)
-
-    def close(self) -> None:
-        """Delete the files."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tunesmith_trainer import store
 from tunesmith_trainer.contract import TrainInput
 from tunesmith_trainer.errors import INTERRUPTED
 from tunesmith_trainer.failure import classify
-from tunesmith_trainer.vitals import Vitals, path_for
+from tunesmith_trainer.vitals import Vitals, outcome_path, path_for
 
 
 class StopFlag:
@@ -47,11 +47,11 @@ def main() -> int:
     """Run one training process; returns 0 for done or interrupted and the failure's code otherwise."""
     stop = StopFlag()
     signal.signal(signal.SIGTERM, stop.set)
-    scratch, local_rank = Path(os.environ["TUNESMITH_SCRATCH"]), int(os.environ["LOCAL_RANK"])
+    reports, local_rank = Path(os.environ["TUNESMITH_REPORTS"]), int(os.environ["LOCAL_RANK"])
     vitals = Vitals()
-    vitals.start(path_for(scratch, local_rank))
+    vitals.start(path_for(reports, local_rank))
     outcome = answer(stop, vitals)
-    store.write_json(scratch / f"outcome-{local_rank:04d}.json", outcome)
+    store.write_json(outcome_path(reports, local_rank), outcome)
     failure = outcome.get("failure")
     # torchrun kills a node's other processes when one fails, and these may still be saving.
     return 0 if failure is None or failure["reason"] == "Interrupted" else 1
