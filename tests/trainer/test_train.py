@@ -78,6 +78,15 @@ def test_a_first_pod_that_never_appears_is_told(monkeypatch):
     assert (caught.value.reason, caught.value.exit_code) == ("PeerUnavailable", 69)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_pod_whose_peer_never_comes_has_met_with_no_bug(store, index):
+    prepared = store.run(bench.prepare_input())[1]
+    pod = store.start(bench.train_input(prepared, find_port(), nodes=2), index, TUNESMITH_RENDEZVOUS_SECONDS="5")
+    code, result = pod.wait()
+    assert (code, result["reason"]) == (69, "PeerUnavailable"), result
+    assert "another pod of the attempt did not come" in result["message"]
+
+
 @pytest.mark.parametrize("endpoint", ["host", "host:", ":29500", "host:port"])
 def test_an_endpoint_needs_a_host_and_a_port(endpoint):
     with pytest.raises(StageError, match="not host:port"):

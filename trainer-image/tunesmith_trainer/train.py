@@ -88,7 +88,12 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def wait_for_name(host: str, seconds: float = RENDEZVOUS_SECONDS) -> None:
+def rendezvous_seconds() -> int:
+    """Return how long a pod waits for the others."""
+    return int(os.environ.get("TUNESMITH_RENDEZVOUS_SECONDS", RENDEZVOUS_SECONDS))
+
+
+def wait_for_name(host: str, seconds: float) -> None:
     """Wait until a host's name resolves: a headless Service knows a pod only once it is there."""
     deadline = time.monotonic() + seconds
     while True:
@@ -125,7 +130,7 @@ class Launcher:
         host, port = split_endpoint(self.stage.rendezvous.endpoint)
         if self.stage.rendezvous.nodes == 1:
             host = "127.0.0.1"
-        wait_for_name(host)
+        wait_for_name(host, rendezvous_seconds())
         self.agent = subprocess.Popen(self.command(host, port), env=self.environment())
         if self.terminated:
             self.agent.terminate()
@@ -169,7 +174,7 @@ class Launcher:
             f"--node-rank={self.node}",
             f"--master-addr={host}",
             f"--master-port={port}",
-            f"--rdzv-conf=timeout={RENDEZVOUS_SECONDS}",
+            f"--rdzv-conf=timeout={rendezvous_seconds()}",
             f"--shutdown-timeout={grace}",
             "--max-restarts=0",
             "--module",
@@ -217,4 +222,8 @@ class Launcher:
             message = f"the training process of rank {rank} was killed or crashed without a word (out of memory, a signal, a native library); {log}"
             return StageError("ProcessLost", message, details)
         assert self.agent is not None
+        if self.stage.rendezvous.nodes > 1 and not any(patient.told for patient in self.ward.patients):
+            # torchrun starts its workers when all nodes have met; the first pod's name is there before its image is.
+            message = f"no training process began here: another pod of the attempt did not come within {rendezvous_seconds()} s; {log}"
+            return StageError("PeerUnavailable", message)
         return StageError("InternalError", f"torchrun ended with code {self.agent.returncode} and without a result: {log}")
