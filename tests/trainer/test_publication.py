@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -228,6 +229,44 @@ def test_the_loss_curve_goes_on_where_training_does_and_over_a_write_cut_in_half
     path.write_bytes(path.read_bytes() + b'{"half')
     metrics._write(b'{"step": 4}\n', size)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_the_loss_curve_outlives_every_outage_that_training_outlives(writer, monkeypatch):
+    from tunesmith_trainer import progress
+
+    monkeypatch.setattr(progress, "OUTAGE_PAUSE_SECONDS", 0.01)
+    given_up, persevere = threading.Semaphore(0), store.persevere
+
+    def counted(act, what):
+        try:
+            return persevere(act, what)
+        except StageError:
+            given_up.release()
+            raise
+
+    monkeypatch.setattr(store, "persevere", counted)
+    metrics = progress.MetricsFile(writer.run / "metrics.jsonl", writer.claim)
+    away = writer.run.with_name("away")
+    writer.run.rename(away)
+    state = SimpleNamespace(global_step=0, epoch=0.5, is_world_process_zero=True)
+    metrics.on_train_begin(None, state, None)
+    state.global_step = 1
+    metrics.on_log(None, state, None, logs={"loss": 1.5})
+    # The store's patience is at its end, and again.
+    assert all(given_up.acquire(timeout=10) for _ in range(2))
+    away.rename(writer.run)
+    metrics.close()
+    assert [json.loads(line)["step"] for line in (writer.run / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_the_loss_curve_of_a_training_that_ends_in_an_outage_is_given_up(writer, capsys):
+    from tunesmith_trainer.progress import MetricsFile
+
+    metrics = MetricsFile(writer.run / "metrics.jsonl", writer.claim)
+    writer.run.rename(writer.run.with_name("away"))
+    metrics.on_train_begin(None, SimpleNamespace(global_step=0, epoch=0.0, is_world_process_zero=True), None)
+    metrics.close()
+    assert "not written any further" in capsys.readouterr().out
 
 
 def test_a_superseded_attempt_writes_no_more_into_the_loss_curve(tmp_path, capsys):

@@ -14,10 +14,11 @@ import ssl
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -28,6 +29,9 @@ from tunesmith_trainer.fence import Fence
 MIN_INTERVAL_SECONDS = 5.0
 MAX_INTERVAL_SECONDS = 300.0
 TIMEOUT_SECONDS = 3.0
+# After an outage that was longer than the store's patience.
+OUTAGE_PAUSE_SECONDS = 30.0
+T = TypeVar("T")
 
 
 class MetricsFile(TrainerCallback):
@@ -40,6 +44,7 @@ class MetricsFile(TrainerCallback):
         self._fence = fence
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin to write, after the lines up to the step that training starts from: those of steps that were lost go."""
@@ -56,24 +61,36 @@ class MetricsFile(TrainerCallback):
     def close(self) -> None:
         """Wait until all lines are written, or given up."""
         if self._thread:
+            self._closing.set()
             self._lines.put(None)
             self._thread.join()
 
     def _run(self, resumed_step: int) -> None:
         try:
-            end = store.persevere(lambda: self._cut(resumed_step), "the loss curve")
+            end = self._persevere(lambda: self._cut(resumed_step))
             while (line := self._lines.get()) is not None:
                 lines = [line]
                 while not self._lines.empty() and (line := self._lines.get()) is not None:
                     lines.append(line)
                 text = "".join(lines).encode()
-                store.persevere(partial(self._write, text, end), "the loss curve")
+                self._persevere(partial(self._write, text, end))
                 end += len(text)
                 if line is None:
                     return
         except (OSError, StageError) as error:
             # What stops a checkpoint ends the training; a curve is not worth that.
             print(f"the loss curve is not written any further: {error}", flush=True)
+
+    def _persevere(self, act: Callable[[], T]) -> T:
+        """Return act()'s value; as long as training outlives an outage, so does its curve. At the end there is one more try."""
+        while True:
+            closing = self._closing.is_set()
+            try:
+                return store.persevere(act, "the loss curve")
+            except StageError as error:
+                if closing or error.reason == "Superseded":
+                    raise
+            self._closing.wait(OUTAGE_PAUSE_SECONDS)
 
     def _cut(self, resumed_step: int) -> int:
         """Return where in the file the next line goes, with what lies behind cut off."""
