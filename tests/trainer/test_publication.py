@@ -108,6 +108,24 @@ def test_an_attempt_that_was_superseded_commits_nothing_more_and_deletes_nothing
     assert new.complete() == ["attempt-2/step-55"]
 
 
+def test_a_start_that_is_cut_off_while_it_commits_does_not_delete_what_its_successor_loads(tmp_path, monkeypatch):
+    old = Writer(tmp_path, attempt=1, keep=1)
+    old.save(10)
+    write, loaded = store.write_bytes, []
+
+    def overtaken(path, content):
+        if path.name == store.MANIFEST:
+            Writer(tmp_path, attempt=2)
+            loaded.append(checkpoint.newest(old.run))
+        write(path, content)
+
+    monkeypatch.setattr(store, "write_bytes", overtaken)
+    with pytest.raises(StageError, match="attempt 2 has taken this run over"):
+        old.save(20)
+    assert [folder.name for folder in loaded] == ["step-10"]
+    assert store.is_intact(loaded[0])
+
+
 def test_an_attempt_that_starts_late_is_refused_and_one_made_anew_is_not(tmp_path):
     fence.claim(stage(3), tmp_path)
     with pytest.raises(StageError, match="attempt 3 has taken"):

@@ -127,6 +127,9 @@ class Publisher:
         self._fence.check()
         store.write_bytes(target / store.MANIFEST, manifest.content)
         print(f"checkpoint {target.parent.name}/{target.name} is complete: {manifest.size_bytes} bytes", flush=True)
+        # A start that claimed the run before this checkpoint was complete may be loading the one before it; one that claims it from
+        # here on finds this one, so what goes is of no use to it.
+        self._fence.check()
         checkpoint.prune(self._place.run_folder, self._place.keep, self._place.attempt)
 
 
