@@ -1,6 +1,7 @@
 """Faults for a training process that the zygote forks, told in $FAULT as JSON: what to do at which step, in which rank.
 
-`{"step": 14, "rank": 1, "do": "kill"}`; the deeds are the functions below. `{"errno": 28, "while": PATH}` makes fsync of
+`{"step": 14, "rank": 1, "do": "kill"}`; the deeds are the functions below, done when the step ends, or `"in": "on_prediction_step"`,
+in the evaluation after it. `{"errno": 28, "while": PATH}` makes fsync of
 the store's files fail with that error while PATH exists, and `{"kill_at_fsync": 5, "step": 20}` kills the process at its fifth
 fsync from that step on.
 """
@@ -28,17 +29,18 @@ def install():
 
 def watch_steps(fault, reached):
     """Do the deed when the step is reached."""
-    from tunesmith_trainer.loop import SaveAndStop
+    from tunesmith_trainer.stopping import SaveAndStop
 
-    before = SaveAndStop.on_step_end
+    moment = fault.get("in", "on_step_end")
+    before = getattr(SaveAndStop, moment)
 
-    def on_step_end(self, args, state, control, **rest):
+    def meddle(self, args, state, control, **rest):
         reached["step"] = state.global_step
         if state.global_step == fault.get("step") and "do" in fault:
             DEEDS[fault["do"]](fault, self)
         return before(self, args, state, control, **rest)
 
-    SaveAndStop.on_step_end = on_step_end
+    setattr(SaveAndStop, moment, meddle)
 
 
 def watch_fsync(fault, reached):

@@ -20,10 +20,11 @@ TOLERANCE = 1e-3
 class Trial:
     """A run whose attempts meet with faults."""
 
-    def __init__(self, folder, tiny_model, zygote):
+    def __init__(self, folder, tiny_model, zygote, **blocks):
         self.store = bench.Bench(folder, tiny_model)
         self.zygote = zygote
-        self.prepared = self.store.run(bench.prepare_input(training=bench.training(**SETTINGS), **BLOCKS))[1]
+        self.blocks = BLOCKS | blocks
+        self.prepared = self.store.run(bench.prepare_input(training=bench.training(**SETTINGS), **self.blocks))[1]
         assert self.prepared["trainRows"] % 2 == 0
         self.folder = self.store.path(self.prepared["runURI"])
         self.logs = []
@@ -32,7 +33,7 @@ class Trial:
         """Train's stage file; every step learns from two rows, whatever the number of processes."""
         block = bench.training(**SETTINGS, gradientAccumulationSteps=2 // (nodes * processes))
         checkpoints = {"everySteps": EVERY, "keep": 3}
-        return bench.train_input(self.prepared, find_port(), nodes, attempt, processes, checkpoints, training=block, **BLOCKS)
+        return bench.train_input(self.prepared, find_port(), nodes, attempt, processes, checkpoints, training=block, **self.blocks)
 
     def start(self, attempt, fault=None, nodes=1, processes=2, **extra):
         """Start the pods of an attempt."""
@@ -65,7 +66,7 @@ class Trial:
 
 @pytest.fixture(scope="module")
 def make_trial(tmp_path_factory, tiny_model, zygote):
-    return lambda: Trial(tmp_path_factory.mktemp("trial"), tiny_model, zygote)
+    return lambda **blocks: Trial(tmp_path_factory.mktemp("trial"), tiny_model, zygote, **blocks)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,20 @@ def test_suspend_and_resume_ten_times_lose_no_step(make_trial, reference):
     code, result = trial.run(6)
     assert (code, result["resumedFromStep"], result["globalStep"]) == (0, resumed, STEPS), result
     assert_same(trial.curve(), reference)
+
+
+def test_a_pod_that_is_stopped_while_it_evaluates_saves_at_once(make_trial):
+    trial = make_trial(validation={"fraction": "0.1"})
+    epoch = trial.prepared["trainRows"] // 2
+    assert epoch % EVERY and STEPS % epoch
+    # After the first epoch; then after the last step, which is not the last of an epoch.
+    for attempt, step in ((1, epoch), (2, STEPS)):
+        code, result = trial.run(attempt, {"do": "drain", "in": "on_prediction_step", "step": step, "rank": 1})
+        assert (code, result["reason"], result["globalStep"], result["checkpoint"]["step"]) == (75, "Interrupted", step, step), result
+    code, result = trial.run(3)
+    assert (code, result["resumedFromStep"], result["globalStep"]) == (0, STEPS, STEPS), result
+    assert result["evalLoss"] > 0
+    assert len(trial.curve()) == STEPS
 
 
 def test_a_pod_that_was_cut_off_and_goes_on_writing_cannot_spoil_the_run(make_trial, reference, tmp_path):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers.trainer
@@ -20,10 +20,6 @@ from torch import distributed
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
 from trl.trainer.sft_config import SFTConfig
@@ -39,77 +35,13 @@ from tunesmith_trainer.publication import MEETING, Place, Publisher
 from tunesmith_trainer.settings import training_arguments
 from tunesmith_trainer.sharding import MeasureSharding
 from tunesmith_trainer.spec import Adapter, Parallelism
+from tunesmith_trainer.stopping import EvaluationStopped, Flag, SaveAndStop, diverged
 from tunesmith_trainer.vitals import Vitals
 
 SCHEDULER_NAME = "scheduler.pt"
 # The label that takes a token out of the loss.
 UNTRAINED = -100
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-
-
-class Flag(Protocol):
-    """Something that a signal can set."""
-
-    is_set: bool
-
-
-# What a process tells the others after each step; the highest word goes.
-GO_ON, STOP, FAIL, DIVERGED = 0, 1, 2, 3
-
-
-class SaveAndStop(TrainerCallback):
-    """Saves at the steps asked for and at the end; when any process was told to stop, all save at one step and stop.
-
-    transformers' own save on SIGTERM sets a flag in the process that got the signal alone, so that a drained pod enters
-    the save while the others wait for it in a gradient reduction. A checkpoint that could not be published ends all alike.
-    """
-
-    def __init__(self, trainer: Trainer, stop: Flag, every_steps: int) -> None:
-        """Take the trainer that it is for, the flag that SIGTERM sets, and how often to save."""
-        self._trainer = trainer
-        self._publisher, self._vitals = trainer.publisher, trainer.vitals
-        self._stop = stop
-        self._every_steps = every_steps
-        self.interrupted = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell that training has begun."""
-        self._vitals.step, self._vitals.phase = state.global_step, "training"
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Decide whether this step is saved and whether it is the last."""
-        self._vitals.step = state.global_step
-        word = self._agree(args.device)
-        if word == DIVERGED:
-            raise diverged("the gradient", state.global_step)
-        if word == FAIL:
-            self._publisher.wait()
-            raise StageError("PeerUnavailable", "another training process could not publish its checkpoint; see its result")
-        ended = state.global_step >= state.max_steps
-        self.interrupted = word == STOP and not ended
-        control.should_save = ended or self.interrupted or state.global_step % self._every_steps == 0
-        if self.interrupted:
-            control.should_training_stop = True
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Keep a process that has to stop from evaluating first."""
-        if self.interrupted:
-            control.should_evaluate = False
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any) -> None:
-        """Refuse a model that is lost: no number that is not finite may go into a result."""
-        if not math.isfinite(metrics["eval_loss"]):
-            raise diverged("the validation loss", state.global_step)
-
-    def _agree(self, device: torch.device) -> int:
-        word = FAIL if self._publisher.failed else STOP if self._stop.is_set else GO_ON
-        # Once a gradient is not finite no weight ever is again, and transformers hides such losses from the log.
-        word = word if math.isfinite(self._trainer.gradient_norm) else DIVERGED
-        if not distributed.is_initialized():
-            return word
-        words = torch.tensor(word, device=device)
-        distributed.all_reduce(words, op=distributed.ReduceOp.MAX)
-        return int(words.item())
 
 
 class Trainer(SFTTrainer):
@@ -122,6 +54,7 @@ class Trainer(SFTTrainer):
     vitals: Vitals
     # Time in which no step could be made because of checkpoints.
     blocked_seconds = 0.0
+    saved_step = 0
     # Of the step under way, over all processes' gradients; ZeRO has none at times.
     gradient_norm: Any = 0.0
 
@@ -136,6 +69,21 @@ class Trainer(SFTTrainer):
         optimizer = super().create_optimizer(*arguments, **settings)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
+
+    def _run_epoch(self, *arguments: Any, **settings: Any) -> None:
+        # transformers would make one more step where training goes on from the last one.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **settings)  # type: ignore[no-untyped-call]
+
+    def _evaluate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
+        try:
+            return super()._evaluate(*arguments, **settings)
+        except EvaluationStopped:
+            # Half an evaluation is none: TRL would tell what it measured with the next figures of training.
+            self._metrics["eval"].clear()
+            self.control.should_save = self.saved_step < self.state.global_step
+            self.control.should_training_stop = True
+            return {}
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -173,13 +121,9 @@ class Trainer(SFTTrainer):
         # Every process writes its own part; nothing must be published before the last one has.
         self.accelerator.wait_for_everyone()
         self.publisher.start(self.state.global_step)
+        self.saved_step = self.state.global_step
         self.vitals.phase = "training"
         self.blocked_seconds += time.monotonic() - began
-
-
-def diverged(what: str, step: int) -> StageError:
-    """Return the failure of a training whose numbers ran off: the next attempt would take the same steps."""
-    return StageError("Diverged", f"training diverged: {what} is not finite at step {step}; lower learningRate, or raise warmupSteps")
 
 
 def encoded_rows(path: str, model_folder: str, only_assistant: bool) -> Iterator[dict[str, list[int]]]:
@@ -331,7 +275,9 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
         trainer.add_callback(callback)
     output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     vitals.phase = "ending"
-    eval_loss = None if saving.interrupted else last_eval_loss(trainer)
+    eval_loss = None
+    with suppress(EvaluationStopped):
+        eval_loss = None if saving.interrupted else last_eval_loss(trainer)
     trainer.publisher.wait()
     metrics.close()
     step = trainer.state.global_step

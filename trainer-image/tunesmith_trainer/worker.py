@@ -18,7 +18,7 @@ from tunesmith_trainer.vitals import Vitals, outcome_path, path_for
 
 
 class StopFlag:
-    """Set by SIGTERM; the trainer asks for it after each step (loop.py)."""
+    """Set by SIGTERM; the trainer asks for it after each step (stopping.py)."""
 
     def __init__(self) -> None:
         self.is_set = False
