@@ -129,7 +129,7 @@ class Launcher:
         # An engine that was still starting has no handler yet and dies of the signal: nothing was lost.
         if self.stopping and code in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
             return 0
-        raise ServeError("EngineFailed", f"vLLM ended with {describe_exit(code)}: {self.process.last_words()}")
+        raise ServeError("EngineFailed", f"vLLM ended with {self.process.last_words(self._check.listed)}")
 
 
 def read_stage() -> ServeInput:

@@ -21,10 +21,15 @@ EXCEPTION = re.compile(r"^[\w.]*(Error|Exception): \S")
 POINTER = "See root cause above"
 
 
-def cause(lines: Iterable[str]) -> str:
-    """Return what tells why an engine ended: the last exception in its output that is its own, else its last line."""
+def cause(lines: Iterable[str], served: bool) -> str:
+    """Return what tells why an engine ended: the last exception in its output that is its own, else its last line.
+
+    Of one that has served only the exception's type: what it wrote may be its clients' words, which are for no status.
+    """
     texts = [text for line in lines if (text := LOG_PREFIX.sub("", line).rstrip())]
     exceptions = [number for number, text in enumerate(texts) if EXCEPTION.match(text) and POINTER not in text]
+    if served:
+        return f"{texts[exceptions[-1]].partition(':')[0]}; its log has the rest" if exceptions else "see its log"
     if not exceptions:
         return texts[-1].strip() if texts else "it wrote nothing"
     first = exceptions[-1]
@@ -92,8 +97,9 @@ class EngineProcess:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return self._process.returncode
 
-    def last_words(self) -> str:
-        """Return why the engine ended, from its output."""
+    def last_words(self, served: bool) -> str:
+        """Return how the engine ended, and why, from its output; a signal says nothing there, so what was last written is of no account."""
         # The pipe ends once the group is killed; the time limit is for one who left the group.
         self._reader.join(timeout=2)
-        return cause(self._lines)
+        code = int(self._process.returncode)
+        return describe_exit(code) if code < 0 else f"{describe_exit(code)}: {cause(self._lines, served)}"

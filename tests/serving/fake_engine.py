@@ -1,4 +1,4 @@
-"""Stands in for `vllm serve`: lists a model, answers one slow request, and drains on SIGTERM as vLLM does.
+"""Stands in for `vllm serve`: lists a model, answers slow requests, logs and crashes when told to, and drains on SIGTERM as vLLM does.
 
 The first argument says how it behaves: `serve`, `fail` (each request), `hang` (SIGTERM is ignored), `load` (for ever), `die` (as vLLM does
 when it cannot start).
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 SLOW_SECONDS = 1.0
 POSTED = []
@@ -30,6 +31,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"data": [{"id": option("--served-model-name")}]})
         elif self.path == "/posted":
             self.answer(200, POSTED)
+        elif self.path.startswith("/log/"):
+            print(unquote(self.path.removeprefix("/log/")), flush=True)
+            self.answer(200, {})
+        elif self.path == "/crash":
+            os._exit(1)
         elif self.path == "/environment":
             self.answer(200, {"argv": sys.argv, "env": dict(os.environ)})
         else:

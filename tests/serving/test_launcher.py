@@ -13,6 +13,8 @@ from tunesmith_serving import drain
 from tunesmith_serving.launcher import TEARDOWN_SECONDS
 from tunesmith_serving.process import cause, describe_exit
 
+CANARY = "canary-2f0e"
+
 
 def test_a_pod_is_ready_once_the_engine_lists_the_served_model(launch):
     running = launch()
@@ -147,6 +149,24 @@ def test_an_engine_that_is_killed_while_serving_is_a_failure(launch):
     assert "SIGKILL (out of memory?)" in running.result()["message"]
 
 
+@pytest.mark.parametrize("end", ["kill", "crash"])
+def test_what_clients_asked_for_is_not_told_when_the_engine_ends(launch, end):
+    running = launch()
+    running.wait_ready()
+    # As vLLM does with a chat template that refuses a request, to its log.
+    get(running.engine_url(f"/log/jinja2.exceptions.TemplateError: {CANARY}".replace(" ", "%20")))
+    wait_for(lambda: CANARY in running.log.read_text())
+    [engine] = running.engine_pids()
+    if end == "kill":
+        os.kill(engine, signal.SIGKILL)
+    else:
+        get(running.engine_url("/crash"))
+
+    assert running.exit_code() == 70
+    assert running.result()["reason"] == "EngineFailed"
+    assert CANARY not in running.termination.read_text()
+
+
 def test_a_changed_model_is_never_given_to_the_engine(launch, model):
     (model / "config.json").write_text("[]")
 
@@ -183,16 +203,18 @@ def test_the_cause_is_the_last_exception_that_does_not_point_elsewhere():
         "\n",
     ]
 
-    assert cause(lines) == "torch.OutOfMemoryError: CUDA out of memory."
-    assert cause(lines[2:]) == "bye"
-    assert cause(["vllm serve: error: argument --dtype: invalid choice\n"]) == "vllm serve: error: argument --dtype: invalid choice"
-    assert cause([]) == "it wrote nothing"
+    assert cause(lines, served=False) == "torch.OutOfMemoryError: CUDA out of memory."
+    assert cause(lines[2:], served=False) == "bye"
+    assert cause(["vllm serve: error: argument --dtype: invalid choice\n"], served=False) == "vllm serve: error: argument --dtype: invalid choice"
+    assert cause([], served=False) == "it wrote nothing"
+    assert cause(lines, served=True) == "torch.OutOfMemoryError; its log has the rest"
+    assert cause(lines[2:], served=True) == "see its log"
 
 
 def test_a_cause_of_several_lines_is_told_as_one():
     lines = ["pydantic_core.ValidationError: 1 error for ModelConfig\n", "  max_model_len is too long\n", "bye\n"]
 
-    assert cause(lines) == "pydantic_core.ValidationError: 1 error for ModelConfig max_model_len is too long"
+    assert cause(lines, served=False) == "pydantic_core.ValidationError: 1 error for ModelConfig max_model_len is too long"
 
 
 def test_an_end_is_described_in_words():

@@ -93,8 +93,20 @@ def test_a_bug_met_twice_has_one_fingerprint_whatever_its_message():
         return {}[key]
 
     first, second = (caught(lookup, key) for key in ("0x7f01", "0x7f02"))
-    assert first.message != second.message
     assert first.details == second.details
+
+
+def test_a_bug_is_told_by_its_type_and_its_place_and_not_by_its_text(tmp_path):
+    # Ours is where a library was called; what it says may be a row of the data.
+    ours = tmp_path / "tunesmith_trainer" / "rows.py"
+    ours.parent.mkdir()
+    ours.write_text("import json\n\ndef read(text):\n    return json.loads(text)\n")
+    place: dict = {}
+    exec(compile(ours.read_text(), ours, "exec"), place)
+    message = caught(place["read"], "{canary-9b1d").message
+    assert "canary" not in message
+    assert message.startswith("json.decoder.JSONDecodeError at json/decoder.py:")
+    assert "in raw_decode, called by tunesmith_trainer/rows.py:4 in read;" in message
 
 
 def test_another_type_or_another_line_is_another_fingerprint():

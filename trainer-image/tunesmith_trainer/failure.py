@@ -47,7 +47,8 @@ def _meaning(error: BaseException) -> StageError:
         return StageError("Hung", f"the training processes waited for one another for too long: {first}")
     if type(error).__name__ in DISTRIBUTED or (isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER)):
         return StageError("PeerUnavailable", f"another training process is gone; see the other pods' results: {first}")
-    return StageError("InternalError", traceback.format_exception_only(error)[-1].strip())
+    # Its text may hold a row of the data, or a secret: the log may tell it, status may not.
+    return StageError("InternalError", f"{_kind(error)} {_place(error)}; the whole traceback is in the pod's log")
 
 
 def store_failure(error: OSError) -> StageError:
@@ -62,6 +63,21 @@ def fingerprint(error: BaseException) -> str:
 
     The message does not count: it holds addresses, sizes and paths that differ from one attempt to the next.
     """
-    frames = [f"{'/'.join(PurePath(frame.filename).parts[-2:])}:{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    return hashlib.sha256("\n".join([kind, *frames]).encode()).hexdigest()[:12]
+    frames = [f"{_file(frame)}:{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    return hashlib.sha256("\n".join([_kind(error), *frames]).encode()).hexdigest()[:12]
+
+
+def _kind(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _file(frame: traceback.FrameSummary) -> str:
+    return "/".join(PurePath(frame.filename).parts[-2:])
+
+
+def _place(error: BaseException) -> str:
+    """Return where an error was raised, and from where in our own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "tunesmith_trainer" in PurePath(frame.filename).parts]
+    places = [f"{_file(frame)}:{frame.lineno} in {frame.name}" for frame in (*frames[-1:], *ours[-1:])]
+    return "at " + ", called by ".join(dict.fromkeys(places))
