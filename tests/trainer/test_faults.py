@@ -78,6 +78,11 @@ def reference(make_trial):
     return trial.curve()
 
 
+def assert_bounded(result, resumed):
+    """No more steps are lost than docs/contract.md says."""
+    assert result.get("step", 0) - resumed <= 2 * EVERY
+
+
 def assert_same(curve, reference):
     assert curve == pytest.approx(reference, abs=TOLERANCE)
 
@@ -109,6 +114,7 @@ def test_a_killed_process_is_named_and_costs_less_than_an_interval(bruised):
     assert (code, result["reason"]) == (70, "ProcessLost")
     # It told its step once a second.
     assert result.get("step", 0) < 14
+    assert_bounded(result, resumed=10)
     assert "rank 1" in result["message"]
     assert bruised.complete()
 
@@ -119,6 +125,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_none_and_the_one_before_is_
     complete, begun = bruised.half_written
     assert complete == ["attempt-1/step-10"]
     assert begun == ["step-20"]
+    assert_bounded(result, resumed=10)
     assert "attempt-2/step-20 is not complete and is deleted" in bruised.logs[2].read_text()
 
 
@@ -207,6 +214,7 @@ def test_a_full_volume_ends_the_attempt_and_a_short_outage_does_not(make_trial, 
     code, result = pod.wait()
     assert (code, result["reason"], result["exitCode"]) == (69, "StorageFull", 69), result
     assert result["step"] >= 20
+    assert_bounded(result, resumed=10)
     assert [path.name for path in trial.folder.glob("checkpoints/attempt-1/*")] == ["step-10"]
     (pod,) = trial.start(2, {"do": "wait", "step": 25, "until": str(away)}, **patient)
     wait_for(lambda: "attempt-2/step-20" in trial.complete(), "the next checkpoint")

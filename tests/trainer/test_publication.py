@@ -36,12 +36,16 @@ class Writer:
         self.claim = fence.claim(stage(attempt), self.run)
         self.publisher = Publisher(Place(self.run, attempt, keep), self.claim, self.staging)
 
-    def save(self, step):
-        """Save on the node and publish; returns once that is through."""
+    def stage(self, step):
+        """Save on the node."""
         for name in FILES:
             path = self.staging / f"step-{step}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(f"{name} of {step}".encode() * 1000)
+
+    def save(self, step):
+        """Save on the node and publish; returns once that is through."""
+        self.stage(step)
         self.publisher.start(step)
         self.publisher.wait()
 
@@ -159,6 +163,32 @@ def test_a_full_volume_leaves_no_half_checkpoint_and_the_one_before(writer, monk
     assert (caught.value.reason, caught.value.exit_code) == ("StorageFull", 69)
     assert not (writer.run / "checkpoints/attempt-1/step-20").exists()
     assert checkpoint.newest(writer.run).name == "step-10"
+
+
+def test_a_save_waits_for_the_one_before_so_that_two_intervals_are_the_most_to_lose(writer, monkeypatch):
+    writer.save(10)
+    begun, go_on, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(file):
+        begun.set()
+        assert go_on.wait(60)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    writer.stage(20)
+    writer.publisher.start(20)
+    assert begun.wait(60)
+    writer.stage(30)
+    saving = threading.Thread(target=writer.publisher.start, args=(30,))
+    saving.start()
+    # Training goes on until its next save, and no further.
+    saving.join(0.2)
+    assert saving.is_alive()
+    assert writer.complete() == ["attempt-1/step-10"]
+    go_on.set()
+    saving.join()
+    writer.publisher.wait()
+    assert writer.complete() == ["attempt-1/step-30", "attempt-1/step-20"]
 
 
 def test_a_full_disk_is_told_by_the_system_itself(tmp_path):
