@@ -27,6 +27,8 @@ RUNS = {
 }
 # The default precision. What is computed in 16 bits, and what is kept in 32 beside it, is each strategy's own.
 RUNS["bf16"] = RUNS["full"] | {"training": RUNS["full"]["training"] | {"precision": "BF16"}}
+# A rate at which the second step's gradients are no longer finite.
+OFF = RUNS["bf16"] | {"training": RUNS["bf16"]["training"] | {"learningRate": "1e30"}}
 # In 32 bits only sums are in another order: 1e-6 of a loss near 6 is what is left after a dozen steps.
 SAME = {"lora": 1e-5, "full": 1e-5, "bf16": 0.03}
 
@@ -93,6 +95,8 @@ def trainings(tmp_path_factory, tiny_model):
         made[f"ddp-{kind}"] = prepare(f"ddp-{kind}", {"ddp": {}}, [(2, None)], **blocks)
         for name, strategy in STRATEGIES.items():
             made[f"{name}-{kind}"] = prepare(f"{name}-{kind}", strategy, ATTEMPTS[kind], **blocks)
+    for name, strategy in STRATEGIES.items():
+        made[f"{name}-off"] = prepare(f"{name}-off", strategy, [(2, None)], **OFF)
     made["qlora"] = prepare("qlora", {"ddp": {}}, ATTEMPTS["lora"], baseQuantization="NF4", **RUNS["lora"])
     made["not-sharded"] = prepare("not-sharded", {"fsdp": {}}, [(2, None)], untouched=True, **RUNS["lora"])
     plan = root / "plan.json"
@@ -131,6 +135,13 @@ def test_sigterm_to_one_process_makes_all_save_the_same_step(trainings, name, ki
         assert {failure["reason"] for failure in failures} == {"Interrupted"}, failures
         assert {failure["details"]["globalStep"] for failure in failures} == {step}
     assert trainings[f"{name}-{kind}"].answer["resumedFromStep"] == stopped[-1][1]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_all_processes_of_a_training_that_diverges_say_so_and_save_nothing(trainings, name):
+    outcomes = trainings[f"{name}-off"].outcomes(1)
+    assert {outcome["failure"]["reason"] for outcome in outcomes} == {"Diverged"}, outcomes
+    assert not list(trainings[f"{name}-off"].folder.glob("checkpoints/*/*"))
 
 
 @pytest.mark.parametrize("kind", RUNS)

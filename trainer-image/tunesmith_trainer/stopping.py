@@ -98,8 +98,8 @@ class SaveAndStop(TrainerCallback):
 
     def _agree(self, device: torch.device) -> int:
         word = FAIL if self._publisher.failed else STOP if self._stop.is_set else GO_ON
-        # Once a gradient is not finite no weight ever is again, and transformers hides such losses from the log.
-        word = word if math.isfinite(self._trainer.gradient_norm) else DIVERGED
+        # Once a gradient is not finite no weight ever is again, and transformers hides such losses from the log. ZeRO tells -1 of it.
+        word = word if 0 <= self._trainer.gradient_norm < math.inf else DIVERGED
         if not distributed.is_initialized():
             return word
         words = torch.tensor(word, device=device)
