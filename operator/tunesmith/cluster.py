@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -50,6 +51,14 @@ class Conflict(ApiError):
 
 class Refused(ApiError):
     """The same write would be refused again: a person must change something."""
+
+
+class Unseen(Exception):
+    """What was to be made is there already: it has lost the label that we watch by."""
+
+    def __init__(self, live: Object) -> None:
+        super().__init__(f"{live['kind']} {live['metadata']['name']} is there unseen")
+        self.live = live
 
 
 def _error(status: int, body: bytes) -> ApiError:
@@ -105,19 +114,17 @@ class Cluster:
     async def apply(self, obj: Object, live: Object | None) -> Object:
         """Apply `obj` server-side over `live`.
 
-        Without `live`, ask first: an apply cannot say "must not exist", and would take over another's object. A ConfigMap is POSTed
-        instead, which needs no question unless it is there: one that has lost the label that we watch by is, unseen. (Of others a POST
+        Without `live`, ask first: an apply cannot say "must not exist", and would take over another's object; ours is `Unseen`, for what
+        is wanted of it may depend on it. A ConfigMap is POSTed instead, which needs no question unless it is there. (Of others a POST
         would keep the fields that a later apply no longer names: it counts as another manager's. A ConfigMap's keys never change.)
         """
         resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
         if live is None and obj["kind"] == "ConfigMap" and (made := await self._post(obj)) is not None:
             return made
         if live is None:
-            try:
-                live = await self._ours(obj)
-            except NotFound:
-                live = None
-        if live is not None:
+            with suppress(NotFound):
+                raise Unseen(await self._ours(obj))
+        else:
             # With its uid the apply is refused, and does not create, when the object is gone in the meantime.
             obj = {**obj, "metadata": {**metadata, "uid": live["metadata"]["uid"]}}
         path = resource.path(metadata["namespace"], metadata["name"])

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from tunesmith import conditions, metrics
-from tunesmith.cluster import Cluster, Refused
+from tunesmith.cluster import Cluster, Refused, Unseen
 from tunesmith.corrections import Corrections
 from tunesmith.drift import ANNOTATION, differences, stamp
 from tunesmith.errors import InvalidSpec, TunesmithError
@@ -154,7 +154,12 @@ class Reconciler:
         wait = self._corrections.wait(key, digest, wrong) if wrong else 0.0
         if wait:
             return wait
-        answer = await self._cluster.apply(stamped, live)
+        try:
+            answer = await self._cluster.apply(stamped, live)
+        except Unseen as unseen:
+            # Come back at once: then it is known, and what is still wrong with it is put right.
+            self._learn(unseen.live)
+            return 0.0
         # What an injector makes of it on its way in will be the same the next time.
         self._corrections.note(key, digest, wrong | differences(stamped, answer))
         self._learn(answer)

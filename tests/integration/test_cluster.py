@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 from kubernetes.aio import config
@@ -12,7 +13,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from dev.cluster.controlplane import ControlPlane
 from tests.integration.operators import FINE_TUNE_JOB, Namespace
-from tunesmith.cluster import Cluster, Conflict, Refused
+from tunesmith.cluster import Cluster, Conflict, Refused, Unseen
 from tunesmith.drift import differences, stamp
 from tunesmith.pods import child_metadata
 from tunesmith.resources import RESOURCES, tidy
@@ -66,11 +67,18 @@ async def test_an_apply_makes_changes_and_takes_away_and_leaves_no_drift(cluster
     assert not differences(less, live)
 
 
-async def test_an_apply_of_a_config_map_that_is_there_unseen_puts_it_right(cluster: Cluster, space: Namespace, tune: Object) -> None:
-    wanted = stamp(config_map(tune, a="1"))
+@pytest.mark.parametrize("make", [partial(config_map, a="1"), partial(service, a=1001)], ids=["ConfigMap", "Service"])
+async def test_an_apply_of_what_is_there_unseen_shows_it_first_and_then_puts_it_right(
+    cluster: Cluster, space: Namespace, tune: Object, make: Callable[[Object], Object]
+) -> None:
+    wanted = stamp(make(tune))
     made = await cluster.apply(wanted, None)
-    space.patch("ConfigMap", "child", {"metadata": {"labels": dict.fromkeys(made["metadata"]["labels"])}, "data": {"a": "2"}})
-    answer = await cluster.apply(wanted, None)
+    space.patch(wanted["kind"], "child", {"metadata": {"labels": {"app.kubernetes.io/managed-by": None, "tunesmith.dev/kind": "Other"}}})
+    with pytest.raises(Unseen) as unseen:
+        await cluster.apply(wanted, None)
+    live = unseen.value.live
+    assert live["metadata"]["labels"]["tunesmith.dev/kind"] == "Other"
+    answer = await cluster.apply(wanted, live)
     assert not differences(wanted, answer)
     assert answer["metadata"]["uid"] == made["metadata"]["uid"]
 

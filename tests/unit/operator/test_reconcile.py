@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.edge import CONFIG, KINDS, changed, child, key, owner
-from tunesmith.cluster import ApiError, Conflict, Refused
+from tunesmith.cluster import ApiError, Conflict, Refused, Unseen
 from tunesmith.conditions import find
 from tunesmith.corrections import PAUSE, Corrections
 from tunesmith.events import Event
@@ -34,6 +34,7 @@ class Double:
         self.pods: list[Object] = []
         self.lists: list[str] = []
         self.inject: Object = {}
+        self.unseen: list[Object] = []
         self.confirmed: list[str] = []
         self.refuse_status = ""
 
@@ -49,6 +50,8 @@ class Double:
             raise self.refuse["confirm"]
 
     async def apply(self, obj: Object, live: Object | None) -> Object:
+        if live is None and self.unseen:
+            raise Unseen(self.unseen.pop())
         self._write("apply", obj)
         return changed(obj, self.version, uid=f"uid-{obj['metadata']['name']}") | self.inject
 
@@ -144,6 +147,15 @@ async def test_an_edited_object_is_applied_again() -> None:
     assert live is not None
     bench.store.put({**changed(live, 500), "data": {"phase": "edited"}})
     assert await bench.run(tune) == [("apply", "config")]
+
+
+async def test_what_is_there_unseen_is_looked_at_before_it_is_written() -> None:
+    bench, tune = Bench(owner()), owner()
+    bench.cluster.unseen = [child("ConfigMap", "config", tune, 50, data={"phase": "edited"})]
+    assert ("apply", "config") not in await bench.run(tune)
+    assert bench.store.get(Key("ConfigMap", "team", "config")) is not None
+    assert key(tune) in bench.woken
+    assert ("apply", "config") in await bench.run(tune), "at once: nothing of it was put back before"
 
 
 async def test_a_field_that_somebody_else_sets_again_and_again_is_put_back_once_a_minute() -> None:
