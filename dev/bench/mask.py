@@ -14,8 +14,8 @@ _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 _POD = re.compile(r"(<uid>(?:-\d+)?)-[a-z0-9]{5}\b")
 _CHILD = re.compile(r"-[0-9a-f]{5}\b")
 _METADATA = ("name", "generation", "labels", "annotations", "finalizers", "ownerReferences", "deletionTimestamp")
-_APPLIED = "tunesmith.dev/applied"
-"""A digest of what was applied, owner's uid included."""
+_DIGESTS = ("tunesmith.dev/applied", "tunesmith.dev/rendered")
+"""Annotations with a digest of what was applied or rendered, owner's uid included."""
 
 
 def name_of(name: str) -> str:
@@ -50,7 +50,7 @@ def _shown(obj: Object) -> Object:
     """The parts that the operator or its user decides."""
     kind = obj["kind"]
     metadata = {name: obj["metadata"][name] for name in _METADATA if name in obj["metadata"]}
-    metadata["annotations"] = {name: value for name, value in metadata.get("annotations", {}).items() if name != _APPLIED}
+    metadata["annotations"] = {name: value for name, value in metadata.get("annotations", {}).items() if name not in _DIGESTS}
     shown = {name: obj[name] for name in ("spec", "data") if name in obj} | {"metadata": metadata, "status": _timeless(obj.get("status"))}
     if kind == "ConfigMap":
         # For the sake of a difference's readability.

@@ -26,11 +26,25 @@ _SUFFIX: dict[str, Decimal] = {
 }
 
 
+def checksum(value: Any) -> str:
+    """A short digest of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest(desired: Object) -> str:
+    """Digest of what is asked for. Without its annotations: they say what it is, and nothing runs by them."""
+    return checksum({**desired, "metadata": {name: value for name, value in desired["metadata"].items() if name != "annotations"}})
+
+
 def stamp(desired: Object) -> Object:
     """`desired` with its own digest in an annotation."""
-    digest = hashlib.sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:16]
     metadata = desired["metadata"]
-    return {**desired, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), ANNOTATION: digest}}}
+    return {**desired, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), ANNOTATION: digest(desired)}}}
+
+
+def applied(live: Object) -> str | None:
+    """Digest of what was applied last; None if a live object does not tell."""
+    return (live["metadata"].get("annotations") or {}).get(ANNOTATION)
 
 
 def differences(desired: Any, live: Any, path: str = "") -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
 from tests.integration import served
 from tests.integration.operators import Namespace, OperatorProcess, Writes
+from tunesmith import drift
 from tunesmith.conditions import is_true
+from tunesmith.modeldeployment.rendering import ANNOTATION
 from tunesmith.modeldeployment.revision import DRAIN_SECONDS, LABEL_REVISION
-from tunesmith.values import Object
+from tunesmith.values import MANAGED_BY, Object
 
 SPEC: Object = {"model": {"uri": "pvc://models/base"}}
 OTHER_ENGINE: Object = {"spec": {"engine": {"vllm": {"maxModelLen": 64}}}}
@@ -116,6 +119,59 @@ def test_the_scale_subresource_reaches_the_pods(operator: OperatorProcess, space
     scale = space.patch("ModelDeployment", "serve", {"spec": {"replicas": 2}}, "scale").body
     assert scale["status"]["selector"].endswith(f"{LABEL_REVISION}={name}")
     space.wait(lambda: len(served.pods(space, name)) == 2, "the second pod")
+
+
+LOST: dict[str, Object] = {
+    "its record": {"annotations": {ANNOTATION: None}},
+    "the label that it is watched by": {"labels": dict.fromkeys(MANAGED_BY)},
+}
+
+
+@pytest.fixture
+def settings(operator: OperatorProcess) -> Iterator[dict[str, str]]:
+    """The operator's environment, as it was again when the test is over."""
+    before = dict(operator.environment)
+    yield operator.environment
+    operator.stop()
+    operator.environment = before
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_what_a_deployment_lost_is_given_back_by_the_next_operator_and_no_pod_restarts(
+    operator: OperatorProcess, space: Namespace, settings: dict[str, str], lost: str
+) -> None:
+    name = served.serve(space, SPEC)
+    operator.stop()
+    (before,), pods = space.all("Deployment"), served.pods(space, name)
+    space.patch("Deployment", before["metadata"]["name"], {"metadata": LOST[lost]})
+    settings["TUNESMITH_IMAGE_PULL_POLICY"] = "Always"
+    operator.start()
+
+    def marks(obj: Object) -> Object:
+        return {name: obj["metadata"][name].keys() for name in ("labels", "annotations")}
+
+    space.wait(lambda: marks(space.all("Deployment")[0]) == marks(before), "what was lost to be back", lambda: space.all("Deployment"))
+    operator.wait_resyncs(2)
+    assert space.all("Deployment")[0]["spec"]["template"] == before["spec"]["template"]
+    assert [pod["metadata"]["uid"] for pod in served.pods(space, name)] == [pod["metadata"]["uid"] for pod in pods]
+
+
+def test_a_deployment_that_loses_both_annotations_takes_up_the_present_settings(
+    operator: OperatorProcess, space: Namespace, settings: dict[str, str]
+) -> None:
+    served.serve(space, SPEC)
+    operator.stop()
+    settings["TUNESMITH_IMAGE_PULL_POLICY"] = "Always"
+    operator.start()
+    operator.wait_resyncs(1)
+    (deployment,) = space.all("Deployment")
+
+    def policy() -> Any:
+        return space.all("Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"]
+
+    assert policy() == "IfNotPresent"
+    space.patch("Deployment", deployment["metadata"]["name"], {"metadata": {"annotations": {ANNOTATION: None, drift.ANNOTATION: None}}})
+    space.wait(lambda: policy() == "Always", "it to be rendered anew")
 
 
 def test_a_deployment_that_serves_is_written_no_more(operator: OperatorProcess, space: Namespace, control_plane: ControlPlane) -> None:

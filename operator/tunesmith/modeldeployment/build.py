@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith import kueue
+from tunesmith import drift, kueue
 from tunesmith.contract import ObjectRef, ServeInput, UnpinnedModel, stage_json
+from tunesmith.modeldeployment.health import deployment_of, is_stuck
 from tunesmith.modeldeployment.policy import network_policy
+from tunesmith.modeldeployment.rendering import ANNOTATION, Rendering, recorded
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
 from tunesmith.pods import Workload, child_metadata, pod_spec, stage_config_map
@@ -57,11 +59,31 @@ def _main_service(observed: Observed, revisions: list[Revision]) -> list[Object]
 def _children(observed: Observed, revision: Revision) -> list[Object]:
     owner = observed.owner
     metadata = child_metadata(owner, child_name(owner, revision.name), {LABEL_REVISION: revision.name})
+    rendering = _rendering(observed, revision, metadata)
     return [
-        stage_config_map(metadata, _serve_input(owner, revision)),
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(rendering.data)},
         _service(metadata, selector(owner, revision.name)),
-        _deployment(observed, revision, metadata),
+        _deployment(observed, revision, metadata, rendering),
     ]
+
+
+def _rendering(observed: Observed, revision: Revision, metadata: Object) -> Rendering:
+    """What the revision's pods are made from: what was recorded when it was made.
+
+    Where that is lost, or was never kept (by version 0.1.0), it is rendered anew, if that gives what was applied last or the live object
+    does not tell what that was. Else an operator with other code or settings has applied it: what is live is kept, so that it serves on.
+    """
+    live = deployment_of(observed, revision)
+    # Of a candidate that cannot start, other settings may be what mends it (an image that cannot be pulled).
+    if live is None or (revision.state == "Candidate" and is_stuck(observed, revision)):
+        return _render(observed, revision, metadata)
+    if kept := recorded(live):
+        return kept
+    rendering = _render(observed, revision, metadata)
+    if drift.applied(live) in (None, drift.digest(_deployment(observed, revision, metadata, rendering))):
+        return rendering
+    config_map = observed.child("ConfigMap", metadata["name"]) or {}
+    return Rendering(live["spec"]["template"], config_map.get("data") or rendering.data)
 
 
 def _service(metadata: Object, labels: Mapping[str, str]) -> Object:
@@ -86,29 +108,35 @@ def _serve_input(owner: Object, revision: Revision) -> Object:
     )
 
 
-def _deployment(observed: Observed, revision: Revision, metadata: Object) -> Object:
-    owner = observed.owner
+def _render(observed: Observed, revision: Revision, metadata: Object) -> Rendering:
+    """As this version of the operator renders it, with its present settings."""
+    orders = _serve_input(observed.owner, revision)
     workload = Workload(
         image=revision.image,
         command=COMMAND,
-        input=_serve_input(owner, revision),
+        input=orders,
         config_map=metadata["name"],
         resources=revision.inputs.get("resources") or {},
         scheduling=revision.inputs.get("scheduling") or {},
         grace_period_seconds=GRACE_PERIOD_SECONDS,
         container=_container(),
     )
+    spec = pod_spec(workload, observed.config) | _spread(selector(observed.owner, revision.name))
+    return Rendering({"metadata": {"labels": metadata["labels"]}, "spec": spec}, stage_config_map(metadata, orders)["data"])
+
+
+def _deployment(observed: Observed, revision: Revision, metadata: Object, rendering: Rendering) -> Object:
     spec = {
         "replicas": observed.spec.get("replicas", 1),
         "revisionHistoryLimit": 1,
-        "selector": {"matchLabels": selector(owner, revision.name)},
+        "selector": {"matchLabels": selector(observed.owner, revision.name)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": {
-            "metadata": {"labels": metadata["labels"]},
-            "spec": pod_spec(workload, observed.config) | _spread(selector(owner, revision.name)),
-        },
+        "template": rendering.template,
     }
-    named = metadata | {"labels": metadata["labels"] | kueue.labels(workload.scheduling)}
+    named = metadata | {
+        "labels": metadata["labels"] | kueue.labels(revision.inputs.get("scheduling") or {}),
+        "annotations": {ANNOTATION: rendering.annotation()},
+    }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": named, "spec": spec}
 
 

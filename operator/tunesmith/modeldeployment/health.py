@@ -52,7 +52,17 @@ def pods_of(observed: Observed, revision: Revision) -> list[Object]:
 
 def failure_of(observed: Observed, revision: Revision) -> Failure | None:
     """Why the revision will not get ready by itself, from its pods' last termination; None while there is hope."""
-    failures = (_container_failure(container) for container in _unready_containers(pods_of(observed, revision)))
+    return _failure(pods_of(observed, revision))
+
+
+def is_stuck(observed: Observed, revision: Revision) -> bool:
+    """Whether no pod of the revision has begun to work: each has failed or lacks something, or none may be made."""
+    pods = pods_of(observed, revision)
+    return all(obstacle(pod) or _failure([pod]) for pod in pods) if pods else bool(_replica_failure(observed, revision))
+
+
+def _failure(pods: Iterable[Object]) -> Failure | None:
+    failures = (_container_failure(container) for container in _unready_containers(pods))
     return next((failure for failure in failures if failure), None)
 
 
@@ -83,12 +93,15 @@ def _container_failure(container: Mapping[str, Any]) -> Failure | None:
 
 def obstacle_of(observed: Observed, revision: Revision) -> str:
     """In words, what the revision's pods are waiting for."""
-    deployment = deployment_of(observed, revision)
-    for condition in ((deployment or {}).get("status") or {}).get("conditions", ()):
-        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return str(condition.get("message", ""))
-    told = (_obstacle(pod) for pod in pods_of(observed, revision))
+    told = (_replica_failure(observed, revision), *(_obstacle(pod) for pod in pods_of(observed, revision)))
     return next((text for text in told if text), "")
+
+
+def _replica_failure(observed: Observed, revision: Revision) -> str:
+    """Why pods cannot be made: a quota, an admission controller."""
+    status = (deployment_of(observed, revision) or {}).get("status") or {}
+    failures = (each for each in status.get("conditions", ()) if each["type"] == "ReplicaFailure" and each["status"] == "True")
+    return next((str(each.get("message", "")) for each in failures), "")
 
 
 def _obstacle(pod: Object) -> str:

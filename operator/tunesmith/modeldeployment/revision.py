@@ -1,8 +1,8 @@
 """Revisions: what is served, named by a hash of the inputs that determine it.
 
-The hash covers inputs, not the rendered template, and a revision keeps the image it was made with: neither an operator upgrade nor
-a new default rolls what runs. The inputs are recorded with the revision, because the spec has moved on when an old revision still
-serves and has to be rendered again (another number of replicas, a Deployment edited by hand).
+The hash covers inputs, not the rendered template, and a revision keeps the image and the template (`rendering.py`) it was made with:
+neither an operator upgrade nor a new default rolls what runs. The inputs are recorded with the revision, because the spec has moved on
+when an old revision still serves and has to be rendered again (its Deployment was deleted by hand).
 """
 
 from __future__ import annotations

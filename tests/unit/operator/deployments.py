@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tunesmith.conditions import find
+from tunesmith.drift import stamp
 from tunesmith.modeldeployment.build import build
 from tunesmith.modeldeployment.status import status
 from tunesmith.status_schema import ModelDeploymentStatus
@@ -64,14 +65,15 @@ class World:
         self.children: dict[tuple[str, str], Object] = {}
         self.pods: dict[str, Object] = {}
         self.image = "registry.example/serving:1"
-        self.network_policies = True
+        self.settings: Object = {}
+        """The operator's settings (fields of Config) that are not the default."""
         self.now = START
         self.problem: dict[str, str] | None = None
         self.plan = Plan()
 
     def observed(self) -> Observed:
         """What the edge would hand to the core now."""
-        config = Config(Images("registry.example/trainer:1", self.image), network_policies=self.network_policies)
+        config = Config(Images("registry.example/trainer:1", self.image), **self.settings)
         children = (*copy.deepcopy(list(self.children.values())), *self.pods.values())
         return Observed(copy.deepcopy(self.owner), self.now, config, children, self.references, problem=self.problem)
 
@@ -85,7 +87,7 @@ class World:
         for entry in self.plan.apply:
             key = entry["kind"], entry["metadata"]["name"]
             live = self.children.get(key, {})
-            metadata = {**entry["metadata"], "generation": 1, "uid": f"uid-{key[1]}"}
+            metadata = {**stamp(entry)["metadata"], "generation": 1, "uid": f"uid-{key[1]}"}
             self.children[key] = {**copy.deepcopy(entry), "metadata": metadata} | ({"status": live["status"]} if "status" in live else {})
         for entry in self.plan.delete:
             del self.children[entry["kind"], entry["metadata"]["name"]]

@@ -60,7 +60,7 @@ def test_pods_are_reached_from_their_namespace_alone_and_reach_name_services_alo
 
 def test_the_charts_admin_may_do_without_policies() -> None:
     world = World(UNGATED, job())
-    world.network_policies = False
+    world.settings = {"network_policies": False}
     world.step()
     assert "NetworkPolicy" not in {entry["kind"] for entry in world.plan.apply}
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.operator.deployments import GATED, GOOD, OTHER, World, evaluation, job
 from tunesmith.modeldeployment.build import REVISION_KINDS
+from tunesmith.values import Object
 
 MISMATCH = json.dumps({"reason": "DigestMismatch", "message": "changed"})
 MODELS = [("bot", "bot-eval"), ("bot2", "bot2-eval")]
@@ -61,6 +62,7 @@ def become_unready(world: World, chance: random.Random) -> None:
 
 def upgrade(world: World, chance: random.Random) -> None:
     world.image = f"registry.example/serving:{chance.choice('12')}"
+    world.settings = {"image_pull_policy": chance.choice(["Always", "Never"]), "image_pull_secrets": chance.choice([(), ("mirror",)])}
 
 
 def lose_a_child(world: World, chance: random.Random) -> None:
@@ -89,6 +91,11 @@ EVENTS: list[Callable[[World, random.Random], None]] = [
 ]
 
 
+def rendered(world: World) -> dict[str, Object]:
+    """What the pods of each Deployment are made from."""
+    return {name: entry["spec"]["template"] for (kind, name), entry in world.children.items() if kind == "Deployment"}
+
+
 def check(world: World, served: bool) -> None:
     """The laws, after any one step."""
     states = Counter(world.revisions().values())
@@ -112,7 +119,9 @@ def test_the_laws_hold_in_any_order_of_events(seed: int) -> None:
     world.step()
     for _ in range(40):
         chance.choice(EVENTS)(world, chance)
+        before = rendered(world)
         world.step()
+        assert all(before.get(name, template) == template for name, template in rendered(world).items()), "else its pods would restart"
         served = served or "Active" in world.revisions().values()
         check(world, served)
 

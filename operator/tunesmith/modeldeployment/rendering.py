@@ -1,0 +1,43 @@
+"""What the pods of a revision are made from, kept as it was when the revision was made.
+
+An operator with other code or other settings would render the same revision otherwise, and a Deployment whose template changes restarts
+its pods. So the Deployment carries its rendering in an annotation. (A ControllerRevision, as a StatefulSet has, would be one more kind to
+watch and to be granted, and could be there without its Deployment or miss beside it; an annotation comes and goes with what it rolls.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tunesmith import drift
+from tunesmith.values import GROUP, Object
+
+ANNOTATION = f"{GROUP}/rendered"
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """The rendered inputs of a revision."""
+
+    template: Object
+    """The Deployment's pod template."""
+    data: Mapping[str, str]
+    """The ConfigMap's."""
+
+    def annotation(self) -> str:
+        """As the Deployment carries it: with a digest, by which an edit is noticed."""
+        content = {"template": self.template, "data": dict(self.data)}
+        return json.dumps({**content, "digest": drift.checksum(content)}, sort_keys=True, separators=(",", ":"))
+
+
+def recorded(deployment: Object) -> Rendering | None:
+    """The rendering that a Deployment carries; None if it carries none, or an edited one."""
+    text = (deployment["metadata"].get("annotations") or {}).get(ANNOTATION, "")
+    try:
+        content = json.loads(text)
+        rendering = Rendering(content["template"], dict(content["data"]))
+    except (ValueError, TypeError, KeyError):
+        return None
+    return rendering if rendering.annotation() == text else None
