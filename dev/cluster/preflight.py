@@ -37,6 +37,13 @@ def require_space(needed: int) -> None:
         raise ClusterError(f"too little disk: {have:.1f} GiB free at {folder}, {want:.0f} needed")
 
 
+def require_memory(needed: int) -> None:
+    """The machine has `needed` bytes: to the scheduler each node is as large as all of it."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if total < needed:
+        raise ClusterError(f"too little memory: {total / GIB:.1f} GiB, {needed / GIB:.0f} needed")
+
+
 def check_network() -> None:
     """The bridge's name and the API server's port must be free."""
     if any(name == BRIDGE for _, name in socket.if_nameindex()):

@@ -47,6 +47,12 @@ def test_too_little_disk(monkeypatch, tmp_path):
         preflight.check_space(building=True)
 
 
+def test_too_little_memory():
+    preflight.require_memory(1 << 20)
+    with pytest.raises(ClusterError, match=r"too little memory: .* GiB, 1024 needed"):
+        preflight.require_memory(1 << 40)
+
+
 def test_a_taken_port(monkeypatch):
     with socket.socket() as other:
         other.bind(("", 0))
