@@ -195,7 +195,7 @@ class Progress(Block):
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Share of the steps done.")
     estimated_remaining_seconds: BigCount | None = Field(None, description="Until the training ends.")
     metrics: Annotated[list[Metric], Field(max_length=32)] | None = Field(None, description="Newest metrics.")
-    last_updated_time: Time | None = Field(None, description="When the report came.")
+    last_updated_time: Time | None = Field(None, description="When it was recorded here; reports come more often.")
 
 
 class Checkpoint(Block):
@@ -345,7 +345,7 @@ class ModelDeploymentStatus(Status):
 
     model: ServedModel | None = Field(None, description="The model that the spec means.")
     url: Location | None = Field(None, description="OpenAI-compatible endpoint inside the cluster.")
-    replicas: Count | None = Field(None, description="Pods of all revisions.")
-    ready_replicas: Count | None = Field(None, description="Ready pods of all revisions.")
+    replicas: Count | None = Field(None, description="Pods of the active revision, or of the first candidate.")
+    ready_replicas: Count | None = Field(None, description="Ready ones among them.")
     selector: Annotated[str, Field(max_length=1024)] | None = Field(None, description="Label selector of the pods, for /scale.")
     revisions: Annotated[list[Revision], Field(max_length=10)] | None = Field(None, description="At most one of each state.")

@@ -112,8 +112,8 @@ class Plan:
     create: tuple[Object, ...] = ()
     """Jobs: POSTed once, never applied again. AlreadyExists with our uid is fine; another owner's is a NameConflict."""
     apply: tuple[Object, ...] = ()
-    """ConfigMaps, Services, Deployments, in dependency order: applied by server-side apply if they differ from what the store shows.
-    They come before `create`."""
+    """ConfigMaps, Services, Deployments, NetworkPolicies, in dependency order: applied by server-side apply if they differ from what the store
+    shows. They come before `create`."""
     delete: tuple[Object, ...] = ()
     """Children to delete, with a uid precondition, background propagation."""
     wake_after: float | None = None

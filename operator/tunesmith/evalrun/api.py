@@ -64,7 +64,7 @@ class Harness(Block):
     """EleutherAI lm-evaluation-harness."""
 
     tasks: Annotated[list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]], Field(min_length=1, max_length=32)] = (
-        Field(description="Task names as lm-eval lists them, or from includePath.")
+        Field(description="Task names, from includePath or lm-eval's own. No stage reaches a hub: data that a task needs must be on a volume.")
     )
     num_fewshot: int | None = Field(None, ge=0, le=64, description="Default: the task's own.")
     limit: int | None = Field(None, ge=1, le=1_000_000, description="Examples of each task. Default: all.")

@@ -39,7 +39,11 @@ class Engine(Block):
 
 
 class Spec(Block):
-    """What to serve. Everything is mutable: a change makes a new revision, which replaces the old one once it is ready."""
+    """What to serve. Everything is mutable.
+
+    A change of model, engine, resources or scheduling makes a new revision, which replaces the old one once it is ready. One of `replicas`
+    or `gate` makes none.
+    """
 
     model: ModelSource = Field(description="The model to serve: Merged, a variant, or a plain URI.")
     gate: Gate | None = Field(None, description="Absent: served unjudged (GatePassed=Unknown).")
