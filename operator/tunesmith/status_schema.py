@@ -54,7 +54,7 @@ class Images(Block):
 class PinnedModel(Block):
     """A model as it was found: later changes behind its name change nothing here."""
 
-    name: Word | None = Field(None, description="`tested` or the baseline's name.")
+    name: Word | None = Field(None, description="Of a baseline of an EvalRun: its name. Absent elsewhere.")
     uri: Location = Field(description="Where it lies.")
     digest: Digest | None = Field(None, description="sha256 of its manifest.")
 

@@ -283,7 +283,7 @@ class Spec(Limited):
     parallelism: Parallelism | None = Field(None, description="Default: one pod, DDP.")
     resources: Resources | None = Field(None, description="Of each training pod. `gpus` is immutable: as many processes train.")
     stage_resources: Annotated[list[StageResources], Field(max_length=3)] | None = Field(
-        None, description="Of the other stages' pods. Default: as `resources`, without GPUs."
+        None, description="Of the other stages' pods. Default: as `resources`; GPUs for Quantize alone."
     )
     scheduling: StageScheduling | None = Field(None, description="Where pods may run.")
     checkpoints: Checkpoints | None = Field(None, description="How often, how many.")
