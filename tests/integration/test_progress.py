@@ -119,7 +119,7 @@ def test_a_pod_that_has_ended_reports_no_more(operator: OperatorProcess, space: 
     tune, pod = training
     bearer = token(space, pod)
     assert post(operator, tune, bearer) == 200
-    space.end_pod(pod, answer("Train", RESULTS["Train"]))
+    space.end_pod(pod, answer("Train", 1, RESULTS["Train"]))
     space.wait(lambda: post(operator, tune, bearer) == 403, "the report to be refused")
 
 
