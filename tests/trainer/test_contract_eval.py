@@ -38,7 +38,9 @@ def test_a_gate_of_sixteen_conditions_reaches_the_termination_message_whole():
     assert json.loads(message)["gate"] == value["gate"]
 
 
-@pytest.mark.parametrize("members", [{}, {"harness": {"tasks": ["a"]}, "perplexity": {"dataset": {"uri": "pvc://a/b", "format": "Text"}}}])
+@pytest.mark.parametrize(
+    "members", [{}, {"harness": {"tasks": ["a"]}, "perplexity": {"dataset": {"uri": "pvc://a/b", "format": "Text"}, "maxLength": 8}}]
+)
 def test_a_suite_is_of_exactly_one_kind(members):
     with pytest.raises(ValueError, match="exactly one of harness, perplexity"):
         contract_eval.Suite.model_validate({"name": "s"} | members)
