@@ -158,7 +158,8 @@ class Reconciler:
             answer = await self._cluster.apply(stamped, live)
         except Unseen as unseen:
             # Come back at once: then it is known, and what is still wrong with it is put right.
-            self._learn(unseen.live)
+            for concerned in self._store.find(unseen.live):
+                self._wake(concerned)
             return 0.0
         # What an injector makes of it on its way in will be the same the next time.
         self._corrections.note(key, digest, wrong | differences(stamped, answer))

@@ -140,6 +140,11 @@ class Store:
             self._children[parent_of(obj)].add(key)
         return concerned | self._concerned(key, obj)
 
+    def find(self, obj: Object) -> frozenset[Key]:
+        """Take in `obj`, which was asked for by its name: without the label that is listed by, it is in no list, however new the list is."""
+        self._gone.pop(obj["metadata"]["uid"], None)
+        return self.put(obj)
+
     def remove(self, obj: Object, version: float = math.inf) -> frozenset[Key]:
         """Take in that `obj` is gone, as of `version` (by default for good); a newer one of the same name stays. Return the keys that it concerns."""
         key, uid = key_of(obj), obj["metadata"]["uid"]

@@ -179,6 +179,15 @@ def test_a_sweep_of_one_objects_pods_leaves_those_of_others_alone(store: Store) 
     assert store.children("uid-other") == (pods[1],)
 
 
+def test_what_was_found_by_its_name_is_there_though_a_newer_list_lacks_it(store: Store) -> None:
+    job = child("Job", "job", TUNE)
+    store.put(TUNE)
+    store.put(job)
+    store.sweep("Job", [], 20)
+    assert store.find(changed(job, 9)) == {key(TUNE)}
+    assert store.get(key(job)) == changed(job, 9)
+
+
 def test_a_progress_report_is_kept_until_its_object_goes(store: Store) -> None:
     assert store.report("uid-tune", {"progressPercentage": 1}) == frozenset()
     store.put(TUNE)
