@@ -64,7 +64,8 @@ class Reconciler:
             return None
         observed = self._observe(key, owner)
         status, plan = decide(self._kinds[key.kind], observed)
-        if _ended_otherwise(observed.recorded, status) and await self._look_at_pods(owner):
+        if _ended_otherwise(observed.recorded, status):
+            await self._look_at_pods(owner)
             observed = self._observe(key, owner)
             status, plan = decide(self._kinds[key.kind], observed)
         if status != observed.recorded:
@@ -107,15 +108,16 @@ class Reconciler:
         """Whether the plan creates or deletes anything."""
         return any(self._store.get(key_of(obj)) is None for obj in plan.create) or any(not _is_told_to_end(obj) for obj in plan.delete)
 
-    async def _look_at_pods(self, owner: Object) -> bool:
-        """List the pods of `owner`; return whether that told something new.
+    async def _look_at_pods(self, owner: Object) -> None:
+        """List the pods of `owner`.
 
         Each kind has a watch of its own, and they do not keep step: a Job may be seen to end before its pods are seen at all. So
-        before an attempt is called over, its pods are looked at. (Not if one has told its success: nothing outweighs that.)
+        before an attempt is called over, its pods are looked at. (Not if one has told its success: nothing outweighs that.) What a
+        watch or a relist tells of them meanwhile is news too, though not to the list.
         """
         namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
         pods, version = await self._cluster.list("Pod", namespace, f"{LABEL_UID}={uid}")
-        return bool(self._store.sweep("Pod", pods, version, namespace, uid))
+        self._store.sweep("Pod", pods, version, namespace, uid)
 
     async def _carry_out(self, key: Key, plan: Plan) -> float | None:
         """Do what the plan says; remember a refusal for the next status. Returns in how many seconds the rest is due.

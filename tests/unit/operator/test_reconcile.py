@@ -325,6 +325,19 @@ async def test_before_an_attempt_is_called_over_its_pods_are_looked_at_and_only_
     assert len(bench.cluster.lists) == 1
 
 
+async def test_a_pod_that_a_watch_tells_of_while_its_attempts_pods_are_looked_at_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = owner(judge=True)
+    bench = Bench(tune, child("Job", "job", tune))
+
+    async def told_before_the_answer(kind: str, namespace: str, selector: str) -> tuple[list[Object], int]:
+        bench.store.put(child("Pod", "pod", tune))
+        return [child("Pod", "pod", tune)], bench.cluster.version
+
+    monkeypatch.setattr(bench.cluster, "list", told_before_the_answer)
+    await bench.run(tune)
+    assert [entry["outcome"] for entry in bench.status(tune)["attempts"]] == ["Succeeded"]
+
+
 async def test_the_plan_says_when_to_look_again() -> None:
     tune = owner(wake=12.5)
     bench = Bench(tune)
