@@ -13,7 +13,7 @@ from dev.demo import follow, seed
 from dev.demo.kube import Kube, Object, wait_for
 from tests.e2e.tiny import make_model, write_rows
 
-STEPS, EVERY = 240, 10
+STEPS, EVERY = 200, 10
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 _WORKERS = """
 import os, signal, time

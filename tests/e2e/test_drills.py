@@ -226,8 +226,9 @@ def test_a_process_that_hangs_is_found_in_time(trial: Trial) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trial: Trial) -> None:
-    end = trial.ends["kill -9 and a damaged checkpoint"]
-    assert end.resumed == trial.seen["damaged"] - EVERY
+    end, damaged = trial.ends["kill -9 and a damaged checkpoint"], trial.seen["damaged"]
+    # Pods that were told to end have saved at steps of their own.
+    assert damaged - EVERY <= end.resumed < damaged
 
 
 def test_after_out_of_memory_each_process_takes_half_as_many_rows_at_a_time(trial: Trial) -> None:
