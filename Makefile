@@ -36,11 +36,11 @@ lint types unit integration trainer serving e2e rollouts: ## one part of the tes
 
 .PHONY: bench-operator
 bench-operator: ## requests, latency, CPU and memory of the operator at 200 and 1000 FineTuneJobs (ARGS="--sizes 50 --idle 20" for a short run)
-	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.operator $(ARGS)
+	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m tests.bench.operator $(ARGS)
 
 .PHONY: bench-goodput
 bench-goodput: ## a simulated week of training on 8 nodes that fail, through the real attempt code (ARGS="--every-steps 50")
-	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.goodput $(ARGS)
+	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m tests.bench.goodput $(ARGS)
 
 .PHONY: bench-crash
 bench-crash: ## kill the operator around each write of a life; all must end alike (ARGS="--only NAME" repeats one, "--sample 20" takes fewer)

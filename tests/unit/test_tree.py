@@ -32,6 +32,15 @@ def test_the_file_and_its_functions_are_short_enough_to_read(path: Path) -> None
     assert long == []
 
 
+def test_nothing_but_tests_imports_tests() -> None:
+    for path in PYTHON:
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            assert not [name for name in names if name.split(".")[0] == "tests"], path
+
+
 def test_locks_hold_hashes_and_no_download_addresses() -> None:
     locks = [path for path in FILES if re.fullmatch(r"requirements.*\.txt", path.name)]
     assert len(locks) >= 4

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dev.bench.cluster_model import FAULTS, Cluster, Setting
-from dev.bench.goodput import account, measure
+from tests.bench.cluster_model import FAULTS, Cluster, Setting
+from tests.bench.goodput import account, measure
 
 QUIET = Setting(between_faults=1e12, spares=1, step=10, every_steps=6, saving=2, scheduling=5, loading=15, watchdog=60, closed=5, repair=300)
 """The first step begins at second 20; a cycle of six steps and a checkpoint takes 62 s; nothing fails by itself."""

@@ -1,6 +1,6 @@
 """`make bench-goodput`: how much of the machines' time a long training on failing nodes turns into steps that count.
 
-    python -m dev.bench.goodput [--days 7] [--every-steps 20] [--seed 0] …
+    python -m tests.bench.goodput [--days 7] [--every-steps 20] [--seed 0] …
 
 A seeded simulation: the operator's own classification and attempt code on a simulated clock, around it a model of a cluster
 (`cluster_model.py`) whose times are stated in what is printed. Beside it the control: the same faults and no checkpoints.
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from dev.bench.cluster_model import FAULTS, Attempt, Cluster, Setting
+from tests.bench.cluster_model import FAULTS, Attempt, Cluster, Setting
 
 AIM = 0.97
 DAY = 86400.0
@@ -86,7 +86,7 @@ def measure(setting: Setting, seeds: int) -> Figures:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the benchmark; 0 if the aim was met."""
-    parser = argparse.ArgumentParser(prog="dev.bench.goodput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="tests.bench.goodput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="simulations, from --seed on")
     for entry in fields(Setting):
         kind = float if entry.type == "float" else int

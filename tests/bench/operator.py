@@ -1,6 +1,6 @@
 """`make bench-operator`: what the operator costs and how fast it is, on a real API server and controller-manager.
 
-    python -m dev.bench.operator [--sizes 200 1000] [--lives 200] [--rate 10] [--seconds 5] [--idle 60] [--json FILE]
+    python -m tests.bench.operator [--sizes 200 1000] [--lives 200] [--rate 10] [--seconds 5] [--idle 60] [--json FILE]
 
 The figures are read from the API server's audit log and from /proc. Nodes are fake: pods are bound by the real scheduler, run and
 end because the bench says so. kube-controller-manager keeps its default client limits (20 requests a second for each controller),
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dev.bench.audit import READS, Audit
-from dev.bench.kubelet import Kubelet, make_nodes
 from dev.bench.view import Client
 from dev.cluster.controlplane import ControlPlane
+from tests.bench.kubelet import Kubelet, make_nodes
 from tests.integration.operators import FINE_TUNE_JOB, OperatorProcess
 from tests.integration.schema_server import Server
 from tunesmith.conditions import is_true
