@@ -187,7 +187,7 @@ def test_what_is_held_is_compared_with_what_was_asked_for(strategy, weights, sta
     from tunesmith_trainer.spec import Parallelism
 
     held = Sharding(parameter_bytes_per_rank=weights, optimizer_bytes_per_rank=state, total_parameter_bytes=400, trainable_parameters=100)
-    asked = Parallelism.model_validate(strategy)
+    asked = Parallelism.model_validate({"nodes": 1, "processesPerNode": 2} | strategy)
     if refused is None:
         sharding.check(held, asked, 2)
     else:
