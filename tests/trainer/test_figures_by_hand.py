@@ -77,7 +77,7 @@ def test_perplexity_of_texts_and_of_completions_is_that_of_a_plain_loop_too(in_z
     (data / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     (data / "pairs.jsonl").write_text("".join(json.dumps({"prompt": text, "completion": " yes"}) + "\n" for text in TEXTS))
     suites = [
-        {"name": name, "perplexity": {"dataset": {"uri": f"pvc://data/{name}.jsonl", "format": kind}}}
+        {"name": name, "perplexity": {"dataset": {"uri": f"pvc://data/{name}.jsonl", "format": kind}, "maxLength": 1024}}
         for name, kind in (("texts", "Text"), ("pairs", "PromptCompletion"))
     ]
     ours = run("pvc://models/base", suites, "FP32")

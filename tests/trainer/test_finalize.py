@@ -15,9 +15,10 @@ def logits(model):
         return model(torch.arange(3, 40).unsqueeze(0)).logits
 
 
-def test_adapter_and_merged_are_complete_artefacts_named_by_digest(story, finalized):
+def test_adapter_and_merged_are_complete_artefacts_named_by_digest(story, finalized, monkeypatch):
     from tunesmith_trainer import store
 
+    monkeypatch.setenv("TUNESMITH_PVC_ROOT", str(story.store.root))
     code, result = finalized
     assert code == 0, result
     assert [(item["name"], item["format"]) for item in result["artifacts"]] == [("Adapter", "PEFT"), ("Merged", "Safetensors")]
