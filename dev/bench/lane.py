@@ -22,7 +22,7 @@ from dev.bench.plans import Plan, Saboteur
 from dev.bench.proxy import Proxy
 from dev.bench.rights import grant
 from dev.bench.trail import AuditLog, Entry
-from dev.bench.view import GaveUp, Object, View, identified
+from dev.bench.view import GaveUp, Object, View
 from dev.cluster.controlplane import ControlPlane
 from tunesmith import ledger
 from tunesmith.modeldeployment import rollout
@@ -84,7 +84,7 @@ class Lane:
         # Not the administrator's rights: what is lost or asked again must be allowed, too.
         settings = (f"namespaces={{{self.namespace}}}", "progress.enabled=false", "rbac.aggregate=false")
         await asyncio.to_thread(grant, self._control_plane, self.namespace, self.namespace, *settings)
-        proxy = Proxy(self._control_plane.server, identified(self._control_plane, self.namespace), self._saboteur)
+        proxy = Proxy(self._control_plane.server, self._control_plane.pki.context(self.namespace), self._saboteur)
         await self._stack.enter_async_context(proxy)
         proxy.write_kubeconfig(self._kubeconfig)
         claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}

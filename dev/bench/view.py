@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -31,20 +30,13 @@ class GaveUp(Exception):
     """Something that should have come did not."""
 
 
-def identified(control_plane: ControlPlane, name: str) -> ssl.SSLContext:
-    """TLS with the certificate of that name."""
-    context = ssl.create_default_context(cafile=str(control_plane.pki.path("ca.crt")))
-    context.load_cert_chain(control_plane.pki.path(f"{name}.crt"), control_plane.pki.path(f"{name}.key"))
-    return context
-
-
 class Client:
     """The API server as its administrator, asked many things at a time."""
 
     def __init__(self, control_plane: ControlPlane, connections: int = 0) -> None:
         """`connections`: at most so many at a time; 0: as many as are wanted."""
         self._server = control_plane.server
-        self._tls = identified(control_plane, "admin")
+        self._tls = control_plane.pki.context("admin")
         self._connections = connections
 
     async def __aenter__(self) -> Self:

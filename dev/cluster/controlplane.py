@@ -7,7 +7,6 @@ integration tests use; the two-node cluster runs the same class on its bridge's 
 from __future__ import annotations
 
 import socket
-import ssl
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -304,10 +303,8 @@ class ControlPlane:
         wait_until(lambda: self._get_succeeds(account), what, timeout, interval=0.1)
 
     def _get_succeeds(self, path: str) -> bool:
-        context = ssl.create_default_context(cafile=str(self.pki.path("ca.crt")))
-        context.load_cert_chain(self.pki.path("admin.crt"), self.pki.path("admin.key"))
         # No proxy from the environment may come between us and our own API server.
-        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.pki.context("admin")))
         try:
             opener = urllib.request.build_opener(*handlers)
             with opener.open(self.server + path, timeout=5) as response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,12 @@ class Pki:
     def path(self, name: str) -> Path:
         """A file of the folder, such as `ca.crt`."""
         return self.folder / name
+
+    def context(self, name: str) -> ssl.SSLContext:
+        """TLS to what these authorities vouch for, with the certificate of that name."""
+        context = ssl.create_default_context(cafile=str(self.path("ca.crt")))
+        context.load_cert_chain(self.path(f"{name}.crt"), self.path(f"{name}.key"))
+        return context
 
     def create_authorities(self) -> None:
         """The cluster's CA, the front proxy's CA and the service-account key pair."""

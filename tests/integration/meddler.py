@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -78,12 +77,9 @@ class Meddler:
     def __init__(self, control_plane: ControlPlane) -> None:
         # The proxy is the operator to the server, with the chart's rights.
         rights.kubeconfig(control_plane)
-        secrets = control_plane.pki
-        context = ssl.create_default_context(cafile=str(secrets.path("ca.crt")))
-        context.load_cert_chain(secrets.path("operator.crt"), secrets.path("operator.key"))
         self.events: Events = unchanged
         self.requests: Requests = untouched
-        self._proxy = Proxy(control_plane.server, context, self._meddle)
+        self._proxy = Proxy(control_plane.server, control_plane.pki.context("operator"), self._meddle)
         self._streams: dict[web.StreamResponse, Exchange] = {}
         self._silent: set[web.StreamResponse] = set()
         self._loop = asyncio.new_event_loop()

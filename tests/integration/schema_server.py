@@ -66,10 +66,7 @@ class Server:
     @classmethod
     def of(cls, control_plane: ControlPlane) -> Server:
         """The API server of `control_plane`, as its administrator."""
-        secrets = control_plane.pki
-        context = ssl.create_default_context(cafile=str(secrets.path("ca.crt")))
-        context.load_cert_chain(secrets.path("admin.crt"), secrets.path("admin.key"))
-        return cls(control_plane.server, context, control_plane.kubeconfig)
+        return cls(control_plane.server, control_plane.pki.context("admin"), control_plane.kubeconfig)
 
     def context_without_identity(self) -> ssl.SSLContext:
         """Trusts the server, and brings no certificate."""
