@@ -96,10 +96,14 @@ def owner_labels(owner: Object) -> dict[str, str]:
     return MANAGED_BY | {LABEL_KIND: owner["kind"], LABEL_NAME: owner["metadata"]["name"], LABEL_UID: owner["metadata"]["uid"]}
 
 
-def stage_config_map(metadata: Object, stage_input: Mapping[str, Any], ca: str = "") -> Object:
-    """The ConfigMap that brings a pod its orders."""
-    data = {STAGE_FILE: json.dumps(stage_input, sort_keys=True, indent=2) + "\n"} | ({CA_FILE: ca} if ca else {})
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+def stage_data(stage_input: Mapping[str, Any], ca: str = "") -> dict[str, str]:
+    """The files that bring a pod its orders."""
+    return {STAGE_FILE: json.dumps(stage_input, sort_keys=True, indent=2) + "\n"} | ({CA_FILE: ca} if ca else {})
+
+
+def config_map(metadata: Object, data: Mapping[str, str]) -> Object:
+    """A ConfigMap of these files."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
 
 
 def headless_service(metadata: Object, selector: Mapping[str, str], port: int) -> Object:

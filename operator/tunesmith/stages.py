@@ -145,7 +145,7 @@ def stage_objects(owner: Object, config: Config, key: StageKey, attempt: int, st
         progress_path=pods.progress_path(owner) if stage.reports else "",
     )
     job = kueue.queued(pods.stage_job(metadata, workload, config, stage.nodes), kueue.labels(stage.scheduling, bool(stage.resources.get("gpus"))))
-    config_map = pods.stage_config_map(metadata, content, config.progress_ca if stage.reports else "")
+    config_map = pods.config_map(metadata, pods.stage_data(content, config.progress_ca if stage.reports else ""))
     service = [pods.headless_service(metadata, {pods.JOB_LABEL: name}, RENDEZVOUS_PORT)] if stage.nodes > 1 else []
     return job, config_map, *service
 

@@ -15,7 +15,7 @@ from tunesmith.modeldeployment.policy import network_policy
 from tunesmith.modeldeployment.rendering import ANNOTATION, Rendering, recorded
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
-from tunesmith.pods import Workload, child_metadata, pod_spec, stage_config_map
+from tunesmith.pods import Workload, child_metadata, config_map, pod_spec, stage_data
 from tunesmith.values import Object, Observed, Plan
 
 COMMAND = ("python", "-m", "tunesmith_serving")
@@ -61,7 +61,7 @@ def _children(observed: Observed, revision: Revision) -> list[Object]:
     metadata = child_metadata(owner, child_name(owner, revision.name), {LABEL_REVISION: revision.name})
     rendering = _rendering(observed, revision, metadata)
     return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(rendering.data)},
+        config_map(metadata, rendering.data),
         _service(metadata, selector(owner, revision.name)),
         _deployment(observed, revision, metadata, rendering),
     ]
@@ -82,8 +82,8 @@ def _rendering(observed: Observed, revision: Revision, metadata: Object) -> Rend
     rendering = _render(observed, revision, metadata)
     if drift.applied(live) in (None, drift.digest(_deployment(observed, revision, metadata, rendering))):
         return rendering
-    config_map = observed.child("ConfigMap", metadata["name"]) or {}
-    return Rendering(live["spec"]["template"], config_map.get("data") or rendering.data)
+    orders = observed.child("ConfigMap", metadata["name"]) or {}
+    return Rendering(live["spec"]["template"], orders.get("data") or rendering.data)
 
 
 def _service(metadata: Object, labels: Mapping[str, str]) -> Object:
@@ -122,7 +122,7 @@ def _render(observed: Observed, revision: Revision, metadata: Object) -> Renderi
         container=_container(),
     )
     spec = pod_spec(workload, observed.config) | _spread(selector(observed.owner, revision.name))
-    return Rendering({"metadata": {"labels": metadata["labels"]}, "spec": spec}, stage_config_map(metadata, orders)["data"])
+    return Rendering({"metadata": {"labels": metadata["labels"]}, "spec": spec}, stage_data(orders))
 
 
 def _deployment(observed: Observed, revision: Revision, metadata: Object, rendering: Rendering) -> Object:
@@ -135,7 +135,7 @@ def _deployment(observed: Observed, revision: Revision, metadata: Object, render
     }
     named = metadata | {
         "labels": metadata["labels"] | kueue.labels(revision.inputs.get("scheduling") or {}),
-        "annotations": {ANNOTATION: rendering.annotation()},
+        "annotations": {ANNOTATION: rendering.annotation},
     }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": named, "spec": spec}
 

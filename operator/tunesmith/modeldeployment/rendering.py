@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from tunesmith import drift
 from tunesmith.values import GROUP, Object
@@ -26,6 +27,7 @@ class Rendering:
     data: Mapping[str, str]
     """The ConfigMap's."""
 
+    @cached_property
     def annotation(self) -> str:
         """As the Deployment carries it: with a digest, by which an edit is noticed."""
         content = {"template": self.template, "data": dict(self.data)}
@@ -40,4 +42,4 @@ def recorded(deployment: Object) -> Rendering | None:
         rendering = Rendering(content["template"], dict(content["data"]))
     except (ValueError, TypeError, KeyError):
         return None
-    return rendering if rendering.annotation() == text else None
+    return rendering if rendering.annotation == text else None
