@@ -42,17 +42,22 @@ def _attempt_of(folder: Path) -> int:
     return int(folder.parent.name.removeprefix("attempt-"))
 
 
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, by its manifest; what lies beside them does no harm."""
+    manifest = store.read_manifest(folder)
+    return next(store.differences(folder, manifest), None) if manifest else f"{store.MANIFEST} is gone"
+
+
 def newest(run_folder: Path) -> Path | None:
     """Return the newest checkpoint whose every file is the one its manifest lists, or None.
 
     One that is damaged is told of and deleted: it would otherwise be kept in place of one that can be loaded.
     """
     for folder in complete(run_folder):
-        manifest = store.read_manifest(folder)
-        damage = next(store.differences(folder, manifest), None) if manifest else f"{store.MANIFEST} is gone"
-        if damage is None:
+        wrong = damage(folder)
+        if wrong is None:
             return folder
-        print(f"checkpoint {folder.parent.name}/{folder.name} is damaged and is passed over: {damage}", flush=True)
+        print(f"checkpoint {folder.parent.name}/{folder.name} is damaged and is passed over: {wrong}", flush=True)
         remove(folder)
     return None
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import card, store
+from tunesmith_trainer import card, checkpoint, store
 from tunesmith_trainer.contract import Artifact, FinalizeAnswer, FinalizeInput, StageInput
 from tunesmith_trainer.errors import StageError
 
@@ -30,8 +30,7 @@ def run(stage: FinalizeInput) -> FinalizeAnswer:
     """Write the artefacts asked for; raises StageError (DigestMismatch, InvalidSettings, NoEffect)."""
     base = store.open_artifact(stage.model.uri, stage.model.digest)
     saved = store.existing(stage.checkpoint.uri)
-    manifest = store.read_manifest(saved)
-    if manifest is None or any(store.differences(saved, manifest)):
+    if checkpoint.damage(saved):
         raise StageError("DigestMismatch", f"the checkpoint {stage.checkpoint.uri} is damaged or not complete")
     if stage.adapter is None and "Adapter" in stage.artifacts:
         raise StageError("InvalidSettings", "full fine-tuning makes no Adapter: ask for Merged alone")
