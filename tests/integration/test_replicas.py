@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -55,8 +55,25 @@ class Work:
             self._last = self._space.create("FineTuneJob", next(self._names), FINE_TUNE_JOB)
         return done
 
+    def meanwhile(self, condition: Callable[[], bool]) -> Callable[[], bool]:
+        """`condition`, with work asked for at each look."""
+
+        def look() -> bool:
+            self.goes_on()
+            return condition()
+
+        return look
+
     def _owns(self, job: Object) -> bool:
         return bool(job["metadata"]["labels"][LABEL_UID] == self._last["metadata"]["uid"])
+
+
+@pytest.fixture
+def work(pair: list[Meddled], space: Namespace) -> Work:
+    """Work that the first of the pair has begun."""
+    made = Work(space)
+    space.wait(made.goes_on, "the first to work")
+    return made
 
 
 def turns(control_plane: ControlPlane, space: Namespace) -> list[str]:
@@ -89,12 +106,10 @@ def written(control_plane: ControlPlane, space: Namespace) -> list[Span]:
 
 
 def test_another_takes_over_in_time_when_the_leader_is_killed_or_cut_off_and_never_do_both_write(
-    pair: list[Meddled], space: Namespace, control_plane: ControlPlane
+    pair: list[Meddled], work: Work, space: Namespace, control_plane: ControlPlane
 ) -> None:
     one, other = pair
-    work = Work(space)
-    for _ in range(2):
-        space.wait(work.goes_on, "the first to work")
+    space.wait(work.goes_on, "the first to work on")
     one.process.kill()
     work.goes_on()
     assert other.wait(other.process.is_ready, "the second to lead") < TAKEOVER
@@ -112,12 +127,10 @@ def test_another_takes_over_in_time_when_the_leader_is_killed_or_cut_off_and_nev
 
 
 def test_a_leader_whose_renewals_alone_hang_works_on_to_its_deadline_and_no_longer(
-    pair: list[Meddled], space: Namespace, control_plane: ControlPlane
+    pair: list[Meddled], work: Work, space: Namespace, control_plane: ControlPlane
 ) -> None:
     """Nothing else hangs, so that whatever it still wrote then would have been let through."""
     one, other = pair
-    work = Work(space)
-    space.wait(work.goes_on, "the first to work")
 
     async def hang_renewals(exchange: Exchange) -> None:
         if is_lease(exchange):
@@ -125,12 +138,7 @@ def test_a_leader_whose_renewals_alone_hang_works_on_to_its_deadline_and_no_long
 
     one.meddler.requests = hang_renewals
     since = time.time()
-
-    def other_leads() -> bool:
-        work.goes_on()
-        return other.process.is_ready()
-
-    assert other.wait(other_leads, "the second to lead") < TAKEOVER
+    assert other.wait(work.meanwhile(other.process.is_ready), "the second to lead") < TAKEOVER
     space.wait(lambda: not one.process.running, "the first to end")
     for _ in range(2):
         space.wait(work.goes_on, "the second to work")
@@ -140,12 +148,10 @@ def test_a_leader_whose_renewals_alone_hang_works_on_to_its_deadline_and_no_long
 
 
 def test_a_leader_that_stood_still_while_another_took_over_writes_nothing_when_it_goes_on(
-    pair: list[Meddled], space: Namespace, control_plane: ControlPlane
+    pair: list[Meddled], work: Work, space: Namespace, control_plane: ControlPlane
 ) -> None:
     """It stops between the write of a status and the answer to it, so that when it wakes it could go on at once with what comes next."""
     one, other = pair
-    work = Work(space)
-    space.wait(work.goes_on, "the first to work")
     leader, stopped = one.process.pid, threading.Event()
 
     async def stop_before_the_answer(exchange: Exchange) -> web.StreamResponse | None:
@@ -156,12 +162,8 @@ def test_a_leader_that_stood_still_while_another_took_over_writes_nothing_when_i
         stopped.set()
         return await exchange.reply(answer)
 
-    def stands_still() -> bool:
-        work.goes_on()
-        return stopped.is_set()
-
     one.meddler.requests = stop_before_the_answer
-    space.wait(stands_still, "the first to be stopped")
+    space.wait(work.meanwhile(stopped.is_set), "the first to be stopped")
     try:
         assert other.wait(other.process.is_ready, "the second to lead") < TAKEOVER
         space.wait(work.goes_on, "the second to work")
