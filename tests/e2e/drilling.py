@@ -17,8 +17,6 @@ STEPS, EVERY = 200, 10
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 _WORKERS = """
 import os, signal, time
-def status(pid):
-    return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
 def commands():
     return {int(name): open(f"/proc/{name}/cmdline", "rb").read() for name in os.listdir("/proc") if name.isdigit()}
 workers = [pid for pid, line in commands().items() if b"-m\\0tunesmith_trainer.worker" in line]
@@ -31,9 +29,11 @@ EXHAUST = (
     _WORKERS
     + """
 (worker,) = workers
+def ended():
+    return open(f"/proc/{worker}/stat").read().rpartition(")")[2].split()[0] == "Z"
 open(f"/proc/{worker}/oom_score_adj", "w").write("1000")
 hogs = []
-while status(worker) != "Z" and len(hogs) < 64:
+while not ended() and len(hogs) < 64:
     hogs.append(os.fork())
     if not hogs[-1]:
         taken = b"x" * (64 << 20)
@@ -134,14 +134,17 @@ class Run:
 
     def saved(self, attempt: int) -> int:
         """The step of the attempt's newest complete checkpoint; 0: none."""
+        return max(self.checkpoints(str(attempt)), default=0)
+
+    def checkpoints(self, attempt: str = "*") -> dict[int, Path]:
+        """Folders of an attempt's complete checkpoints by step; by default of all attempts."""
         manifests = self.files(f"checkpoints/attempt-{attempt}/*/manifest.json")
-        return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
+        return {int(path.parent.name.removeprefix("step-")): path.parent for path in manifests}
 
     def damage(self) -> int:
         """Cut the largest file of the newest complete checkpoint in half; its step."""
-        folders = {int(path.parent.name.removeprefix("step-")): path.parent for path in self.files("checkpoints/attempt-*/*/manifest.json")}
-        step = max(folders)
-        largest = max((path for path in folders[step].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        step, folder = max(self.checkpoints().items())
+        largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
         os.truncate(largest, largest.stat().st_size // 2)
         return step
 

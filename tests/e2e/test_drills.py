@@ -52,7 +52,7 @@ class Trial:
         number, run = self.attempt, self.run
         wait_for(lambda: run.saved(number) > 0, f"a checkpoint of attempt {number}", PATIENCE, 0.2)
         fault(self)
-        wait_for(lambda: bool(run.entry(number)), f"the end of attempt {number} ({name})", PATIENCE, 0.2)
+        self.wait_end(name)
         ended, reached = time.time(), run.reached()
         self.attempt += 1
 
@@ -62,6 +62,10 @@ class Trial:
         wait_for(lambda: bool(later()), f"a step of attempt {self.attempt} ({name})", PATIENCE, 0.2)
         self.ends[name] = End(number, reached, min(later()) - 1)
         say(f"{name}: attempt {number} reached step {reached}, attempt {self.attempt} went on from {self.ends[name].resumed}")
+
+    def wait_end(self, why: str) -> None:
+        """Wait until the status tells how the attempt ended."""
+        wait_for(lambda: bool(self.run.entry(self.attempt)), f"the end of attempt {self.attempt} ({why})", PATIENCE, 0.2)
 
 
 def kill(trial: Trial) -> None:
@@ -100,14 +104,14 @@ def suspend(trial: Trial) -> None:
 def damage(trial: Trial) -> None:
     """The newest checkpoint is cut short after the attempt has ended and before the next one reads it."""
     kill(trial)
-    wait_for(lambda: bool(trial.run.entry(trial.attempt)), "the end of the attempt", PATIENCE, 0.2)
+    trial.wait_end("killed")
     trial.seen["damaged"] = trial.run.damage()
 
 
 def hang(trial: Trial) -> None:
     trial.run.run_in(trial.attempt, 1, STOP)
     began = time.monotonic()
-    wait_for(lambda: bool(trial.run.entry(trial.attempt)), "the process that hangs to be found", PATIENCE, 0.2)
+    trial.wait_end("hangs")
     trial.seen["seconds until found"] = time.monotonic() - began
     say(f"found {trial.seen['seconds until found']:.0f} s after it had stopped")
 
