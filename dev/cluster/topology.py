@@ -10,6 +10,9 @@ from . import paths
 
 BRIDGE = "tunesmith0"
 HOST_ADDRESS = "10.89.0.1"
+BRIDGE_MAC = "02:00:0a:59:00:01"
+"""A locally administered address. A bridge without one of its own takes the lowest of its ports', and another when that port goes: the
+nodes that are left, which know the old one, could not reach the API server for up to 40 s after a node was stopped."""
 API_PORT = 6443
 SERVICE_CIDR = "10.96.0.0/16"
 DNS_ADDRESS = "10.96.0.10"
@@ -73,7 +76,7 @@ Command = list[str]
 def bridge_up_commands() -> list[Command]:
     """Make the bridge that the nodes and the control plane share."""
     return [
-        ["ip", "link", "add", BRIDGE, "type", "bridge"],
+        ["ip", "link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"],
         ["ip", "address", "add", f"{HOST_ADDRESS}/24", "dev", BRIDGE],
         ["ip", "link", "set", BRIDGE, "up"],
     ]

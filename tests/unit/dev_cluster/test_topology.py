@@ -1,6 +1,7 @@
 """Names and addresses do not collide and fit their limits."""
 
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 
 from dev.cluster import topology
 
@@ -32,3 +33,8 @@ def test_a_node_has_no_route_to_its_own_pods():
 def test_the_cable_ends_in_the_namespace_of_the_process():
     commands = topology.cable_commands(topology.Node(1), 4242)
     assert commands[0][-2:] == ["netns", "4242"]
+
+
+def test_the_bridge_has_an_address_of_its_own_which_stays_when_a_node_goes():
+    assert ("address", topology.BRIDGE_MAC) in pairwise(topology.bridge_up_commands()[0])
+    assert int(topology.BRIDGE_MAC[:2], 16) & 0b11 == 0b10, "locally administered, of one interface"
