@@ -105,8 +105,12 @@ class Reconciler:
         self._announce(observed.owner, events(observed.recorded, status))
 
     def _is_drastic(self, plan: Plan) -> bool:
-        """Whether the plan creates or deletes anything."""
-        return any(self._store.get(key_of(obj)) is None for obj in plan.create) or any(not _is_told_to_end(obj) for obj in plan.delete)
+        """Whether the plan makes or deletes anything.
+
+        An apply of what is not there makes it: when an object is deleted, its children may be seen to go before it is seen itself.
+        """
+        absent = (self._store.get(key_of(obj)) is None for obj in (*plan.apply, *plan.create))
+        return any(absent) or any(not _is_told_to_end(obj) for obj in plan.delete)
 
     async def _look_at_pods(self, owner: Object) -> None:
         """List the pods of `owner`.

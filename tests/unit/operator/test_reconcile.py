@@ -360,6 +360,21 @@ async def test_what_was_not_just_written_is_confirmed_before_anything_is_created
     assert bench.cluster.confirmed == ["tune", "tune"]
 
 
+async def test_a_child_that_is_seen_to_go_before_its_owner_is_not_made_again() -> None:
+    bench, tune = Bench(owner()), owner()
+    await bench.run(tune)
+    await bench.run(tune)
+    config = bench.store.get(Key("ConfigMap", "team", "config"))
+    assert config is not None
+    bench.store.remove(config)
+    bench.cluster.refuse = {"confirm": Conflict(409, "Conflict", "it is gone")}
+    with pytest.raises(Conflict):
+        await bench.run(tune)
+    assert bench.cluster.writes == []
+    bench.cluster.refuse = {}
+    assert await bench.run(tune) == [("apply", "config")], "deleted by hand: the owner is still there"
+
+
 async def test_a_status_that_the_server_refuses_is_told_in_a_condition_an_event_and_the_log(caplog: pytest.LogCaptureFixture) -> None:
     tune = owner()
     bench = Bench(tune)
