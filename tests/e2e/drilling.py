@@ -14,6 +14,8 @@ from dev.demo.kube import Kube, Object, wait_for
 from tests.e2e.tiny import make_model, write_rows
 
 STEPS, EVERY = 200, 10
+CANARY = "canary-6d20c1"
+"""In a row, and never to be told."""
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 _WORKERS = """
 import os, signal, time
@@ -53,7 +55,8 @@ def upload_inputs(kube: Kube) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "drills"
         make_model(folder / "model")
-        write_rows(folder / "rows.jsonl", (" ".join(WORDS[number * step % len(WORDS)] for step in range(1, 60)) for number in range(64)))
+        texts = [" ".join(WORDS[number * step % len(WORDS)] for step in range(1, 60)) for number in range(64)]
+        write_rows(folder / "rows.jsonl", [f"{CANARY} {text}" for text in texts])
         seed.upload(kube, Path(scratch), "datasets")
 
 
@@ -116,6 +119,10 @@ class Run:
     def run_in(self, attempt: int, index: int, program: str) -> None:
         """Run a Python program in a training pod."""
         self.kube.run("exec", self.pod_name(attempt, index), "--", "python3", "-c", program)
+
+    def token(self, attempt: int) -> str:
+        """The secret of a training pod: what it shows when it reports its progress."""
+        return self.kube.run("exec", self.pod_name(attempt, 0), "--", "sh", "-c", 'cat "$KUBEFLOW_TRAINER_SERVER_TOKEN"')
 
     def files(self, pattern: str) -> list[Path]:
         """Files of the run."""

@@ -10,6 +10,7 @@ from dev.demo import chat, follow, seed
 from dev.demo.chain import EVAL_RUN, NAME
 from dev.demo.kube import Kube, Object
 from dev.demo.stack import SYSTEM, Stack
+from tests.e2e import canaries
 
 Objects = dict[tuple[str, str], Object]
 KINDS = [("FineTuneJob", NAME), ("EvalRun", EVAL_RUN), ("ModelDeployment", NAME)]
@@ -70,6 +71,16 @@ def test_the_report_is_one_file_that_needs_no_other(kube: Kube, chain: Objects, 
     assert "heldOut/perplexity" in report
     for outside in ('src="http', "src='http", 'href="http', "@import", "url(http"):
         assert outside not in report
+
+
+def test_what_a_client_asks_is_told_by_no_status_event_log_metric_or_report(kube: Kube, chain: Objects, tmp_path: Path) -> None:
+    canary = "canary-83f1b7"
+    assert chat.ask_service(kube, NAME, f"What is {canary}?").strip()
+    report = seed.download(kube, chain["EvalRun", EVAL_RUN]["status"]["reportURI"], tmp_path).read_text()
+    texts = canaries.told(kube) | {"report": report}
+    served = "metrics of " + NAME
+    assert [source for source in canaries.sources(texts, "vllm:request_success_total") if source.startswith(served)]
+    assert canaries.sources(texts, canary) == []
 
 
 def test_the_operator_never_restarted(kube: Kube, chain: Objects) -> None:

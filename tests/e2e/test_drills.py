@@ -14,8 +14,9 @@ from dev.cluster.cluster import Cluster
 from dev.demo import follow, seed
 from dev.demo.kube import Kube, Object, wait_for
 from dev.demo.stack import SYSTEM, Stack
+from tests.e2e import canaries
 from tests.e2e.conftest import say
-from tests.e2e.drilling import EVERY, EXHAUST, KILL, STEPS, STOP, TERMINATE, Run, upload_inputs
+from tests.e2e.drilling import CANARY, EVERY, EXHAUST, KILL, STEPS, STOP, TERMINATE, Run, upload_inputs
 
 TOLERANCE = 1e-3
 PATIENCE = 300
@@ -181,6 +182,8 @@ def trial(stack: Stack, kube: Kube) -> Iterator[Trial]:
     # Names of their own: a run whose files are there is adopted, not trained again.
     mark = uuid.uuid4().hex[:6]
     made = Trial(Run(kube, f"drilled-{mark}"), Run(kube, f"undisturbed-{mark}"))
+    wait_for(lambda: made.run.reached() > 0, "a first step", PATIENCE)
+    made.seen["token"] = made.run.token(1)
     for name, drill in DRILLS.items():
         made.drill(name, drill.fault)
     made.status = made.run.finish(PATIENCE)
@@ -239,6 +242,15 @@ def test_after_out_of_memory_each_process_takes_half_as_many_rows_at_a_time(tria
     healed = trial.ends["out of memory"].attempt
     given = {entry["attempt"]: (entry["perDeviceTrainBatchSize"], entry["gradientAccumulationSteps"]) for entry in attempts(trial)}
     assert given == {number: (2, 4) if number <= healed else (1, 8) for number in given}
+
+
+def test_no_row_and_no_token_is_told_by_status_events_logs_or_metrics_whatever_had_failed(trial: Trial) -> None:
+    texts, token = canaries.told(trial.kube), trial.seen["token"]
+    assert len(token) > 100
+    assert {"finetunejobs", "jobs", "events.events.k8s.io"} <= set(canaries.sources(texts, trial.run.name))
+    assert [source for source in canaries.sources(texts, "tunesmith_reconcile") if source.startswith("metrics of tunesmith-")]
+    assert [source for source in canaries.sources(texts, "loss") if source.startswith("log of drilled-")]
+    assert (canaries.sources(texts, CANARY), canaries.sources(texts, token)) == ([], [])
 
 
 def attempts(trial: Trial) -> list[Any]:
