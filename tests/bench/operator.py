@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -291,6 +292,11 @@ def show(columns: dict[str, Rows]) -> None:
         print(f"{row[0]}: {' | '.join(cell for cell in row[1:] if cell)}")
 
 
+def say(text: str) -> None:
+    """Tell what is being measured: the table comes at the end, after minutes."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
 async def main(options: argparse.Namespace) -> None:
     """Measure every size and print the table."""
     load = os.getloadavg()
@@ -301,8 +307,11 @@ async def main(options: argparse.Namespace) -> None:
     for size in options.sizes:
         rows = columns[f"{size} FineTuneJobs"] = Rows()
         if size == min(options.sizes):
+            say("20 FineTuneJobs one at a time")
             await one_at_a_time(20, rows)
+        say(f"{size} FineTuneJobs at {options.rate:.0f} a second, then {options.idle:.0f} s of nothing and a restart")
         await steady(size, options, rows)
+        say(f"{size} FineTuneJobs at once")
         await burst(size, rows)
     show(columns)
     print(f"load after {os.getloadavg()[0]:.1f}")
