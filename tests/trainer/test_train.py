@@ -181,6 +181,17 @@ def test_progress_arrives_at_the_operator_not_too_often(operator, monkeypatch):
     assert operator[-1][1]["trainerStatus"]["progressPercentage"] == 100
 
 
+def test_a_training_reports_by_our_callback_alone(operator, store):
+    prepared = store.run(bench.prepare_input())[1]
+    code, result = store.start(bench.train_input(prepared, find_port())).wait()
+    assert code == 0, result
+    reports = [body["trainerStatus"] for _, body in operator]
+    figures = [{metric["name"]: metric["value"] for metric in report["metrics"]} for report in reports]
+    # transformers' own reports first without a step, last without one, and figures to the last digit.
+    assert [("current_step" in each, len(each.get("loss", "")) <= 12) for each in figures] == [(True, True)] * len(reports)
+    assert [report["progressPercentage"] for report in reports][:: len(reports) - 1] == [0, 100]
+
+
 def test_an_interrupted_training_does_not_report_that_it_is_done(operator, monkeypatch):
     play(monkeypatch, steps=100, seconds_a_step=1, interrupted_at=30)
     assert operator[-1][1]["trainerStatus"]["progressPercentage"] == 30

@@ -22,6 +22,7 @@ from transformers import (
     BitsAndBytesConfig,
     set_seed,
 )
+from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -229,6 +230,8 @@ def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging:
         train_dataset=load_rows(stage, "train.jsonl"),
         eval_dataset=load_rows(stage, "validation.jsonl"),
     )
+    # transformers adds it, whatever `report_to` says, where the protocol's variables are set. Ours reports instead (progress.py).
+    trainer.remove_callback(KubeflowCallback)
     if stage.adapter:
         restore_adapter(trainer.model, resumed)
     return trainer

@@ -1,7 +1,7 @@
 """Progress: the loss curve beside the artefact, and the training's state posted to the operator (KEP-2779's protocol).
 
 transformers has a KubeflowCallback for the second; ours differs where that one misleads: it reports 100 % when training is
-interrupted, and it says nothing when the operator cannot be reached.
+interrupted, 0 % when it goes on, and it says nothing when the operator cannot be reached. (loop.py takes it out again.)
 """
 
 from __future__ import annotations
