@@ -30,6 +30,8 @@ LAUNCH = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "AWS_SECRET_ACCESS_KEY": SECRET,
+    # Nobody waits here for what the other pod says.
+    "TUNESMITH_ECHO_SECONDS": "0",
 }
 
 

@@ -64,7 +64,12 @@ def fingerprint(error: BaseException) -> str:
     The message does not count: it holds addresses, sizes and paths that differ from one attempt to the next.
     """
     frames = [f"{_file(frame)}:{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    return hashlib.sha256("\n".join([_kind(error), *frames]).encode()).hexdigest()[:12]
+    return stable_hash(_kind(error), *frames)
+
+
+def stable_hash(*words: str) -> str:
+    """Return words as a fingerprint."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
 def _kind(error: BaseException) -> str:

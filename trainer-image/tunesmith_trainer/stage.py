@@ -88,14 +88,17 @@ def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
 
 
 def record_failure(value: dict[str, Any], failure: dict[str, Any]) -> None:
-    """Write a failure's result file where the run's folder is known; what goes wrong here is only printed."""
+    """Write a failure's result file where the run's folder is known; what goes wrong here is only printed.
+
+    The stage's module may be what failed, when it was imported: that must not keep its failure from being told.
+    """
     try:
         module = load(str(value.get("stage")))
         stage: StageInput = parse(module.INPUT, value)
         if stage.run_uri and is_leader() and failure["reason"] != "Superseded":
             store.write_json(result.result_path(stage.run_uri, stage.result_name), failure)
-    except (StageError, OSError) as error:
-        print(f"no result file was written: {error}", flush=True)
+    except Exception as error:
+        print(f"no result file was written: {error!r}", flush=True)
 
 
 def main() -> int:

@@ -18,17 +18,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tunesmith_trainer import fence, store
+from tunesmith_trainer import agent, fence, store
 from tunesmith_trainer import stage as stages
 from tunesmith_trainer.contract import Answer, StageInput, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.vitals import Ward
+from tunesmith_trainer.vitals import Ward, outcome_path
 
 INPUT: type[StageInput] = TrainInput
 # How long a pod waits for the first pod's name and for its port.
 RENDEZVOUS_SECONDS = 300
 # The launcher's share of the grace period: reading outcomes and writing the result.
 LAUNCHER_SECONDS = 5
+# How long a node's other processes may go on once one of them has failed by itself: they only wait for it.
+FAILED_SECONDS = 10
+# How long a pod that only lost its peers waits before it says so. The first pod that ends ends the Job, and what the others would
+# have told is lost with them: the one that knows why must be the first. Longer than FAILED_SECONDS and its node's way to its end.
+ECHO_SECONDS = 30
 POLL_SECONDS = 0.2
 
 
@@ -47,7 +52,9 @@ def run(stage: TrainInput) -> Answer:
         try:
             launcher.run()
             answer = launcher.answer()
-        except StageError:
+        except StageError as error:
+            if error.reason == "PeerUnavailable" and stage.rendezvous.nodes > 1:
+                launcher.let_others_speak()
             # The successor's result must not be overwritten by that of a start that it took over from.
             if claim:
                 with suppress(OSError):
@@ -138,7 +145,7 @@ class Launcher:
 
     def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
         self.terminated = True
-        self.deadline = time.monotonic() + self.stage.checkpoints.grace_period_seconds - LAUNCHER_SECONDS / 2
+        self.deadline = min(self.deadline, time.monotonic() + self.stage.checkpoints.grace_period_seconds - LAUNCHER_SECONDS / 2)
         if self.agent is None:
             raise StageError("Interrupted", "stopped by SIGTERM before training began")
         self.agent.terminate()
@@ -152,8 +159,11 @@ class Launcher:
         assert self.agent is not None
         while self.agent.poll() is None:
             time.sleep(POLL_SECONDS)
-            if len(self.outcomes()) == self.stage.rendezvous.processes_per_node:
+            outcomes = self.outcomes()
+            if len(outcomes) == self.stage.rendezvous.processes_per_node:
                 self.deadline = min(self.deadline, time.monotonic() + LAUNCHER_SECONDS / 2)
+            elif any(is_cause(outcome) for outcome in outcomes):
+                self.deadline = min(self.deadline, time.monotonic() + FAILED_SECONDS)
             self.hang = self.ward.look()
             if self.hang or time.monotonic() > self.deadline:
                 self.ward.kill()
@@ -168,7 +178,7 @@ class Launcher:
         return [
             sys.executable,
             "-m",
-            "torch.distributed.run",
+            "tunesmith_trainer.agent",
             f"--nnodes={rendezvous.nodes}",
             f"--nproc-per-node={rendezvous.processes_per_node}",
             f"--node-rank={self.node}",
@@ -198,6 +208,13 @@ class Launcher:
         """Return what this node's workers have answered so far, by local rank."""
         return [json.loads(path.read_bytes()) for path in sorted(self.reports.glob("outcome-*.json"))]
 
+    def let_others_speak(self) -> None:
+        """Wait until another pod may have told why this one lost it; no longer than until SIGTERM, which says that one has."""
+        deadline = time.monotonic() + float(os.environ.get("TUNESMITH_ECHO_SECONDS", ECHO_SECONDS))
+        with suppress(StageError):
+            while not self.terminated and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+
     def answer(self) -> Answer:
         """Return the node's answer out of its workers' outcomes; raises StageError where one of them failed."""
         if self.hang:
@@ -221,9 +238,15 @@ class Launcher:
             details = {} if step is None else {"step": step}
             message = f"the training process of rank {rank} was killed or crashed without a word (out of memory, a signal, a native library); {log}"
             return StageError("ProcessLost", message, details)
-        assert self.agent is not None
-        if self.stage.rendezvous.nodes > 1 and not any(patient.told for patient in self.ward.patients):
+        told = agent.read(self.reports, {rank for rank in range(len(self.ward.patients)) if outcome_path(self.reports, rank).exists()})
+        if told and told.reason == "PeerUnavailable":
             # torchrun starts its workers when all nodes have met; the first pod's name is there before its image is.
             message = f"no training process began here: another pod of the attempt did not come within {rendezvous_seconds()} s; {log}"
             return StageError("PeerUnavailable", message)
-        return StageError("InternalError", f"torchrun ended with code {self.agent.returncode} and without a result: {log}")
+        assert self.agent is not None
+        return told or StageError("InternalError", f"torchrun ended with code {self.agent.returncode} and without a result: {log}")
+
+
+def is_cause(outcome: dict[str, Any]) -> bool:
+    """Whether a process failed by itself: neither stopped, nor because of another one."""
+    return outcome.get("failure", {}).get("reason", "Interrupted") not in ("Interrupted", "PeerUnavailable")

@@ -1,0 +1,98 @@
+"""Which pod of an attempt knows why it failed, and that it is the first to say so: real launchers and torchruns on two nodes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from tests.trainer import bench
+from tests.trainer.conftest import find_port
+from tunesmith_trainer import stage, train
+from tunesmith_trainer.vitals import outcome_path
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Make a python whose tunesmith_trainer has a module that cannot be imported; returns what makes torchrun start it."""
+
+    def make(module):
+        package = shutil.copytree(bench.ROOT / "trainer-image" / "tunesmith_trainer", tmp_path / "broken" / "tunesmith_trainer")
+        (package / module).write_text("import no_such_package\n")
+        script = tmp_path / "python"
+        script.write_text(f'#!/bin/sh\nPYTHONPATH={package.parent} exec {sys.executable} "$@"\n')
+        script.chmod(0o755)
+        return {"PYTHON_EXEC": str(script)}
+
+    return make
+
+
+# A process of the first tells nothing at all; one of the second has its handlers and its vitals when it fails.
+@pytest.mark.parametrize("module", ["vitals.py", "loop.py"])
+def test_processes_that_cannot_be_imported_are_a_bug_on_every_node_and_the_same_one_each_time(store, broken, module):
+    prepared = store.run(bench.prepare_input())[1]
+    python = broken(module)
+    seen = []
+    for attempt in (1, 2):
+        value = bench.train_input(prepared, find_port(), nodes=2, attempt=attempt)
+        ends = [pod.wait() for pod in [store.start(value, index, **python) for index in (0, 1)]]
+        bugs = [result for code, result in ends if (code, result["reason"]) == (70, "InternalError")]
+        assert bugs, ends
+        # The meeting place may go before the second pod has met anybody.
+        assert all(result in bugs or result["reason"] == "PeerUnavailable" for _, result in ends), ends
+        seen.append({result["fingerprint"] for result in bugs})
+    assert seen[0] & seen[1]
+
+
+def test_a_node_whose_processes_die_at_once_is_the_one_with_the_bug(store, broken, zygote):
+    prepared = store.run(bench.prepare_input())[1]
+    value = bench.train_input(prepared, find_port(), nodes=2)
+    pods = [store.start(value, 0, **broken("vitals.py")), store.start(value, 1, **zygote)]
+    (code, bug), (other, echo) = [pod.wait() for pod in pods]
+    assert (code, bug["reason"], other, echo["reason"]) == (70, "InternalError", 69, "PeerUnavailable")
+    assert "exit code 1 before it told anything" in bug["message"]
+
+
+def test_a_pod_that_only_lost_its_peer_lets_that_one_speak_first(store, zygote):
+    prepared = store.run(bench.prepare_input())[1]
+    value = bench.train_input(prepared, find_port(), nodes=2)
+    fault = {"FAULT": json.dumps({"do": "kill", "rank": 1, "step": 2}), "TUNESMITH_ECHO_SECONDS": "600"}
+    echo, knowing = [store.start(value, index, **zygote, **fault) for index in (0, 1)]
+    code, result = knowing.wait()
+    assert (code, result["reason"]) == (70, "ProcessLost"), result
+    time.sleep(3)
+    assert echo.process.poll() is None
+    # So does the Job's controller end what is left.
+    echo.process.send_signal(signal.SIGTERM)
+    code, result = echo.wait(seconds=30)
+    assert (code, result["reason"]) in [(69, "PeerUnavailable"), (75, "Interrupted")], result
+
+
+def test_a_node_ends_soon_after_one_of_its_processes_failed_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "FAILED_SECONDS", 1)
+    for name, wait in (("InternalError", True), ("PeerUnavailable", False)):
+        failure = {"failure": {"reason": name, "message": name, "details": {}}}
+        outcome_path(tmp_path, 0).write_text(json.dumps(failure))
+        launcher = train.Launcher(SimpleNamespace(rendezvous=SimpleNamespace(processes_per_node=2)), tmp_path, tmp_path, None)
+        with subprocess.Popen(["sleep", "5"]) as launcher.agent:
+            began = time.monotonic()
+            launcher._wait()
+            assert (time.monotonic() - began < 4) == wait
+
+
+def test_a_stage_whose_module_cannot_be_imported_says_so(store, monkeypatch):
+    value = bench.prepare_input()
+    prepared = store.run(value)[1]
+
+    def fail(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(stage.importlib, "import_module", fail)
+    code, result = store.run(bench.train_input(prepared, find_port()))
+    assert (code, result["reason"], len(result["fingerprint"])) == (70, "InternalError", 12)
