@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith import accounting, attempts, kueue, limits
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
-from tunesmith.results import Result
+from tunesmith.results import Result, TrainResult
 from tunesmith.stages import Entry, StageKey, attempt_of, key_of
 from tunesmith.values import LABEL_STAGE, Object, Observed, controller_uid
 from tunesmith.verdicts import Verdict, judge
@@ -23,9 +23,12 @@ RETRIES = 3
 DISRUPTION_LIMIT = 512
 BACKOFF, BACKOFF_LIMIT = timedelta(seconds=5), timedelta(seconds=300)
 LASTING = timedelta(minutes=10)
-"""After an attempt that ran for so long the pauses begin anew."""
+"""After an attempt that ran for so long the pauses begin anew, unless it ended as one before it that began at the same checkpoint."""
 PATIENCE = 50
 """So many failures of what is around the program, one after another and none of them LASTING, are enough: about four hours of pauses."""
+STANDSTILL = {"Hung": 3, "PeerUnavailable": 10}
+"""So many attempts that end so and go on from one checkpoint are enough: what is around the program may be at fault, but the program may
+be too. Ten times of the second take most of an hour."""
 SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
 """What may differ from one attempt to the next."""
 Sizing = Callable[[StageKey, Entry], Entry | None]
@@ -191,12 +194,16 @@ class _Book:
         within = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
         if verdict.outcome == "OutOfMemory":
             verdict, within = self._with_less_memory(key, verdict)
-        if verdict.outcome == "Retry" and self._seen_before(key, verdict):
+        if (verdict.outcome == "Retry" or verdict.reason == "Hung") and self._seen_before(key, verdict):
             verdict = replace(verdict, outcome="Failed", message=f"the same error at the same step as before: {verdict.message}")
+        alike = [ended for ended in self._from_one_checkpoint(key, verdict) if ended["reason"] == verdict.reason]
+        if verdict.outcome == "Later" and len(alike) + 1 >= STANDSTILL.get(verdict.reason, PATIENCE):
+            verdict = replace(verdict, outcome="Failed", message=f"{len(alike) + 1} attempts ended so without a new checkpoint: {verdict.message}")
         if verdict.result:
             self.answers[key] = verdict.result
         self.spent += verdict.outcome == "Retry"
-        if used["runningSeconds"] >= LASTING.total_seconds():
+        told = verdict.outcome == "Later" and _resumed_from(verdict) is not None
+        if used["runningSeconds"] >= LASTING.total_seconds() and not (told and alike):
             entry.pop("failures", None)
         if verdict.outcome in ("Retry", "Later"):
             entry["failures"] = entry.get("failures", 0) + 1
@@ -234,6 +241,20 @@ class _Book:
             return False
         this = (*key, result.fingerprint, result.step)
         return any(this == (ended["stage"], ended.get("part", ""), ended.get("fingerprint"), ended.get("step")) for ended in self.ended)
+
+    def _from_one_checkpoint(self, key: StageKey, verdict: Verdict) -> list[Entry]:
+        """The attempts of the stage before this one, newest first, back to the last that went on from another checkpoint.
+
+        One that told of none, since it ended before it trained or was killed, has made none either, as far as is known.
+        """
+        found: list[Entry] = []
+        step = _resumed_from(verdict)
+        for ended in reversed([ended for ended in self.ended if (ended["stage"], ended.get("part", "")) == key]):
+            step = ended.get("resumedFromStep") if step is None else step
+            if ended.get("resumedFromStep", step) != step:
+                break
+            found.append(ended)
+        return found
 
     def begin(self, key: StageKey) -> None:
         """Start the next attempt, unless something of an earlier one may still be alive or it is too early."""
@@ -337,7 +358,13 @@ def _ended(entry: Entry, verdict: Verdict, now: datetime) -> Entry:
         "completionTime": timestamp(now),
         **{name: entry[name] for name in SIZE if name in entry},
         **({name: told for name in ("fingerprint", "step") if (told := getattr(verdict.result, name, None)) is not None}),
+        **({"resumedFromStep": step} if (step := _resumed_from(verdict)) is not None else {}),
     }
+
+
+def _resumed_from(verdict: Verdict) -> int | None:
+    """The step of the checkpoint that the attempt went on from, if it told."""
+    return verdict.result.resumed_from_step if isinstance(verdict.result, TrainResult) else None
 
 
 def _summary(notes: Sequence[tuple[StageKey, Note]]) -> Note:

@@ -165,6 +165,7 @@ class Attempt(Size):
     free: bool | None = Field(None, description="True: not counted against `retries`.")
     fingerprint: Word | None = Field(None, description="Of its error: the exception's type and frames.")
     step: BigCount | None = Field(None, description="Last optimizer step completed before its error.")
+    resumed_from_step: BigCount | None = Field(None, description="Step of the checkpoint that it began with; 0: none. Absent: it did not tell.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
     gpus: Count | None = Field(None, description="GPUs that it asked for; absent: none.")

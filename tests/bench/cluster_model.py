@@ -303,7 +303,8 @@ class Cluster(World):
     def _end(self, pods: list[Object], code: int, reason: str, **facts: Any) -> None:
         """The containers of these pods end and tell why."""
         for pod in [pod for pod in pods if is_live(pod) and not pod.get("stopped")]:
-            told = refusal("Train", code, reason, "simulated", "Interrupted" if code == 75 else "Failed", **facts)
+            place = {"resumedFromStep": self.attempts[-1].base} if self.attempts[-1].loaded is not None else {}
+            told = refusal("Train", code, reason, "simulated", "Interrupted" if code == 75 else "Failed", **place | facts)
             ended = {"exitCode": code, "reason": "Error", "message": json.dumps(told)}
             pod["status"] |= {"phase": "Failed", "containerStatuses": [{"state": {"terminated": ended}}]}
             self._free_node(pod)

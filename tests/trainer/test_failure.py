@@ -41,7 +41,8 @@ def fail_with(error):
 def test_an_exception_becomes_the_reason_that_tells_what_to_do(error, reason, code):
     found = caught(fail_with, error)
     assert (found.reason, found.exit_code) == (reason, code)
-    assert ("fingerprint" in found.details) == (not isinstance(error, StageError))
+    # A collective that hangs may be the network's fault, at the same place each time.
+    assert ("fingerprint" in found.details) == (not isinstance(error, StageError) and reason != "Hung")
 
 
 @pytest.mark.parametrize(

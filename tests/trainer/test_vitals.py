@@ -17,7 +17,7 @@ import sys, time
 from pathlib import Path
 from tunesmith_trainer.vitals import Vitals
 own = Vitals()
-own.step, own.phase = 7, "training"
+own.begin(7)
 own.start(Path(sys.argv[1]))
 def compute():
     while True:
@@ -83,7 +83,9 @@ def test_a_stopped_process_is_found_and_can_be_killed(ward, start):
     assert (found.reason, found.exit_code) == ("Hung", 69)
     assert "rank 2 in pod" in found.message
     assert "is stopped" in found.message
-    assert found.details["step"] >= 7
+    assert found.details["step"] >= found.details["resumedFromStep"] == 7
+    # Somebody stopped it: that says nothing of the program.
+    assert "fingerprint" not in found.details
     ward.kill()
     assert process.wait(timeout=10) == -signal.SIGKILL
 
@@ -95,6 +97,20 @@ def test_a_deadlocked_process_is_found_and_its_place_is_told(ward, start, capsys
     assert found.reason == "Hung"
     assert "stands still at <string>:" in found.message
     assert "<lambda>" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ward", [2], indirect=True)
+def test_a_process_that_hangs_at_the_same_line_as_another_is_known(ward, start):
+    processes, found = [start("deadlock") for _ in range(2)], []
+    await_beat(ward)
+    for _ in processes:
+        found.append(watch(ward, 10))
+        process = processes[0 if "rank 2" in found[-1].message else 1]
+        process.kill()
+        process.wait()
+    assert found[0].message[:6] != found[1].message[:6]
+    assert found[0].details == found[1].details
+    assert len(found[0].details["fingerprint"]) == 12
 
 
 @pytest.mark.parametrize("ward", [4], indirect=True)

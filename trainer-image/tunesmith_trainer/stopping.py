@@ -58,7 +58,7 @@ class SaveAndStop(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Tell that training has begun."""
-        self._vitals.step, self._vitals.phase = state.global_step, "training"
+        self._vitals.begin(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Decide whether this step is saved and whether it is the last."""

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import stable_hash
 
 BEAT_SECONDS = 1.0
 # Found within a minute, beats and polls included.
@@ -53,7 +54,18 @@ class Vitals:
 
     def __init__(self) -> None:
         self.step = 0
+        self.first_step = 0
         self.phase = "starting"
+
+    def begin(self, step: int) -> None:
+        """Training begins, from the checkpoint of this step; 0: from none."""
+        self.step = self.first_step = step
+        self.phase = "training"
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Where in training it is, as fields of a failure's result; empty before training has begun."""
+        return {} if self.phase == "starting" else {"step": self.step, "resumedFromStep": self.first_step}
 
     def start(self, path: Path) -> None:
         """Begin to write to `path`."""
@@ -63,7 +75,7 @@ class Vitals:
         temporary = path.with_suffix(".new")
         for beat in range(1, sys.maxsize):
             where = stack(sys._current_frames().get(threading.main_thread().ident or 0))
-            told = {"pid": os.getpid(), "beat": beat, "step": self.step, "phase": self.phase, "stack": where}
+            told = {"pid": os.getpid(), "beat": beat, "step": self.step, "phase": self.phase, "place": self.place, "stack": where}
             # A full memory volume must not end the thread.
             with suppress(OSError):
                 temporary.write_text(json.dumps(told))
@@ -161,16 +173,15 @@ class Ward:
 
     def _diagnosis(self, local_rank: int, patient: Patient) -> StageError:
         who = f"rank {self._first_rank + local_rank} in pod {socket.gethostname()}"
-        print(f"{who} hangs; its stack when it last spoke:\n" + "\n".join(patient.told["stack"]), flush=True)
-        how = (
-            "is stopped"
-            if _is_stopped(patient.told["pid"])
-            else f"stands still at {patient.told['stack'][0]}"
-            if patient.told["stack"]
-            else "is silent"
-        )
+        where = patient.told["stack"]
+        print(f"{who} hangs; its stack when it last spoke:\n" + "\n".join(where), flush=True)
+        stopped = _is_stopped(patient.told["pid"])
+        how = "is stopped" if stopped else f"stands still at {where[0]}" if where else "is silent"
         message = f"{who} {how}: no step, no CPU for {patient.idle_seconds:.0f} s after step {patient.told['step']}; its stack is in the pod's log"
-        return StageError("Hung", message, {"step": patient.told["step"]})
+        # Code that waits for what never comes: as a bug does, it does so again. What is stopped, silent, or saving may be so from outside.
+        is_code = where and not stopped and patient.silent_seconds < patient.idle_seconds / 2 and patient.told["phase"] == "training"
+        known = {"fingerprint": stable_hash(*where)} if is_code else {}
+        return StageError("Hung", message, patient.told["place"] | known)
 
     def first_lost(self) -> tuple[int, int | None] | None:
         """Return rank and last step of the process that was first seen to have ended without an outcome, if one was."""

@@ -39,7 +39,7 @@ def answer(stop: StopFlag, vitals: Vitals) -> dict[str, Any]:
     except Exception as error:  # the launcher is owed an outcome, whatever happened
         failure = classify(error)
         # An interrupted training says which step it saved.
-        place = {} if failure.exit_code == INTERRUPTED or vitals.phase == "starting" else {"step": vitals.step}
+        place = {} if failure.exit_code == INTERRUPTED else vitals.place
         return {"failure": {"reason": failure.reason, "message": failure.message, "details": place | failure.details}}
 
 

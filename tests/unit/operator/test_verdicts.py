@@ -10,6 +10,7 @@ import pytest
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal
 from tunesmith.conditions import timestamp
+from tunesmith.ledger import STANDSTILL
 from tunesmith.values import Object
 from tunesmith.verdicts import judge
 
@@ -146,6 +147,58 @@ def test_the_same_error_twice_at_the_same_step_is_not_tried_again(failures: list
             life.run("Train").step()
     assert (life.states()["Train"] != "Failed") == tried
     assert tried or "same error" in life.condition("Stalled")["message"]
+
+
+def go_through(life: Life, *statuses: Object, seconds: float = 0) -> Life:
+    """Train's attempts end so one after another, each after so many seconds; the last one's end is the last thing that happens."""
+    for number, status in enumerate(statuses):
+        if number:
+            life.later(300).step()
+            life.run("Train").step()
+        over(life.later(seconds), *[status] * len(life.pods("Train")))
+    return life
+
+
+def test_the_same_hang_twice_at_the_same_step_is_a_bug_too() -> None:
+    hung = told(69, "Hung", fingerprint="a" * 12, step=7, resumedFromStep=0)
+    life = go_through(trained(), hung, hung)
+    assert life.states()["Train"] == "Failed"
+    assert "same error at the same step" in life.condition("Stalled")["message"]
+    elsewhere = told(69, "Hung", fingerprint="a" * 12, step=8, resumedFromStep=0)
+    assert go_through(trained(), hung, elsewhere).states()["Train"] == "Waiting"
+
+
+@pytest.mark.parametrize(("reason", "enough"), STANDSTILL.items())
+@pytest.mark.parametrize("place", [{}, {"resumedFromStep": 40, "step": 47}])
+@pytest.mark.parametrize("seconds", [0, 900])
+def test_what_a_bug_may_be_too_is_not_tried_again_for_ever_from_one_checkpoint(reason: str, enough: int, place: Object, seconds: float) -> None:
+    ends = [told(69, reason, **place)] * enough
+    assert go_through(trained(), *ends[1:], seconds=seconds).states()["Train"] == "Waiting"
+    life = go_through(trained(), *ends, seconds=seconds)
+    assert (life.states()["Train"], life.condition("Stalled")["reason"], life.status["retriesSpent"]) == ("Failed", reason, 0)
+    assert f"{enough} attempts ended so without a new checkpoint" in life.condition("Stalled")["message"]
+
+
+def test_a_new_checkpoint_is_progress_and_the_count_begins_anew() -> None:
+    ends = [told(69, "Hung", resumedFromStep=step, step=step + 5) for step in (0, 0, 20, 20, 40, 40, 60, 60)]
+    assert go_through(trained(), *ends).states()["Train"] == "Waiting"
+    # What ended before it trained tells nothing of checkpoints: it counts with those that began where training last did.
+    unknown = told(69, "Hung")
+    assert go_through(trained(), ends[0], ends[1], ends[2], unknown).states()["Train"] == "Waiting"
+    assert go_through(trained(), ends[0], ends[2], unknown, unknown).states()["Train"] == "Failed"
+
+
+def test_preemption_is_free_however_often_it_comes_from_one_checkpoint() -> None:
+    evicted = told(75, "Interrupted", resumedFromStep=20, checkpoint=checkpoint(1, 20))
+    life = go_through(trained(retries=0), *[evicted, rejected("", "PreemptionByScheduler")] * 15)
+    assert (life.states()["Train"], life.status["retriesSpent"]) == ("Pending", 0)
+
+
+def test_the_pauses_do_not_begin_anew_where_long_attempts_lead_nowhere() -> None:
+    full = [told(69, "StorageFull", resumedFromStep=20, step=step) for step in (30, 31, 30)]
+    assert go_through(trained(), *full, seconds=900).plan.wake_after == 20
+    further = told(69, "StorageFull", resumedFromStep=40, step=50)
+    assert go_through(trained(), *full, further, seconds=900).plan.wake_after == 5
 
 
 def test_a_store_that_is_away_costs_no_retries_and_the_pauses_grow() -> None:
