@@ -193,7 +193,9 @@ class Metric(Block):
 class Progress(Block):
     """Newest report of the running training (KEP-2779's names)."""
 
-    progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Share of the steps done.")
+    progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="Share of the steps done; while an attempt starts, of those it goes on from."
+    )
     estimated_remaining_seconds: BigCount | None = Field(None, description="Until the training ends.")
     metrics: Annotated[list[Metric], Field(max_length=32)] | None = Field(None, description="Newest metrics.")
     last_updated_time: Time | None = Field(None, description="When it was recorded here; reports come more often.")

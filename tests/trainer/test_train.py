@@ -153,7 +153,7 @@ def operator(tmp_path, monkeypatch):
     server.server_close()
 
 
-def play(monkeypatch, steps, seconds_a_step, interrupted_at=None):
+def play(monkeypatch, steps, seconds_a_step, interrupted_at=None, resumed_from=0):
     """Tell a ProgressReport of a training, on a clock of its own."""
     from tunesmith_trainer import progress
 
@@ -161,9 +161,9 @@ def play(monkeypatch, steps, seconds_a_step, interrupted_at=None):
     now = next(clock)
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     report = progress.ProgressReport()
-    state = SimpleNamespace(global_step=0, max_steps=steps, epoch=0.0, is_world_process_zero=True)
+    state = SimpleNamespace(global_step=resumed_from, max_steps=steps, epoch=0.0, is_world_process_zero=True)
     report.on_train_begin(None, state, None)
-    for step in range(1, (interrupted_at or steps) + 1):
+    for step in range(resumed_from + 1, (interrupted_at or steps) + 1):
         now = next(clock)
         state.global_step = step
         report.on_log(None, state, None, logs={"loss": 2.0 / step})
@@ -190,6 +190,13 @@ def test_a_training_reports_by_our_callback_alone(operator, store):
     # transformers' own reports first without a step, last without one, and figures to the last digit.
     assert [("current_step" in each, len(each.get("loss", "")) <= 12) for each in figures] == [(True, True)] * len(reports)
     assert [report["progressPercentage"] for report in reports][:: len(reports) - 1] == [0, 100]
+
+
+def test_a_training_that_goes_on_reports_first_from_where(operator, monkeypatch):
+    play(monkeypatch, steps=100, seconds_a_step=1, resumed_from=40)
+    assert operator[0][1]["trainerStatus"]["progressPercentage"] == 40
+    # Its time is reckoned by its own steps.
+    assert operator[1][1]["trainerStatus"]["estimatedRemainingSeconds"] == 55
 
 
 def test_an_interrupted_training_does_not_report_that_it_is_done(operator, monkeypatch):

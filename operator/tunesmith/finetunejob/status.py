@@ -96,13 +96,32 @@ def _progress(observed: Observed, ledger: Ledger) -> Any:
     if told and told.outcome == "Succeeded" and (report or before):
         # The last report comes too soon after the one before it to be written by itself.
         return _shown(report or before or {}, observed) | {"progressPercentage": 100, "estimatedRemainingSeconds": 0}
-    if not report or ledger.stage != "Train" or not ledger.active:
+    if ledger.stage != "Train" or not (report or before):
         return before
+    if report is None or not _is_current(report, observed):
+        return _left(report or before or {}, before, _checkpoint(observed, ledger), observed)
     if before:
         moved = abs(report.get("progressPercentage", 0) - before.get("progressPercentage", 0))
         if moved < PROGRESS_STEP or observed.now - attempts.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
             return before
     return _shown(report, observed)
+
+
+def _is_current(report: Mapping[str, Any], observed: Observed) -> bool:
+    """Whether the pod that made the report lives."""
+    return any(attempts.is_live(pod) and pod["metadata"].get("uid") == report.get("podUID") for pod in observed.of_kind("Pod"))
+
+
+def _left(last: Mapping[str, Any], before: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None, observed: Observed) -> Any:
+    """What is shown while nobody trains: the last report, which may have come too soon to be written, but no less than the checkpoint holds."""
+    total = next((metric["value"] for metric in last.get("metrics", ()) if metric["name"] == "total_steps"), "")
+    saved = min(100, checkpoint["step"] * 100 // int(total)) if checkpoint and total.isdecimal() and int(total) else 0
+    done = last.get("progressPercentage", 0)
+    if before and max(done, saved) == before.get("progressPercentage", 0):
+        return before
+    # How long the rest takes was told from where the report was made.
+    ahead = {"progressPercentage": saved, "estimatedRemainingSeconds": None} if saved > done else {}
+    return _shown({**last, **ahead}, observed)
 
 
 def _shown(report: Mapping[str, Any], observed: Observed) -> dict[str, Any]:

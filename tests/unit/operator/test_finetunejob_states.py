@@ -257,6 +257,45 @@ def test_progress_is_written_rarely_and_kept_when_the_report_is_gone() -> None:
     assert (life.status["progress"]["progressPercentage"], life.status["progress"]["estimatedRemainingSeconds"]) == (100, 0)
 
 
+def report(percentage: int, steps: int, pod: str) -> Object:
+    """A pod's report of a training of 200 steps."""
+    metrics = [{"name": "current_step", "value": str(steps)}, {"name": "total_steps", "value": "200"}]
+    return {"progressPercentage": percentage, "estimatedRemainingSeconds": 60, "metrics": metrics, "podUID": pod}
+
+
+def test_while_an_attempt_starts_progress_shows_what_it_goes_on_from() -> None:
+    life = trained()
+    life.pods("Train")[0]["metadata"]["uid"] = "first"
+    life.progress = report(0, 0, "first")
+    life.step()
+    # The next report comes too soon to be written, and the last step before the checkpoint is not reported at all.
+    life.progress = report(45, 90, "first")
+    life.later(20).step()
+    assert life.status["progress"]["progressPercentage"] == 0
+    life.end("Train", refusal("Train", 75, "Interrupted", outcome="Interrupted", checkpoint=checkpoint(1, 96))).step()
+    shown = [life.status["progress"]]
+    life.run("Train").later(60).step()
+    life.pods("Train")[0]["metadata"]["uid"] = "second"
+    life.step()
+    shown.append(life.status["progress"])
+    assert [(entry["progressPercentage"], "estimatedRemainingSeconds" in entry) for entry in shown] == [(48, False)] * 2
+    # Where it really begins, the pod says: its checkpoint may have been found damaged.
+    life.progress = report(40, 80, "second")
+    life.step()
+    assert life.status["progress"]["progressPercentage"] == 40
+
+
+def test_the_last_report_of_an_attempt_that_was_killed_is_shown() -> None:
+    life = trained()
+    life.pods("Train")[0]["metadata"]["uid"] = "first"
+    for percentage in (0, 45):
+        life.progress = report(percentage, 2 * percentage, "first")
+        life.later(5).step()
+    life.end("Train", None).step()
+    assert life.status["progress"]["progressPercentage"] == 45
+    assert life.status["progress"]["metrics"][0] == {"name": "current_step", "value": "90"}
+
+
 def test_what_superseded_attempts_read_is_removed_but_their_jobs_stay_for_their_logs() -> None:
     life = trained(parallelism=TWO_NODES)
     life.end("Train", refusal("Train", 75, "Interrupted", outcome="Interrupted")).step()
