@@ -56,6 +56,8 @@ class Setting:
     """Until the other processes give up on one that is silent."""
     closed: float = 5
     """Until the other processes notice that one has ended."""
+    echo: float = 30
+    """For which a pod that only lost its peers lets these speak first."""
     seed: int = 0
 
 
@@ -175,9 +177,9 @@ class Cluster(World):
         elif fault == "process hangs":
             self._at(self.setting.watchdog, lambda: self._end(self._pods(), 69, "Hung"))
         else:
-            code, reason = (70, "ProcessLost") if fault == "process killed" else (69, "PeerUnavailable")
-            self._at(1, lambda: self._end([victim], code, reason))
-            self._at(self.setting.closed, lambda: self._end(others, 69, "PeerUnavailable"))
+            code, reason, after = (70, "ProcessLost", 1.0) if fault == "process killed" else (69, "PeerUnavailable", self.setting.echo)
+            self._at(after, lambda: self._end([victim], code, reason))
+            self._at(max(after, self.setting.closed), lambda: self._end(others, 69, "PeerUnavailable"))
 
     def steps(self, attempt: Attempt) -> Steps:
         """What the attempt has done up to its end, or up to now."""
@@ -303,7 +305,10 @@ class Cluster(World):
     def _end(self, pods: list[Object], code: int, reason: str, **facts: Any) -> None:
         """The containers of these pods end and tell why."""
         for pod in [pod for pod in pods if is_live(pod) and not pod.get("stopped")]:
-            place = {"resumedFromStep": self.attempts[-1].base} if self.attempts[-1].loaded is not None else {}
+            attempt = self.attempts[-1]
+            # Where nothing is ever saved the operator would soon give up, and there would be nothing to compare with.
+            begun_at = attempt.base if self.setting.every_steps else attempt.number
+            place = {"resumedFromStep": begun_at} if attempt.loaded is not None else {}
             told = refusal("Train", code, reason, "simulated", "Interrupted" if code == 75 else "Failed", **place | facts)
             ended = {"exitCode": code, "reason": "Error", "message": json.dumps(told)}
             pod["status"] |= {"phase": "Failed", "containerStatuses": [{"state": {"terminated": ended}}]}
