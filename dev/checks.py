@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = ["-m", "pytest", "-q", "--durations=5"]
-# Not among `make test`'s parts until a whole run of it has been seen to pass.
+# Not among `make test`'s parts: with nothing cached, these have little room left for the 20 minutes that it takes.
 ROLLOUTS = "tests/e2e/test_serving.py"
 
 # part -> (environment, environment variables, [arguments to that environment's python])

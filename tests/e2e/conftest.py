@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import pytest
 
@@ -13,9 +13,19 @@ from dev.demo.kube import Kube, Object
 Objects = dict[tuple[str, str], Object]
 
 
+_capturing: Any = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember what captures the output: it has the descriptors too, so that writing past `sys.stderr` is not enough."""
+    global _capturing
+    _capturing = config.pluginmanager.getplugin("capturemanager")
+
+
 def say(line: str) -> None:
     """Show what goes on during the long steps, past pytest's capture."""
-    print(line, file=sys.__stderr__, flush=True)
+    with _capturing.global_and_fixture_disabled():
+        print(line, flush=True)
 
 
 @pytest.fixture(scope="session")
