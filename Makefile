@@ -36,15 +36,15 @@ lint types unit integration trainer serving e2e rollouts: ## one part of the tes
 
 .PHONY: bench-operator
 bench-operator: ## requests, latency, CPU and memory of the operator at 200 and 1000 FineTuneJobs (ARGS="--sizes 50 --idle 20" for a short run)
-	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m tests.bench.operator $(ARGS)
+	PYTHONPATH=operator $$($(PYTHON) -m dev.venv operator) -m tests.bench.operator $(ARGS)
 
 .PHONY: bench-goodput
 bench-goodput: ## a simulated week of training on 8 nodes that fail, through the real attempt code (ARGS="--every-steps 50")
-	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m tests.bench.goodput $(ARGS)
+	PYTHONPATH=operator $$($(PYTHON) -m dev.venv operator) -m tests.bench.goodput $(ARGS)
 
 .PHONY: bench-crash
 bench-crash: ## kill the operator around each write of a life; all must end alike (ARGS="--only NAME" repeats one, "--sample 20" takes fewer)
-	PYTHONPATH=operator $$($(PYTHON) dev/venv.py operator) -m dev.bench.crash $(ARGS)
+	PYTHONPATH=operator $$($(PYTHON) -m dev.venv operator) -m dev.bench.crash $(ARGS)
 
 .PHONY: bench-train
 bench-train: ## the Train stage's speed beside the same TRL script by hand, and what its checkpoints cost (ARGS="--steps 20 --every 5 --repeats 1" for a short run)

@@ -63,7 +63,7 @@ def python(environment: str) -> str:
     """Path of the environment's interpreter; builds the environment if it is not there."""
     if environment == HOST:
         return sys.executable
-    out = subprocess.run([sys.executable, str(ROOT / "dev/venv.py"), environment], stdout=subprocess.PIPE, text=True, check=True)
+    out = subprocess.run([sys.executable, "-m", "dev.venv", environment], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return out.stdout.strip()
 
 

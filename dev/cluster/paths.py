@@ -27,8 +27,18 @@ def images_root() -> Path:
 
 
 def environments_root() -> Path:
-    """Locked Python environments, one folder per name and hash of the lock."""
+    """The images' locked Python environments, one folder per name and hash of the lock."""
     return cache_root() / "envs"
+
+
+def venvs_root() -> Path:
+    """The tests' Python environments (`dev/venv.py`), and uv."""
+    return cache_root() / "venvs"
+
+
+def data_root() -> Path:
+    """What the demo downloads and makes."""
+    return cache_root() / "data"
 
 
 def state_root() -> Path:

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from dev import checks, venv
+from dev import checks
+from dev.cluster import environments
 
 from . import follow, seed
 from .kube import DemoError, Object
@@ -35,7 +36,7 @@ def build_data(say: Say) -> Path:
 
 def _printed_folder(interpreter: str, script: Path) -> Path:
     # They install packages, and uv need not be on PATH.
-    env = os.environ | {"UV": venv.find_uv(venv.cache_folder())}
+    env = os.environ | {"UV": environments.find_uv()}
     done = subprocess.run([interpreter, str(script)], env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise DemoError(f"{script.name} failed (see above)")

@@ -1,6 +1,6 @@
 """Make the demo's base model: SmolLM2-135M-Instruct as a safetensors folder, out of a package that carries it as GGUF.
 
-Run by the trainer's python: `$(python3 dev/venv.py trainer) dev/demo/model.py` prints the folder. It takes half a minute once.
+Run by the trainer's python: `$(python3 -m dev.venv trainer) dev/demo/model.py` prints the folder. It takes half a minute once.
 """
 
 import os
