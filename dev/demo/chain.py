@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from dev import checks
-from dev.cluster import environments
 
 from . import follow, seed
 from .kube import DemoError, Object
@@ -24,7 +22,7 @@ def build_data(say: Say) -> Path:
     """Folder with the base model, the rows and the harness task; built once from packages and cached."""
     say("preparing SmolLM2-135M-Instruct and the chatterbot corpus (cached after the first time)")
     interpreter = checks.python("trainer")
-    model, corpus = (_printed_folder(interpreter, ROOT / "dev/demo" / script) for script in ("model.py", "data.py"))
+    model, corpus = (_printed_folder(interpreter, module) for module in ("dev.demo.model", "dev.demo.data"))
     folder = model.parent / "volume"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -34,12 +32,10 @@ def build_data(say: Say) -> Path:
     return folder
 
 
-def _printed_folder(interpreter: str, script: Path) -> Path:
-    # They install packages, and uv need not be on PATH.
-    env = os.environ | {"UV": environments.find_uv()}
-    done = subprocess.run([interpreter, str(script)], env=env, stdout=subprocess.PIPE, text=True)
+def _printed_folder(interpreter: str, module: str) -> Path:
+    done = subprocess.run([interpreter, "-m", module], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise DemoError(f"{script.name} failed (see above)")
+        raise DemoError(f"{module} failed (see above)")
     return Path(done.stdout.strip().splitlines()[-1])
 
 

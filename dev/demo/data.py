@@ -1,6 +1,6 @@
 """Make the demo's data out of chatterbot-corpus: conversations to train on, others held out, and a task on the latter.
 
-`python dev/demo/data.py` (any python with PyYAML, such as the trainer's) prints the folder, which holds `train.jsonl` and
+`python -m dev.demo.data` (any python with PyYAML, such as the trainer's) prints the folder, which holds `train.jsonl` and
 `heldout.jsonl` (format Messages) and `tasks/` (an lm-evaluation-harness task: pick the right answer out of four).
 """
 
@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from packages import data_folder, fingerprint, install, keep_first
+
+from dev.cluster import paths
+
+from .packages import fingerprint, install, keep_first
 
 TASK = "support_choice"
 # One conversation in eight is held out; which one depends on its first question alone.
@@ -26,7 +29,7 @@ def corpus_folder() -> Path:
     """Return the data's folder, made on the first call."""
     packages = install()
     task_file = Path(__file__).with_name(f"{TASK}.yaml")
-    target: Path = data_folder() / f"chatterbot-{fingerprint(Path(__file__), task_file)}"
+    target = paths.data_root() / f"chatterbot-{fingerprint(Path(__file__), task_file)}"
     if not target.is_dir():
         building = target.with_name(f"{target.name}.{os.getpid()}")
         train, held_out = split(list(rows(packages / "chatterbot_corpus" / "data" / "english")))

