@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dev.checks import python
+from dev.cluster.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # By its module's name: run by its path, its folder's operator.py would stand in for Python's own.
@@ -106,14 +106,6 @@ class Bench:
         self.call([*launch, "--module", BY_HAND, "train", str(self.claim)])
         told = json.loads((self.claim / "by-hand.json").read_text())
         return told["tokens"], told["seconds"]
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> int:

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import addons, images, nodes, paths, preflight, tools
-from .controlplane import ControlPlane, Ports, free_ports
+from .controlplane import ControlPlane, Ports
 from .errors import ClusterError
 from .host import Host
+from .ports import free_ports
 from .processes import wait_until
 from .topology import API_PORT, HOST_ADDRESS, MAX_NODES, SERVICE_CIDR, Node
 from .topology import nodes as first_nodes

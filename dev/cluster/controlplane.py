@@ -6,7 +6,6 @@ integration tests use; the two-node cluster runs the same class on its bridge's 
 
 from __future__ import annotations
 
-import socket
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from . import tools
 from .errors import ClusterError
 from .pki import Pki, control_plane_identities
+from .ports import free_ports
 from .processes import ProcessTable, wait_until
 
 AUDIT_POLICY = """\
@@ -41,18 +41,6 @@ class Ports:
     etcd: int
     etcd_peer: int
     apiserver: int
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dev.bench.life import DIGEST, MERGED, RESULTS, RUN, answer, ended
-from dev.cluster.controlplane import ControlPlane, free_ports
+from dev.cluster.controlplane import ControlPlane
 from dev.cluster.pki import Identity
+from dev.cluster.ports import free_ports
 from dev.cluster.processes import wait_until
 from tests.integration import rights
 from tests.integration.schema_server import MERGE, Answer, Server

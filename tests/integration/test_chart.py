@@ -22,7 +22,8 @@ import pytest
 import yaml
 
 from dev.cluster import tools
-from dev.cluster.controlplane import ControlPlane, free_ports
+from dev.cluster.controlplane import ControlPlane
+from dev.cluster.ports import free_ports
 from dev.cluster.processes import wait_until
 
 pytestmark = pytest.mark.timeout(1800)

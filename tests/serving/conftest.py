@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.cluster.ports import free_port
 from tunesmith_serving import verify
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,12 +24,6 @@ MODEL_URI = "pvc://models/team-a/default/support-bot/0123456789ab/merged"
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "engine: starts the real vLLM (half a minute and more)")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def get(url, timeout=5, headers=None):

@@ -5,7 +5,8 @@ import threading
 import pytest
 import uvicorn
 
-from tests.serving.conftest import free_port, wait_for
+from dev.cluster.ports import free_port
+from tests.serving.conftest import wait_for
 from tunesmith_serving import drain
 
 

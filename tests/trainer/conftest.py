@@ -1,13 +1,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from dev.cluster.ports import free_port
 from tests.trainer import bench
 from tests.trainer import zygote as zygote_module
 from tests.trainer.models import base_store, in_zoo, zoo  # noqa: F401  fixtures of the evaluation stages
@@ -30,17 +30,6 @@ def store(tmp_path, tiny_model):
     return bench.Bench(tmp_path, tiny_model)
 
 
-def find_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def free_port():
-    return find_port()
-
-
 def wait_for(condition, what, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -56,7 +45,7 @@ class Story:
         blocks = {"training": bench.training(maxSteps=300)}
         self.prepared = self.store.run(bench.prepare_input(**blocks))[1]
         self.folder = self.store.path(self.prepared["runURI"])
-        self.train = [bench.train_input(self.prepared, find_port(), nodes=2, attempt=number, **blocks) for number in (1, 2)]
+        self.train = [bench.train_input(self.prepared, free_port(), nodes=2, attempt=number, **blocks) for number in (1, 2)]
         pods = [self.store.start(self.train[0], index) for index in (0, 1)]
         metrics = self.folder / "metrics.jsonl"
         wait_for(lambda: metrics.exists() or any(pod.process.poll() is not None for pod in pods), "the first step")

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.trainer.conftest import find_port
+from dev.cluster.ports import free_port
 from tunesmith_trainer import failure
 from tunesmith_trainer.errors import StageError
 
@@ -66,7 +66,7 @@ def test_what_torch_raises_for_lost_peers_is_no_bug(kind, text, reason):
 def test_a_process_whose_meeting_place_is_gone_has_lost_a_peer():
     from torch.distributed import TCPStore
 
-    port, (told, tell) = find_port(), os.pipe()
+    port, (told, tell) = free_port(), os.pipe()
     leader = os.fork()
     if not leader:
         meeting = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from dev.cluster.ports import free_port
 from tests.trainer import bench
-from tests.trainer.conftest import find_port, wait_for
+from tests.trainer.conftest import wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS, EVERY = 60, 10
@@ -33,7 +34,7 @@ class Trial:
         """Train's stage file; every step learns from two rows, whatever the number of processes."""
         block = bench.training(**SETTINGS, gradientAccumulationSteps=2 // (nodes * processes))
         checkpoints = {"everySteps": EVERY, "keep": 3}
-        return bench.train_input(self.prepared, find_port(), nodes, attempt, processes, checkpoints, training=block, **self.blocks)
+        return bench.train_input(self.prepared, free_port(), nodes, attempt, processes, checkpoints, training=block, **self.blocks)
 
     def start(self, attempt, fault=None, nodes=1, processes=2, **extra):
         """Start the pods of an attempt."""

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from dev.cluster.ports import free_port
 from tests.trainer.bench import finalize_input, prepare_input, train_input
 
 pytestmark = pytest.mark.timeout(600)
@@ -94,12 +95,12 @@ def test_an_adapter_that_training_left_at_zero_is_refused(story, finalized, tmp_
     assert (code, result["reason"]) == (65, "NoEffect")
 
 
-def test_full_fine_tuning_makes_a_merged_model_that_differs_from_its_base(store, free_port):
+def test_full_fine_tuning_makes_a_merged_model_that_differs_from_its_base(store):
     import torch
     from transformers import AutoModelForCausalLM
 
     prepared = store.run(prepare_input(adapter=None))[1]
-    train = train_input(prepared, free_port, adapter=None)
+    train = train_input(prepared, free_port(), adapter=None)
     code, trained = store.start(train).wait()
     assert code == 0, trained
     value = finalize_input(train, trained)

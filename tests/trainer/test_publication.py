@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.trainer.conftest import find_port
+from dev.cluster.ports import free_port
 from tunesmith_trainer import checkpoint, fence, store
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.publication import Place, Publisher, copy_file
@@ -220,7 +220,7 @@ def first_process(writer, monkeypatch):
     """The environment of a run's first training process, and the store at which all of them meet."""
     from torch.distributed import TCPStore
 
-    port = find_port()
+    port = free_port()
     for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TUNESMITH_LAUNCH": writer.claim.launch}.items():
         monkeypatch.setenv(name, value)
     return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)

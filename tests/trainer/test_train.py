@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dev.cluster.ports import free_port
 from tests.trainer import bench
-from tests.trainer.conftest import find_port
 from tunesmith_trainer import train
 from tunesmith_trainer.errors import StageError
 
@@ -66,7 +66,7 @@ def test_a_finished_training_answers_at_once(story):
 def test_a_training_that_diverges_has_failed_for_good(store, zygote, rate, steps, validation, what):
     blocks = {"training": bench.training(learningRate=rate, maxSteps=steps), "validation": validation}
     prepared = store.run(bench.prepare_input(**blocks))[1]
-    pod = store.start(bench.train_input(prepared, find_port(), **blocks), **zygote)
+    pod = store.start(bench.train_input(prepared, free_port(), **blocks), **zygote)
     code, result = pod.wait()
     assert (code, result["reason"]) == (65, "Diverged"), result
     assert f"{what} is not finite at step" in result["message"]
@@ -81,7 +81,7 @@ def test_a_first_pod_that_never_appears_is_told(monkeypatch):
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_pod_whose_peer_never_comes_has_met_with_no_bug(store, index):
     prepared = store.run(bench.prepare_input())[1]
-    pod = store.start(bench.train_input(prepared, find_port(), nodes=2), index, TUNESMITH_RENDEZVOUS_SECONDS="5")
+    pod = store.start(bench.train_input(prepared, free_port(), nodes=2), index, TUNESMITH_RENDEZVOUS_SECONDS="5")
     code, result = pod.wait()
     assert (code, result["reason"]) == (69, "PeerUnavailable"), result
     assert "another pod of the attempt did not come" in result["message"]

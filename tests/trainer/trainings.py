@@ -13,7 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from tests.trainer.conftest import find_port
+from dev.cluster.ports import free_port
 
 
 def main(plan):
@@ -23,7 +23,7 @@ def main(plan):
     import tunesmith_trainer.loop  # noqa: F401
 
     for play in plan:
-        port = find_port()
+        port = free_port()
         children = [start(play, rank, port) for rank in range(play["processes"])]
         for child in children:
             os.waitpid(child, 0)

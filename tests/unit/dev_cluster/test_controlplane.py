@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dev.cluster.controlplane import FLAGS, PROCESSES, Ports, Settings, free_ports
+from dev.cluster.controlplane import FLAGS, PROCESSES, Ports, Settings
+from dev.cluster.ports import free_ports
 
 
 def settings(address="127.0.0.1", **changes):

@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 from aiohttp import web
 
-from dev.cluster.controlplane import free_ports
 from dev.cluster.pki import Identity, Pki
+from dev.cluster.ports import free_port
 from tunesmith import endpoint
 
 MOMENT = 0.3
@@ -69,7 +69,7 @@ async def client(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cli
 
     app = web.Application()
     app.router.add_get("/", answer)
-    (port,) = free_ports(1)
+    port = free_port()
     serving = asyncio.create_task(endpoint.serve(app, "127.0.0.1", port, server))
     async with AsyncExitStack() as stack, asyncio.timeout(60):
         made = Client(port, ssl.create_default_context(cafile=str(pki.path("ca.crt"))), stack)
