@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,6 +29,17 @@ PATIENCE = 60.0
 
 class GaveUp(Exception):
     """Something that should have come did not."""
+
+
+async def wait_until(condition: Callable[[], Awaitable[T]], what: str, patience: float, interval: float) -> T:
+    """Ask until the condition holds (is true), and return what it gave: for what no watch tells."""
+    try:
+        async with asyncio.timeout(patience):
+            while not (found := await condition()):  # noqa: ASYNC110
+                await asyncio.sleep(interval)
+            return found
+    except TimeoutError:
+        raise GaveUp(f"waited {patience:.0f} s for {what}") from None
 
 
 class Client:
@@ -127,10 +139,10 @@ class View(Client):
             body = yaml.safe_load(crd.render(kind))
             path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
             await self.write("PATCH", f"{path}?fieldManager=bench&force=true", body, APPLY)
-            async with asyncio.timeout(PATIENCE):
-                # Nothing tells when it is so.
-                while (await self.send("GET", RESOURCES[kind.name].path()))[0] != 200:  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
+            await wait_until(partial(self._serves, RESOURCES[kind.name].path()), f"{kind.name} to be served", PATIENCE, 0.1)
+
+    async def _serves(self, path: str) -> bool:
+        return (await self.send("GET", path))[0] == 200
 
     async def _follow(self, kind: str) -> None:
         """List and watch, again and again: the server ends a watch after a while."""

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .processes import wait_until
+
 KUBELET_SOCKET = Path("/var/lib/kubelet/device-plugins/kubelet.sock")
 CONTAINERD_SOCKET = Path("/run/containerd/containerd.sock")
 IMPORT_FLAGS = ("--local", "--discard-unpacked-layers", "--label=io.cri-containerd.pinned=pinned")
@@ -30,15 +32,6 @@ def import_command(ctr: str, archive: str) -> list[str]:
 def say(message: str) -> None:
     """A line with the time in the node's own log."""
     print(time.strftime("%H:%M:%S"), message, flush=True)
-
-
-def wait_for(what: str, condition: Any, timeout: float = 60.0) -> None:
-    """Poll for something that another process brings about."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no {what} after {timeout:.0f} s")
-        time.sleep(0.05)
 
 
 def isolate(config: dict[str, Any]) -> None:
@@ -56,7 +49,7 @@ def isolate(config: dict[str, Any]) -> None:
 
 def connect(config: dict[str, Any]) -> None:
     """Set up the network as soon as the host has put the cable in."""
-    wait_for("cable (eth0)", lambda: any(name == "eth0" for _, name in socket.if_nameindex()))
+    wait_until(lambda: any(name == "eth0" for _, name in socket.if_nameindex()), "the cable (eth0)", 60)
     for command in config["network"]:
         _run(*command)
     for name, value in config["sysctls"].items():
@@ -98,12 +91,12 @@ def main(path: str) -> None:
     isolate(config)
     start(config, "containerd")
     connect(config)
-    wait_for("containerd", CONTAINERD_SOCKET.exists)
+    wait_until(CONTAINERD_SOCKET.exists, "containerd", 60)
     import_images(config)
     KUBELET_SOCKET.unlink(missing_ok=True)  # a stopped node's socket is not a kubelet
     start(config, "kubelet")
     start(config, "kube-proxy")
-    wait_for("kubelet's device plugin socket", KUBELET_SOCKET.exists, timeout=300)
+    wait_until(KUBELET_SOCKET.exists, "kubelet's device plugin socket", 300)
     start(config, "fakegpu")
     while True:
         pid, status = os.wait()

@@ -8,8 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from .errors import ClusterError
+
+T = TypeVar("T")
 
 
 def stat_fields(pid: int) -> tuple[str, int, str] | None:
@@ -41,13 +44,14 @@ def child_of(pid: int) -> int | None:
     return None
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float, interval: float = 0.05) -> None:
-    """Poll until the condition holds; after the timeout say what was being waited for."""
+def wait_until(condition: Callable[[], T], what: str, timeout: float, interval: float = 0.05) -> T:
+    """Poll until the condition holds (is true), and return what it gave; after the timeout say what was being waited for."""
     deadline = time.monotonic() + timeout
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             raise ClusterError(f"gave up after {timeout:.0f} s waiting for {what}")
         time.sleep(interval)
+    return found
 
 
 class ProcessTable:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from dev.cluster.errors import ClusterError
+
 from . import chain, chat, stack, table
 from .kube import DemoError, Object
 
@@ -40,7 +42,7 @@ def main() -> int:
         objects = chain.follow_to_the_end(cluster, say)
         answer = chat.ask_service(cluster.kube, chain.NAME)
         close(cluster, objects["EvalRun", chain.EVAL_RUN], answer, say)
-    except (DemoError, subprocess.CalledProcessError) as error:
+    except (ClusterError, DemoError, subprocess.CalledProcessError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     return 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +57,3 @@ class Kube:
                 yield "http://" + line.split("from ")[1].split(" ->")[0]
             finally:
                 process.terminate()
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float, every: float = 1.0) -> None:
-    """Return once `condition()` holds; DemoError naming `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise DemoError(f"{what} did not happen within {seconds:.0f} s")
-        time.sleep(every)

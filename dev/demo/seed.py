@@ -6,7 +6,9 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-from .kube import DemoError, Kube, Object, wait_for
+from dev.cluster.processes import wait_until
+
+from .kube import DemoError, Kube, Object
 
 LOADER = "loader"
 CLAIMS = ("datasets", "models")
@@ -60,7 +62,7 @@ def start_loader(kube: Kube, image: str) -> None:
     """Have the loader pod running. One that is there is left alone: another image would restart it under our feet."""
     if not kube.run("get", "pod", LOADER, "--ignore-not-found", "--output=name"):
         kube.apply(loader_pod(image))
-    wait_for(lambda: kube.get("pod", LOADER).get("status", {}).get("phase") == "Running", "the loader pod running", 180)
+    wait_until(lambda: kube.get("pod", LOADER).get("status", {}).get("phase") == "Running", "the loader pod to run", 180, 1)
 
 
 def upload(kube: Kube, folder: Path, claim: str) -> bool:

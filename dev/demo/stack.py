@@ -12,7 +12,6 @@ from pathlib import Path
 from dev import images as built_images
 from dev.cluster import environments, images, paths, preflight, tools
 from dev.cluster.cluster import Cluster
-from dev.cluster.errors import ClusterError
 
 from .kube import DemoError, Kube
 
@@ -108,10 +107,7 @@ def bring_up(say: Say) -> Stack:
     if kubeconfig:
         path, built = Path(kubeconfig), given_images()
     else:
-        try:
-            path, built = start_cluster(say)
-        except ClusterError as error:
-            raise DemoError(str(error)) from error
+        path, built = start_cluster(say)
     install_chart(str(tools.binary("helm")), path, built)
     say("operator installed from helm/tunesmith")
     return Stack(Kube(str(tools.binary("kubectl")), path, NAMESPACE), built, not kubeconfig)

@@ -19,15 +19,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dev.bench.audit import READS, Audit
-from dev.bench.view import Client
+from dev.bench.view import Client, wait_until
 from dev.cluster.controlplane import ControlPlane
 from tests.bench.kubelet import Kubelet, make_nodes
 from tests.integration.operators import FINE_TUNE_JOB, OperatorProcess
@@ -38,8 +38,8 @@ NAMESPACE = "bench"
 JOBS = f"/apis/tunesmith.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
 CHILDREN = ("configmaps", "jobs", "services")
 TICKS = os.sysconf("SC_CLK_TCK")
+# Seconds. The pauses are long: reading the audit log takes from what is measured.
 PATIENCE, PAUSE = 900.0, 5.0
-T = TypeVar("T")
 FLAGS = ("--node-monitor-grace-period=2h",)
 
 REFERENCE = {
@@ -104,7 +104,7 @@ class Bench:
             asked = audit.created("finetunejobs")
             return sorted(first[name] - asked[name][0] for name in names)
 
-        return await wait_for(latencies, pause)
+        return await wait_until(latencies, "a Job of each", PATIENCE, pause)
 
     async def wait_finished(self, names: Sequence[str]) -> None:
         """Wait until all are Finished."""
@@ -113,7 +113,7 @@ class Bench:
             items = (await self.api.send("GET", JOBS))[1]["items"]
             return {item["metadata"]["name"] for item in items if is_true(item.get("status", {}), "Finished")} >= set(names)
 
-        await wait_for(finished)
+        await wait_until(finished, "all to be Finished", PATIENCE, PAUSE)
 
 
 @asynccontextmanager
@@ -128,7 +128,7 @@ async def bench(seconds: float | None) -> AsyncIterator[Bench]:
                 path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
                 body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim}
                 await bind(api, await api.write("POST", path, body))
-                await wait_for(partial(is_bound, api, f"{path}/models"))
+                await wait_until(partial(is_bound, api, f"{path}/models"), "the claim to be bound", PATIENCE, PAUSE)
                 await make_nodes(api)
                 operator = OperatorProcess(control_plane, Path(folder))
                 # As in the chart; the tests have it shorter.
@@ -140,15 +140,6 @@ async def bench(seconds: float | None) -> AsyncIterator[Bench]:
                 finally:
                     kubelet.cancel()
                     operator.kill()
-
-
-async def wait_for(found: Callable[[], Awaitable[T]], pause: float = PAUSE) -> T:
-    """Ask every `pause` seconds until there is an answer that is not empty; return it. Reading the long audit log takes from what is measured."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            if answer := await found():
-                return answer
-            await asyncio.sleep(pause)
 
 
 async def is_bound(api: Client, path: str) -> bool:

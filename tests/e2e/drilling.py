@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dev.cluster import paths
+from dev.cluster.processes import wait_until
 from dev.demo import follow, seed
-from dev.demo.kube import Kube, Object, wait_for
+from dev.demo.kube import Kube, Object
 from tests.e2e.tiny import make_model, write_rows
 
 STEPS, EVERY = 200, 10
@@ -102,7 +103,7 @@ class Run:
 
     def finish(self, seconds: float) -> Any:
         """Wait until it is over; returns its status."""
-        wait_for(lambda: follow.is_true(self.get(), "Finished"), f"the end of {self.name}", seconds)
+        wait_until(lambda: follow.is_true(self.get(), "Finished"), f"the end of {self.name}", seconds, 1)
         return self.get()["status"]
 
     def pods(self, attempt: int) -> dict[int, Object]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from dev.cluster import images
 from dev.cluster.cluster import Cluster
+from dev.cluster.processes import wait_until
 from dev.demo import seed
-from dev.demo.kube import Kube, Object, wait_for
+from dev.demo.kube import Kube, Object
 from dev.demo.stack import ROOT
 from tests.e2e.tiny import make_model, write_rows
 
@@ -112,7 +113,7 @@ class Rolling:
                 and list(self.revisions().values()) == ["Active"]
             )
 
-        wait_for(settled, f"{replicas} pods of one revision", seconds)
+        wait_until(settled, f"{replicas} pods of one revision", seconds, 1)
         self.served = self.applied
         return self.get()
 
@@ -131,7 +132,7 @@ class Rolling:
         container["command"] = ["python3", "/script/driver.py", address, NAME]
         self.kube.apply(pod)
         self.kube.run("wait", f"pod/{DRIVER}", "--for=condition=Ready", "--timeout=60s")
-        wait_for(lambda: self.counts()["streamed"] > 0, "the first answers", 60)
+        wait_until(lambda: self.counts()["streamed"] > 0, "the first answers", 60, 1)
 
     def counts(self) -> Any:
         """The driver's counts."""

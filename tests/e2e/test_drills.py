@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dev.cluster.cluster import Cluster
+from dev.cluster.processes import wait_until
 from dev.demo import follow, seed
-from dev.demo.kube import Kube, Object, wait_for
+from dev.demo.kube import Kube, Object
 from dev.demo.stack import SYSTEM, Stack
 from tests.e2e import canaries
 from tests.e2e.conftest import say
@@ -51,7 +52,7 @@ class Trial:
     def drill(self, name: str, fault: Callable[[Trial], None]) -> None:
         """Do something to the attempt that trains, once it has saved. Return when the next one trains."""
         number, run = self.attempt, self.run
-        wait_for(lambda: run.saved(number) > 0, f"a checkpoint of attempt {number}", PATIENCE, 0.2)
+        wait_until(lambda: run.saved(number) > 0, f"a checkpoint of attempt {number}", PATIENCE, 0.2)
         fault(self)
         self.wait_end(name)
         ended, reached = time.time(), run.reached()
@@ -60,13 +61,13 @@ class Trial:
         def later() -> list[int]:
             return [line["step"] for line in run.lines() if line["time"] > ended]
 
-        wait_for(lambda: bool(later()), f"a step of attempt {self.attempt} ({name})", PATIENCE, 0.2)
+        wait_until(lambda: bool(later()), f"a step of attempt {self.attempt} ({name})", PATIENCE, 0.2)
         self.ends[name] = End(number, reached, min(later()) - 1)
         say(f"{name}: attempt {number} reached step {reached}, attempt {self.attempt} went on from {self.ends[name].resumed}")
 
     def wait_end(self, why: str) -> None:
         """Wait until the status tells how the attempt ended."""
-        wait_for(lambda: bool(self.run.entry(self.attempt)), f"the end of attempt {self.attempt} ({why})", PATIENCE, 0.2)
+        wait_until(lambda: bool(self.run.entry(self.attempt)), f"the end of attempt {self.attempt} ({why})", PATIENCE, 0.2)
 
 
 def kill(trial: Trial) -> None:
@@ -96,7 +97,7 @@ def fail_unseen(trial: Trial) -> None:
 
 def suspend(trial: Trial) -> None:
     trial.run.suspend(True)
-    wait_for(lambda: follow.is_true(trial.run.get(), "Suspended"), "Suspended", PATIENCE, 0.2)
+    wait_until(lambda: follow.is_true(trial.run.get(), "Suspended"), "it to be Suspended", PATIENCE, 0.2)
     phases = [pod["status"]["phase"] for pod in trial.run.pods(trial.attempt).values()]
     trial.seen["phases when suspended"] = phases
     trial.run.suspend(False)
@@ -123,7 +124,7 @@ def exhaust(trial: Trial) -> None:
 
 def stop_node(trial: Trial) -> None:
     """One node stops; it comes back when the next attempt has the other one and waits for it."""
-    wait_for(lambda: follow.is_true(trial.reference.get(), "Finished"), "the end of the undisturbed run", PATIENCE)
+    wait_until(lambda: follow.is_true(trial.reference.get(), "Finished"), "the end of the undisturbed run", PATIENCE, 1)
     (operator,) = trial.kube.get("pods", f"--namespace={SYSTEM}", "--field-selector=status.phase=Running")["items"]
     kept = operator["spec"]["nodeName"]
     lost = {"n1": 2, "n2": 1}[kept]
@@ -139,10 +140,10 @@ def stop_node(trial: Trial) -> None:
 
     cluster.stop_node(lost, lambda _: None)
     try:
-        wait_for(replaced, "an attempt on the other node", PATIENCE, 0.5)
+        wait_until(replaced, "an attempt on the other node", PATIENCE, 0.5)
         trial.seen["seconds until replaced"] = time.monotonic() - began
         say(f"replaced {trial.seen['seconds until replaced']:.0f} s after its node stopped")
-        wait_for(lambda: bool(waits()), "that it tells what it waits for", 60)
+        wait_until(lambda: bool(waits()), "it to tell what it waits for", 60, 1)
     finally:
         cluster.start_node(lost, lambda _: None)
 
@@ -182,7 +183,7 @@ def trial(stack: Stack, kube: Kube) -> Iterator[Trial]:
     # Names of their own: a run whose files are there is adopted, not trained again.
     mark = uuid.uuid4().hex[:6]
     made = Trial(Run(kube, f"drilled-{mark}"), Run(kube, f"undisturbed-{mark}"))
-    wait_for(lambda: made.run.reached() > 0, "a first step", PATIENCE)
+    wait_until(lambda: made.run.reached() > 0, "a first step", PATIENCE, 1)
     made.seen["token"] = made.run.token(1)
     for name, drill in DRILLS.items():
         made.drill(name, drill.fault)

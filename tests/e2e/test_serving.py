@@ -9,8 +9,9 @@ import pytest
 
 from dev.cluster import tools
 from dev.cluster.cluster import Cluster
+from dev.cluster.processes import wait_until
 from dev.demo import follow
-from dev.demo.kube import Kube, wait_for
+from dev.demo.kube import Kube
 from dev.demo.stack import Stack, install_chart
 from tests.e2e.conftest import say
 from tests.e2e.rolling import (
@@ -119,7 +120,7 @@ def test_what_cannot_be_served_leaves_the_old_revision_serving_and_says_so(one: 
     with one.watched() as got:
         for reason, spec in cases.items():
             one.apply(spec)
-            wait_for(lambda reason=reason: follow.condition(one.get(), "Stalled").get("reason") == reason, f"Stalled for {reason}", ROLLOUT)  # type: ignore[misc]
+            wait_until(lambda reason=reason: follow.condition(one.get(), "Stalled").get("reason") == reason, f"Stalled for {reason}", ROLLOUT, 1)  # type: ignore[misc]
             thing = one.get()
             assert follow.is_true(thing, "Stalled") and follow.is_true(thing, "Ready")
             for kind in ("Ready", "Stalled"):
@@ -154,7 +155,7 @@ def test_a_stopped_node_costs_no_more_than_the_requests_in_flight_there_and_its_
     with two.watched() as got:
         cluster.stop_node(STOPPED, print)
         try:
-            wait_for(lambda: len(on_node(two, HELD)) == 2, "a second pod on the other node", 150)
+            wait_until(lambda: len(on_node(two, HELD)) == 2, "a second pod on the other node", 150, 1)
             two.kube.run("wait", *(f"pod/{name}" for name in on_node(two, HELD)), "--for=condition=Ready", "--timeout=180s")
             assert follow.is_true(two.get(), "Ready")
         finally:

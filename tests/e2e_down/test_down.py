@@ -18,9 +18,9 @@ import pytest
 from dev.cluster import host, nodes, paths
 from dev.cluster.cluster import Cluster
 from dev.cluster.nodeconfig import PRIVATE_FOLDERS, PRIVATE_TMPFS
-from dev.cluster.processes import is_running
+from dev.cluster.processes import is_running, wait_until
 from dev.cluster.topology import BRIDGE, BRIDGE_MAC
-from dev.demo.kube import Kube, wait_for
+from dev.demo.kube import Kube
 from tests.e2e import cluster_pods as pods
 
 pytestmark = pytest.mark.timeout(900)
@@ -101,7 +101,7 @@ def test_a_stopped_node_is_gone_at_once_and_kubernetes_notices(kube: Kube) -> No
     assert not [command for command in cluster_processes() if "/nodes/n2/" in command]
     # As the other node knows it: with another one it would have no API server for a while.
     assert Path(f"/sys/class/net/{BRIDGE}/address").read_text().strip() == BRIDGE_MAC
-    wait_for(lambda: ready(kube, "n2") != "True", "n2 not Ready", 120)
+    wait_until(lambda: ready(kube, "n2") != "True", "n2 not to be Ready", 120, 1)
     assert ready(kube, "n1") == "True"
 
 

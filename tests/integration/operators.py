@@ -194,7 +194,7 @@ class Namespace:
     def wait(self, condition: Callable[[], Any], what: str, seen: Callable[[], Any] = lambda: "") -> None:
         """Wait until `condition` holds; `seen` is what there was instead."""
         try:
-            wait_until(lambda: bool(condition()), what, TIMEOUT, self.interval)
+            wait_until(condition, what, TIMEOUT, self.interval)
         except Exception as error:
             raise AssertionError(f"{error}\n{json.dumps(seen(), indent=1)}") from error
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dev.cluster.ports import free_port
+from dev.cluster.processes import wait_until
 from tunesmith_serving import verify
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,16 +36,6 @@ def get(url, timeout=5, headers=None):
             return error.code, error.read().decode()
     except OSError as error:
         return 0, str(error)
-
-
-def wait_for(condition, timeout=10):
-    """The first true value of `condition()`; fails the test after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    pytest.fail(f"nothing came of {condition} in {timeout} s")
 
 
 @pytest.fixture
@@ -111,7 +101,7 @@ class Running:
             assert self.process.poll() is None, self.log.read_text()
             return self.probe("/ready")[0] == 200
 
-        wait_for(ready_or_ended, timeout)
+        wait_until(ready_or_ended, "the launcher to be ready", timeout)
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

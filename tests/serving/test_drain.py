@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 
 from dev.cluster.ports import free_port
-from tests.serving.conftest import wait_for
+from dev.cluster.processes import wait_until
 from tunesmith_serving import drain
 
 
@@ -25,7 +25,7 @@ def server(tmp_path, monkeypatch):
     running = uvicorn.Server(uvicorn.Config(drain.CloseConnections(hello), port=port, lifespan="off", log_level="error"))
     thread = threading.Thread(target=running.run)
     thread.start()
-    wait_for(lambda: running.started)
+    wait_until(lambda: running.started, "the server to start", 10)
     yield port
     running.should_exit = True
     thread.join()
@@ -48,7 +48,7 @@ def test_each_answer_ends_its_connection_once_the_pod_is_ending(server, tmp_path
 
     assert ask(client) == "close"
     assert held.fileno() == -1, "http.client keeps no connection that the server ends"
-    wait_for(lambda: drain.connections(server) == 0)
+    wait_until(lambda: drain.connections(server) == 0, "the connection to end", 10)
 
 
 def test_connections_of_both_families_are_counted_and_others_are_not(tmp_path):

@@ -8,12 +8,18 @@ import time
 
 import pytest
 
-from tests.serving.conftest import get, plain_stage, wait_for
+from dev.cluster.processes import wait_until
+from tests.serving.conftest import get, plain_stage
 from tunesmith_serving import drain
 from tunesmith_serving.launcher import TEARDOWN_SECONDS
 from tunesmith_serving.process import cause, describe_exit
 
 CANARY = "canary-2f0e"
+
+
+def told(running, words):
+    """Status and message of the readiness probe, once it is answered with these words."""
+    return wait_until(lambda: (answer := running.probe("/ready"))[0] and words in answer[1] and answer, words, 10)
 
 
 def test_a_pod_is_ready_once_the_engine_lists_the_served_model(launch):
@@ -42,7 +48,7 @@ def test_the_engines_first_request_is_the_launchers_and_long_enough_for_every_ke
 def test_a_pod_whose_engine_fails_its_first_request_is_not_ready(launch):
     running = launch("fail")
 
-    status, message = wait_for(lambda: (answer := running.probe("/ready"))[0] and "first request" in answer[1] and answer)
+    status, message = told(running, "first request")
 
     assert (status, message) == (503, "the engine answers 500 to its first request\n")
 
@@ -50,7 +56,7 @@ def test_a_pod_whose_engine_fails_its_first_request_is_not_ready(launch):
 def test_a_pod_whose_engine_does_not_answer_is_live_and_not_ready(launch):
     running = launch("hang")
 
-    status, message = wait_for(lambda: (answer := running.probe("/ready"))[0] and "does not list" in answer[1] and answer)
+    status, message = told(running, "does not list")
 
     assert (status, running.probe("/live")[0]) == (503, 200)
     assert "does not list its models yet" in message
@@ -72,7 +78,7 @@ def test_on_sigterm_a_request_in_flight_is_finished_and_the_exit_code_is_0(launc
     answers = []
     request = threading.Thread(target=lambda: answers.append(get(running.engine_url("/slow"))))
     request.start()
-    wait_for(lambda: drain.connections(running.engine_port))
+    wait_until(lambda: drain.connections(running.engine_port), "the request", 10)
 
     running.stop()
 
@@ -115,7 +121,7 @@ def test_a_client_that_never_leaves_does_not_outlast_the_grace_period(launch):
     running.wait_ready()
     with socket.create_connection(("127.0.0.1", running.engine_port)):
         running.stop()
-        wait_for(lambda: "1 connections are open" in running.log.read_text())
+        wait_until(lambda: "1 connections are open" in running.log.read_text(), "the connection to be told", 10)
         assert running.probe("/ready") == (503, "the engine is being stopped\n")
 
     assert running.exit_code() == 0
@@ -123,7 +129,7 @@ def test_a_client_that_never_leaves_does_not_outlast_the_grace_period(launch):
 
 def test_an_engine_that_still_loads_is_stopped_at_once(launch):
     running = launch("load", stage=plain_stage(pauseSeconds=60))
-    wait_for(running.engine_pids)
+    wait_until(running.engine_pids, "the engine", 10)
 
     running.stop()
 
@@ -155,7 +161,7 @@ def test_what_clients_asked_for_is_not_told_when_the_engine_ends(launch, end):
     running.wait_ready()
     # As vLLM does with a chat template that refuses a request, to its log.
     get(running.engine_url(f"/log/jinja2.exceptions.TemplateError: {CANARY}".replace(" ", "%20")))
-    wait_for(lambda: CANARY in running.log.read_text())
+    wait_until(lambda: CANARY in running.log.read_text(), "the engine to log it", 10)
     [engine] = running.engine_pids()
     if end == "kill":
         os.kill(engine, signal.SIGKILL)

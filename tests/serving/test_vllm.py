@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.conftest import Running, get, plain_stage, wait_for, write_manifest
+from dev.cluster.processes import wait_until
+from tests.serving.conftest import Running, get, plain_stage, write_manifest
 from tunesmith_serving.verify import path_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -73,9 +74,9 @@ def test_vllm_serves_a_model_tells_nobody_what_is_said_and_finishes_its_requests
         request = threading.Thread(target=lambda: answers.append(chat(running, 1500)))
         others = threading.Thread(target=chat_until_told_to_leave, args=(running, short))
         request.start()
-        wait_for(lambda: requests_running(running))
+        wait_until(lambda: requests_running(running), "the request", 10)
         others.start()
-        wait_for(lambda: len(short) > 1)
+        wait_until(lambda: len(short) > 1, "other answers", 10)
         running.stop()
         assert running.exit_code(timeout=110) == 0
 

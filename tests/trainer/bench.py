@@ -22,6 +22,8 @@ CHATML = (
 )
 WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 
+PATIENCE = 240
+"""Seconds that a stage, or what one of its processes does, may take."""
 SECRET = "canary-secret-51c7"
 # What a pod is given beside its own files.
 LAUNCH = {
@@ -196,7 +198,7 @@ class Pod:
             command = [sys.executable, "-m", "tunesmith_trainer"]
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def wait(self, seconds=240):
+    def wait(self, seconds=PATIENCE):
         """Wait for its end; returns its exit code and its termination message."""
         try:
             code = self.process.wait(timeout=seconds)

@@ -3,11 +3,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from dev.cluster.ports import free_port
+from dev.cluster.processes import wait_until
 from tests.trainer import bench
 from tests.trainer import zygote as zygote_module
 from tests.trainer.models import base_store, in_zoo, zoo  # noqa: F401  fixtures of the evaluation stages
@@ -30,13 +30,6 @@ def store(tmp_path, tiny_model):
     return bench.Bench(tmp_path, tiny_model)
 
 
-def wait_for(condition, what, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
 class Story:
     """One run told once for all tests: prepared; trained on two nodes until one is drained; trained on to the end."""
 
@@ -48,7 +41,7 @@ class Story:
         self.train = [bench.train_input(self.prepared, free_port(), nodes=2, attempt=number, **blocks) for number in (1, 2)]
         pods = [self.store.start(self.train[0], index) for index in (0, 1)]
         metrics = self.folder / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() or any(pod.process.poll() is not None for pod in pods), "the first step")
+        wait_until(lambda: metrics.exists() or any(pod.process.poll() is not None for pod in pods), "the first step", bench.PATIENCE)
         pods[1].process.send_signal(signal.SIGTERM)
         self.drained = [pod.wait() for pod in pods]
         self.saved_steps = sorted(path.parent.name for path in self.folder.glob("checkpoints/attempt-1/*/manifest.json"))

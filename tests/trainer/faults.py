@@ -13,6 +13,8 @@ import signal
 import time
 from pathlib import Path
 
+from dev.cluster.processes import wait_until
+
 CALLS = {"fsync": 0}
 
 
@@ -113,10 +115,7 @@ def drain(_fault, callback):
 
 def wait(fault, _callback):
     """Be cut off: go on when the file is there."""
-    deadline = time.monotonic() + 600
-    while not Path(fault["until"]).exists():
-        assert time.monotonic() < deadline, "nobody let it go on"
-        time.sleep(0.02)
+    wait_until(Path(fault["until"]).exists, "somebody to let it go on", 600, 0.02)
 
 
 DEEDS = {deed.__name__: deed for deed in (kill, stop, sleep, burn, exhaust, fill, drain, wait)}

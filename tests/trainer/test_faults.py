@@ -7,8 +7,8 @@ import math
 import pytest
 
 from dev.cluster.ports import free_port
+from dev.cluster.processes import wait_until
 from tests.trainer import bench
-from tests.trainer.conftest import wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS, EVERY = 60, 10
@@ -183,9 +183,9 @@ def test_a_pod_that_was_cut_off_and_goes_on_writing_cannot_spoil_the_run(make_tr
     trial, (cut, held) = make_trial(), (tmp_path / "cut", tmp_path / "held")
     patient = {"processes": 1, "TUNESMITH_HUNG_SECONDS": "600"}
     (old,) = trial.start(1, {"do": "wait", "step": 25, "until": str(cut)}, **patient)
-    wait_for(lambda: trial.complete() == ["attempt-1/step-10", "attempt-1/step-20"], "the first attempt's checkpoints")
+    wait_until(lambda: trial.complete() == ["attempt-1/step-10", "attempt-1/step-20"], "the first attempt's checkpoints", bench.PATIENCE)
     (new,) = trial.start(2, {"do": "wait", "step": 45, "until": str(held)}, **patient)
-    wait_for(lambda: "attempt-2/step-40" in trial.complete(), "the second attempt's checkpoints")
+    wait_until(lambda: "attempt-2/step-40" in trial.complete(), "the second attempt's checkpoints", bench.PATIENCE)
     cut.touch()
     code, result = old.wait()
     assert (code, result["reason"]) == (75, "Superseded"), result
@@ -211,7 +211,7 @@ def test_a_full_volume_ends_the_attempt_and_a_short_outage_does_not(make_trial, 
     # It waits for the volume to be full: steps are quicker than the thread that publishes what was saved at one.
     fault = {"errno": errno.ENOSPC, "while": str(full), "do": "wait", "step": 15, "until": str(full)}
     (pod,) = trial.start(1, fault, TUNESMITH_STORE_PATIENCE_SECONDS="2", **patient)
-    wait_for(lambda: trial.complete() == ["attempt-1/step-10"], "a checkpoint")
+    wait_until(lambda: trial.complete() == ["attempt-1/step-10"], "a checkpoint", bench.PATIENCE)
     full.touch()
     code, result = pod.wait()
     assert (code, result["reason"], result["exitCode"]) == (69, "StorageFull", 69), result
@@ -219,11 +219,11 @@ def test_a_full_volume_ends_the_attempt_and_a_short_outage_does_not(make_trial, 
     assert_bounded(result, resumed=10)
     assert [path.name for path in trial.folder.glob("checkpoints/attempt-1/*")] == ["step-10"]
     (pod,) = trial.start(2, {"do": "wait", "step": 25, "until": str(away)}, **patient)
-    wait_for(lambda: "attempt-2/step-20" in trial.complete(), "the next checkpoint")
+    wait_until(lambda: "attempt-2/step-20" in trial.complete(), "the next checkpoint", bench.PATIENCE)
     gone = trial.folder.with_name("gone")
     trial.folder.rename(gone)
     away.touch()
-    wait_for(lambda: "trying again" in pod.log.read_text(), "the outage to be seen")
+    wait_until(lambda: "trying again" in pod.log.read_text(), "the outage to be seen", bench.PATIENCE)
     gone.rename(trial.folder)
     code, result = pod.wait()
     assert (code, result["resumedFromStep"], result["globalStep"]) == (0, 10, STEPS), result

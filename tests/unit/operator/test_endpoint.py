@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 from aiohttp import web
 
+from dev.bench.view import wait_until
 from dev.cluster.pki import Identity, Pki
 from dev.cluster.ports import free_port
 from tunesmith import endpoint
@@ -81,14 +82,14 @@ async def client(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cli
 
 async def until_answered(client: Client) -> None:
     """Wait until there is room for a request."""
-    async with asyncio.timeout(GENEROUS):
-        while True:
-            try:
-                assert (await client.get()).endswith(b"here")
-            except (OSError, AssertionError):
-                await asyncio.sleep(0.02)
-            else:
-                return
+
+    async def answered() -> bool:
+        try:
+            return (await client.get()).endswith(b"here")
+        except OSError:
+            return False
+
+    await wait_until(answered, "an answer", GENEROUS, 0.02)
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
