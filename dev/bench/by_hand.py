@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
+from dev.rows import WORDS, write_rows
 
 
 def make(settings: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def make(settings: dict[str, Any]) -> None:
 
     dice = random.Random(1)
     rows = [" ".join(dice.choices(WORDS, k=dice.randint(20, 200))) for _ in range(settings["rows"])]
-    Path("text.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    write_rows(Path("text.jsonl"), ({"text": row} for row in rows))
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator(rows, trainers.WordLevelTrainer(special_tokens=["<pad>", "<eos>", "<unk>"]))

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dev.cluster import paths
+from dev.rows import write_rows
 
 from .packages import fingerprint, install, keep_first
 
@@ -33,9 +34,9 @@ def corpus_folder() -> Path:
     if not target.is_dir():
         building = target.with_name(f"{target.name}.{os.getpid()}")
         train, held_out = split(list(rows(packages / "chatterbot_corpus" / "data" / "english")))
-        write(building / "train.jsonl", train)
-        write(building / "heldout.jsonl", held_out)
-        write(building / "tasks" / f"{TASK}.jsonl", list(questions(held_out)))
+        write_rows(building / "train.jsonl", train)
+        write_rows(building / "heldout.jsonl", held_out)
+        write_rows(building / "tasks" / f"{TASK}.jsonl", questions(held_out))
         shutil.copyfile(task_file, building / "tasks" / task_file.name)
         keep_first(building, target)
     return target
@@ -90,12 +91,6 @@ def questions(held_out: list[Row]) -> Iterator[dict[str, Any]]:
         wrong = sorted(others, key=lambda other: number(f"{prompt}\0{answer}\0{other}"))[: CHOICES - 1]
         choices = sorted([answer, *wrong], key=lambda choice: number(f"{prompt}\0{choice}\0order"))
         yield {"prompt": prompt, "choices": choices, "label": choices.index(answer)}
-
-
-def write(path: Path, values: list[Any]) -> None:
-    """Write values as JSON Lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from dev.cluster import paths
 from dev.cluster.processes import wait_until
 from dev.demo import follow, seed
 from dev.demo.kube import Kube, Object
-from tests.e2e.tiny import make_model, write_rows
+from dev.rows import WORDS, write_rows
+from tests.e2e.tiny import make_model
 
 STEPS, EVERY = 200, 10
 CANARY = "canary-6d20c1"
 """In a row, and never to be told."""
-WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 _WORKERS = """
 import os, signal, time
 def commands():
@@ -57,7 +57,7 @@ def upload_inputs(kube: Kube) -> None:
         folder = Path(scratch) / "drills"
         make_model(folder / "model")
         texts = [" ".join(WORDS[number * step % len(WORDS)] for step in range(1, 60)) for number in range(64)]
-        write_rows(folder / "rows.jsonl", [f"{CANARY} {text}" for text in texts])
+        write_rows(folder / "rows.jsonl", [{"text": f"{CANARY} {text}"} for text in texts])
         seed.upload(kube, Path(scratch), "datasets")
 
 

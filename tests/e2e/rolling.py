@@ -17,7 +17,8 @@ from dev.cluster.processes import wait_until
 from dev.demo import seed
 from dev.demo.kube import Kube, Object
 from dev.demo.stack import ROOT
-from tests.e2e.tiny import make_model, write_rows
+from dev.rows import write_rows
+from tests.e2e.tiny import make_model
 
 NAME = "rolling"
 PODS = f"--selector=tunesmith.dev/name={NAME},tunesmith.dev/kind=ModelDeployment"
@@ -44,7 +45,7 @@ def upload_models(kube: Kube) -> None:
         shutil.copytree(folder / "one", folder / "broken")
         weights = folder / "broken/model.safetensors"
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-        write_rows(folder / "rows.jsonl", (f"one two three {number}" for number in range(8)))
+        write_rows(folder / "rows.jsonl", ({"text": f"one two three {number}"} for number in range(8)))
         seed.upload(kube, Path(scratch), "datasets")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dev.rows import WORDS, write_rows
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = ROOT / "tests" / "contract"
 OBJECT = {"kind": "FineTuneJob", "namespace": "team-a", "name": "support-bot", "uid": "6f1c"}
@@ -20,7 +22,6 @@ CHATML = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = "red green blue one two three cat dog bird runs sleeps eats big small old new house tree river stone".split()
 
 PATIENCE = 240
 """Seconds that a stage, or what one of its processes does, may take."""
@@ -76,12 +77,6 @@ def conversations(count):
         words = [WORDS[(number * step + 3 * step) % len(WORDS)] for step in (1, 2, 3)]
         question, answer = f"{number} " + " ".join(words), " ".join(reversed(words))
         yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
-def write_rows(path, rows):
-    """Write rows as JSON Lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def present(value):

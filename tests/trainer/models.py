@@ -1,10 +1,11 @@
 """A store with the tiny model and its quantized variants, made once, and the rows and the lm-eval task that they are measured on."""
 
-import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
+
+from dev.rows import write_rows
 
 OBJECT = {"kind": "EvalRun", "namespace": "team-a", "name": "support-bot-eval", "uid": "6f1c"}
 NAMES = "red green blue one two three cat dog bird runs sleeps eats".split()
@@ -33,11 +34,6 @@ def conversations(count, first=0):
         words = [NAMES[(number * step) % len(NAMES)] for step in range(1, 3 + number % 7)]
         turn = [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": " ".join(reversed(words))}]
         yield {"messages": turn * (2 if number % 3 == 0 else 1)}
-
-
-def write_rows(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_task(folder, count=24):

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from tests.trainer.models import SUITES, evaluate_input, write_rows, write_task
+from dev.rows import write_rows
+from tests.trainer.models import SUITES, evaluate_input, write_task
 from tunesmith_trainer import evaluate, harness, perplexity, store
 from tunesmith_trainer.contract_eval import Metric
 from tunesmith_trainer.errors import StageError

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tests.trainer.models import write_rows
+from dev.rows import write_rows
 from tunesmith_trainer import perplexity
 from tunesmith_trainer.contract_eval import Perplexity
 from tunesmith_trainer.errors import StageError

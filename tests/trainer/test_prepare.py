@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from dev.rows import write_rows
 from tests.trainer import bench
-from tests.trainer.bench import CHATML, conversations, make_tokenizer, prepare_input, training, write_rows
+from tests.trainer.bench import CHATML, conversations, make_tokenizer, prepare_input, training
 from tunesmith_trainer import chat
 from tunesmith_trainer.errors import StageError
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.trainer.bench import SECRET, prepare_input, write_rows
+from dev.rows import write_rows
+from tests.trainer.bench import SECRET, prepare_input
 
 CANARY = "canary-9b1d"
 
