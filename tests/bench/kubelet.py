@@ -6,9 +6,8 @@ import asyncio
 
 from dev.bench.life import RESULTS, answer, ended
 from dev.bench.view import MERGE, Client, Object
-from tunesmith.values import LABEL_ATTEMPT, LABEL_STAGE, MANAGED_BY
-
-OURS = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+from tunesmith.resources import RESOURCES
+from tunesmith.values import LABEL_ATTEMPT, LABEL_STAGE
 
 
 async def make_nodes(api: Client, count: int = 10) -> None:
@@ -34,7 +33,7 @@ class Kubelet:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async for event in self._api.watch("/api/v1/pods", labelSelector=OURS):
+        async for event in self._api.watch("/api/v1/pods", labelSelector=RESOURCES["Pod"].selector):
             pod = event["object"]
             uid = pod["metadata"]["uid"]
             if uid not in self._known and pod["spec"].get("nodeName"):

@@ -10,11 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dev.bench.audit import READS, Audit, is_operator
 from dev.bench.life import DIGEST, MERGED, RESULTS, RUN, answer, ended
 from dev.cluster.controlplane import ControlPlane
 from dev.cluster.pki import Identity
@@ -220,34 +221,28 @@ class Namespace:
         """Say that the pod's container has ended with that termination message."""
         self.patch("Pod", pod["metadata"]["name"], {"status": ended(message, code)}, "status")
 
+    def remove_pod(self, pod: Object) -> None:
+        """Say that the pod is gone, as its kubelet would, or as is done by force."""
+        self.api.send("DELETE", self.path("Pod", pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
+
     def play(self, owner: Object, stage: str, result: Object, attempt: int = 1, part: str = "") -> None:
         """Let an attempt of one pod succeed with `result` added to the common fields, as soon as its pod is there."""
         (pod,) = self.wait_pods(owner, stage, attempt, part)
         self.end_pod(pod, answer(stage, attempt, result))
 
 
-@dataclass
 class Writes:
     """What the audit log says that the operator wrote, from now on."""
 
-    control_plane: ControlPlane
-    agents: Iterable[str] = ("tunesmith/", "kopf/")
-    start: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.start = self.control_plane.audit_log.stat().st_size
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self._audit = Audit(control_plane.audit_log)
 
     def seen(self) -> list[str]:
         """Verb and path of each write since; the lease's renewals are left out."""
-        with self.control_plane.audit_log.open("rb") as log:
-            log.seek(self.start)
-            entries = [json.loads(line) for line in log.read().splitlines() if line.endswith(b"}")]
         return [
             f"{entry['verb']} {entry['requestURI']}"
-            for entry in entries
-            if entry["verb"] not in ("get", "list", "watch")
-            and any(entry.get("userAgent", "").startswith(agent) for agent in self.agents)
-            and entry.get("objectRef", {}).get("resource") not in ("leases", "tokenreviews")
+            for entry in self._audit.entries()
+            if entry["verb"] not in READS and is_operator(entry) and entry.get("objectRef", {}).get("resource") not in ("leases", "tokenreviews")
         ]
 
 

@@ -33,7 +33,7 @@ def nodes(api: Server, space: Namespace) -> Iterator[list[Node]]:
     made = [Node(api, f"{name}-{space.name}") for name in ("first", "second")]
     yield made
     for pod in space.all("Pod"):
-        api.send("DELETE", space.path("Pod", pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
+        space.remove_pod(pod)
     for node in made:
         if api.send("GET", f"/api/v1/nodes/{node.name}").code == 200:
             node.remove()
@@ -43,11 +43,6 @@ def nodes(api: Server, space: Namespace) -> Iterator[list[Node]]:
 def node_of(pod: Object) -> str:
     """Where the pod was placed; empty if it was not."""
     return str(pod["spec"].get("nodeName", ""))
-
-
-def end_by_force(space: Namespace, pod: Object) -> None:
-    """What a kubelet does in the end: the pod is gone."""
-    space.api.send("DELETE", space.path("Pod", pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
 
 
 def test_a_training_that_finds_one_node_of_two_goes_on_with_one(operator: OperatorProcess, space: Namespace, nodes: list[Node]) -> None:
@@ -67,7 +62,7 @@ def test_a_training_that_finds_one_node_of_two_goes_on_with_one(operator: Operat
     space.patch("Pod", pod["metadata"]["name"], {"status": {"conditions": conditions}}, "status")
     space.wait(lambda: all("deletionTimestamp" in pod["metadata"] for pod in space.stage_pods(tune, "Train", 1)), "the attempt to be ended")
     for pod in space.stage_pods(tune, "Train", 1):
-        end_by_force(space, pod)
+        space.remove_pod(pod)
     space.wait_pods(tune, "Train", attempt=2, count=1)
     space.wait(lambda: [node_of(pod) for pod in space.stage_pods(tune, "Train", 2)] == [nodes[0].name], "the one pod to be placed")
     status = space.status("FineTuneJob", "tune")

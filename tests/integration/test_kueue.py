@@ -78,11 +78,6 @@ def bind(space: Namespace, pod: Object) -> None:
     space.run_pod(pod)
 
 
-def confirm(space: Namespace, pod: Object) -> None:
-    """The kubelet says that the pod is gone."""
-    space.api.send("DELETE", space.path("Pod", pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
-
-
 def test_an_operator_that_finds_kueue_installed_later_ends_once_and_then_watches_it(
     server: Server, tenant: Namespace, starting: OperatorProcess
 ) -> None:
@@ -131,7 +126,7 @@ def test_admitted_evicted_and_admitted_again_elsewhere_it_is_one_attempt_of_one_
     tenant.wait(lambda: reason(tenant) == "Ending", "the pods to be ending", lambda: tenant.status("FineTuneJob", "tune"))
     (pod,) = tenant.stage_pods(tune, "Train", 1)
     tenant.end_pod(pod, answer("Train", 1, SAVED), 75)
-    confirm(tenant, pod)
+    tenant.remove_pod(pod)
     tenant.wait(lambda: queue(tenant, "Train").get("evicted"), "the eviction to be told", lambda: tenant.status("FineTuneJob", "tune"))
     assert reason(tenant) == "Queued"
     # The operator may die meanwhile: what it knows is on record.
