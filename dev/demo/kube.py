@@ -13,6 +13,11 @@ from typing import Any
 Object = dict[str, Any]
 
 
+def ours(kind: str, name: str, spec: Object) -> Object:
+    """An object of one of our kinds."""
+    return {"apiVersion": "tunesmith.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
 class DemoError(Exception):
     """Ends the demo with one message for the person at the terminal."""
 

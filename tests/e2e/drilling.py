@@ -11,7 +11,7 @@ from typing import Any
 from dev.cluster import paths
 from dev.cluster.processes import wait_until
 from dev.demo import follow, seed
-from dev.demo.kube import Kube, Object
+from dev.demo.kube import Kube, Object, ours
 from dev.rows import WORDS, write_rows
 from tests.e2e.tiny import make_model
 
@@ -91,7 +91,7 @@ class Run:
     def __init__(self, kube: Kube, name: str) -> None:
         self.kube = kube
         self.name = name
-        kube.apply({"apiVersion": "tunesmith.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": training()})
+        kube.apply(ours("FineTuneJob", name, training()))
 
     def get(self) -> Object:
         """The object."""

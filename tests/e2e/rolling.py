@@ -15,7 +15,7 @@ from dev.cluster import images
 from dev.cluster.cluster import Cluster
 from dev.cluster.processes import wait_until
 from dev.demo import seed
-from dev.demo.kube import Kube, Object
+from dev.demo.kube import Kube, Object, ours
 from dev.demo.stack import ROOT
 from dev.rows import write_rows
 from tests.e2e.tiny import make_model
@@ -29,11 +29,6 @@ MODELS = {"one": 1, "two": 2}
 """Seeds of their weights."""
 ROLLOUT = 600
 """Seconds for vLLM to start on a busy machine, and the drain after it."""
-
-
-def api(kind: str, name: str, spec: Object) -> Object:
-    """An object of ours."""
-    return {"apiVersion": "tunesmith.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def upload_models(kube: Kube) -> None:
@@ -85,7 +80,7 @@ class Rolling:
     def apply(self, spec: Object) -> None:
         """Change the spec."""
         self.applied = spec
-        self.kube.apply(api("ModelDeployment", NAME, spec))
+        self.kube.apply(ours("ModelDeployment", NAME, spec))
 
     def get(self) -> Object:
         """The object."""

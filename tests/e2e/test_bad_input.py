@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dev.demo import follow, seed
-from dev.demo.kube import Kube, Object
+from dev.demo.kube import Kube, Object, ours
 
 MODEL = "pvc://datasets/smollm2-135m-instruct"
 TRAIN = "pvc://datasets/train.jsonl"
@@ -70,7 +70,7 @@ def stalled(kube: Kube, chain: Any) -> dict[str, Object]:
         }
     )
     for name, (change, _, _) in CASES.items():
-        job = {"apiVersion": "tunesmith.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": f"bad-{name}"}, "spec": GOOD | change}
+        job = ours("FineTuneJob", f"bad-{name}", GOOD | change)
         kube.run("apply", "--filename=-", stdin=json.dumps(job))
     jobs = {}
     for name in CASES:

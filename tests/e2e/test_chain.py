@@ -8,7 +8,7 @@ import pytest
 
 from dev.demo import chat, follow, seed
 from dev.demo.chain import EVAL_RUN, NAME
-from dev.demo.kube import Kube, Object
+from dev.demo.kube import Kube, Object, ours
 from dev.demo.stack import SYSTEM, Stack
 from tests.e2e import canaries
 
@@ -97,7 +97,7 @@ def test_a_model_whose_files_changed_after_training_is_not_served(kube: Kube, ch
     kube.run("exec", seed.LOADER, "--", "cp", config, kept)
     try:
         kube.run("exec", seed.LOADER, "--", "sh", "-c", 'echo >> "$0"', config)
-        kube.apply({"apiVersion": "tunesmith.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "tampered"}, "spec": spec})
+        kube.apply(ours("ModelDeployment", "tampered", spec))
         kube.run("wait", "modeldeployment/tampered", "--for=condition=Stalled", "--timeout=180s")
         thing = kube.get("modeldeployment", "tampered")
         assert follow.condition(thing, "Stalled")["reason"] == "DigestMismatch"

@@ -8,7 +8,7 @@ import pytest
 
 from dev.demo import follow, seed
 from dev.demo.chain import NAME
-from dev.demo.kube import Kube, Object
+from dev.demo.kube import Kube, Object, ours
 
 MODEL = {"fineTuneJobRef": {"name": NAME}, "artifact": "w8a8"}
 SUITE = {"name": "heldOut", "perplexity": {"dataset": {"uri": "pvc://datasets/heldout.jsonl", "format": "Messages"}}}
@@ -20,17 +20,12 @@ GATE = [
 ]
 
 
-def api(kind: str, name: str, spec: Object) -> Object:
-    """An object of ours."""
-    return {"apiVersion": "tunesmith.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
-
-
 @pytest.fixture(scope="module")
 def run(kube: Kube, chain: Any) -> Object:
     """An EvalRun whose gate asks for a metric that no suite produces, at its end."""
     spec = {"model": MODEL, "baselines": [GIVEN], "suites": [SUITE], "gate": GATE, "resources": {"cpu": "600m", "memory": "4Gi"}}
     before = cached(kube)
-    kube.apply(api("EvalRun", "unmeasured", spec))
+    kube.apply(ours("EvalRun", "unmeasured", spec))
     ended = follow.follow(kube, [("EvalRun", "unmeasured")], print, 600)["EvalRun", "unmeasured"]
     assert cached(kube) == before, "what had been measured for the chain was measured again"
     return ended
@@ -54,7 +49,7 @@ def test_a_named_baseline_gets_the_figures_that_the_same_model_has_as_base(run: 
 
 
 def test_a_model_whose_gate_failed_is_not_served(kube: Kube, run: Object) -> None:
-    kube.apply(api("ModelDeployment", "unjudged", {"model": MODEL, "gate": {"evalRunRefs": [{"name": "unmeasured"}]}}))
+    kube.apply(ours("ModelDeployment", "unjudged", {"model": MODEL, "gate": {"evalRunRefs": [{"name": "unmeasured"}]}}))
     kube.run("wait", "modeldeployment/unjudged", "--for=condition=Stalled", "--timeout=60s")
     thing = kube.get("modeldeployment", "unjudged")
     assert follow.condition(thing, "Stalled")["reason"] == "GateFailed"

@@ -11,14 +11,13 @@ from dev.cluster import tools
 from dev.cluster.cluster import Cluster
 from dev.cluster.processes import wait_until
 from dev.demo import follow
-from dev.demo.kube import Kube
+from dev.demo.kube import Kube, ours
 from dev.demo.stack import Stack, install_chart
 from tests.e2e.conftest import say
 from tests.e2e.rolling import (
     CLIENTS,
     ROLLOUT,
     Rolling,
-    api,
     deployment,
     evaluation,
     expect_no_failure,
@@ -43,7 +42,7 @@ def rolling(stack: Stack, kube: Kube) -> Iterator[Rolling]:
     upload_models(kube)
     runs = {"tiny-one": evaluation("one", "1e9"), "tiny-two": evaluation("two", "1e9"), "tiny-bad": evaluation("two", "1")}
     for name, spec in runs.items():
-        kube.apply(api("EvalRun", name, spec))
+        kube.apply(ours("EvalRun", name, spec))
     made = Rolling(kube)
     made.apply(deployment("one"))
     for name in runs:

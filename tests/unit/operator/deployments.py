@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
+from tests.unit.operator.makers import START
 from tunesmith.conditions import find
 from tunesmith.drift import stamp
 from tunesmith.modeldeployment.build import build
@@ -13,7 +14,6 @@ from tunesmith.modeldeployment.status import status
 from tunesmith.status_schema import ModelDeploymentStatus
 from tunesmith.values import Config, Images, Key, Object, Observed, Plan
 
-START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GOOD, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 GATED: Object = {
     "model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Merged"},
@@ -26,11 +26,6 @@ UNGATED: Object = {"model": GATED["model"], "replicas": 1}
 def uri(name: str) -> str:
     """Where the artefact of the FineTuneJob `name` lies."""
     return f"pvc://models/team-a/{name}/merged"
-
-
-def condition(kind: str, value: str, reason: str = "Told", message: str = "") -> Object:
-    """One condition of a referenced object."""
-    return {"type": kind, "status": value, "reason": reason, "message": message}
 
 
 def job(name: str = "bot", digest: str | None = GOOD, *conditions: Object) -> Object:

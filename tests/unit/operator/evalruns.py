@@ -6,7 +6,7 @@ import copy
 import json
 from dataclasses import replace
 
-from tests.unit.operator.makers import World, answer, claim, owner
+from tests.unit.operator.makers import World, answer, claim, condition, owner
 from tunesmith.evalrun.build import build
 from tunesmith.evalrun.status import status
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Images, Object
@@ -24,10 +24,6 @@ GATED: Object = {
     ],
 }
 BY_URI: Object = {"model": {"uri": "pvc://models/mine"}, "suites": [HELD_OUT], "output": {"uri": "pvc://results"}}
-
-
-def condition(kind: str, value: str, reason: str = "Told", message: str = "") -> Object:
-    return {"type": kind, "status": value, "reason": reason, "message": message}
 
 
 SUCCEEDED = (condition("Ready", "True"), condition("Succeeded", "True"), condition("Stalled", "False"))

@@ -46,6 +46,11 @@ def owner(kind: str, name: str, spec: Object) -> Object:
     return {"apiVersion": "tunesmith.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec, "status": {"observedGeneration": -1}}
 
 
+def condition(kind: str, value: str, reason: str = "Told", message: str = "") -> Object:
+    """One condition of a referenced object."""
+    return {"type": kind, "status": value, "reason": reason, "message": message}
+
+
 def claim(name: str, *modes: str) -> Object:
     """A PersistentVolumeClaim."""
     return {"kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {"accessModes": list(modes or ("ReadWriteMany",))}}

@@ -16,10 +16,9 @@ from tests.unit.operator.evalruns import (
     W8A8,
     Evaluation,
     artifact,
-    condition,
     job,
 )
-from tests.unit.operator.makers import claim, refusal
+from tests.unit.operator.makers import claim, condition, refusal
 from tunesmith.evalrun.api import references
 from tunesmith.status_schema import EvalRunStatus
 from tunesmith.values import Key, Object

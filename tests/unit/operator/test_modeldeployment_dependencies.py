@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.deployments import GATED, GOOD, OTHER, UNGATED, World, claim, condition, evaluation, job, uri
+from tests.unit.operator.deployments import GATED, GOOD, OTHER, UNGATED, World, claim, evaluation, job, uri
+from tests.unit.operator.makers import condition
 from tunesmith.values import Object
 
 STALLED = condition("Stalled", "True", "InvalidDataset", "row 3 has no messages")

@@ -11,10 +11,10 @@ from tests.unit.operator.deployments import (
     UNGATED,
     World,
     claim,
-    condition,
     evaluation,
     job,
 )
+from tests.unit.operator.makers import condition
 from tunesmith.modeldeployment.api import references
 
 STALLED = condition("Stalled", "True", "InvalidDataset", "row 3 has no messages")
