@@ -38,19 +38,23 @@ LABELS = ("title", "description", "licenses", "version")
 
 @dataclass(frozen=True)
 class Part:
-    """One image: the folder that it is built in, and modules that must be importable by its user."""
+    """One image, and modules that must be importable by its user."""
 
     name: str
-    folder: str
     modules: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The folder that it is built in."""
+        return environments.FOLDERS[self.name]
 
 
 PARTS = {
     part.name: part
     for part in (
-        Part("operator", "operator", ("kopf", "kubernetes.aio", "pydantic", "prometheus_client", "tunesmith")),
-        Part("trainer", "trainer-image", ("torch", "transformers", "trl", "peft", "llmcompressor", "lm_eval", "tunesmith_trainer")),
-        Part("serving", "serving-image", ("torch", "vllm", "tunesmith_serving")),
+        Part("operator", ("kopf", "kubernetes.aio", "pydantic", "prometheus_client", "tunesmith")),
+        Part("trainer", ("torch", "transformers", "trl", "peft", "llmcompressor", "lm_eval", "tunesmith_trainer")),
+        Part("serving", ("torch", "vllm", "tunesmith_serving")),
     )
 }
 

@@ -23,7 +23,7 @@ PYTHON = "/usr/bin/python3"
 FORMAT = "1"
 UV = "uv==0.13.9"
 FOLDERS = {"operator": "operator", "trainer": "trainer-image", "serving": "serving-image"}
-"""The folder, in the repository, of each part's lock."""
+"""The folder, in the repository, of each part of ours: its lock and its Containerfile are there."""
 
 
 def lock_and_hook(name: str, repository: Path = paths.REPOSITORY) -> tuple[Path, Path]:

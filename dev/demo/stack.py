@@ -20,7 +20,6 @@ NAMESPACE = "tunesmith-demo"
 SYSTEM = "tunesmith-system"
 REAL_IMAGES = "TUNESMITH_REAL_IMAGES"
 """Set: the images of the Containerfiles (`make images`) instead of thin ones with the environments bound into them."""
-PARTS = ("operator", "trainer", "serving")
 SPACE_FOR_ALL, SPACE_FOR_THE_REST = 35 << 30, 15 << 30
 """Bytes. With nothing cached 18 GiB of Go's caches, binaries and the tests' environments come first; when Kubernetes is built, the images'
 environments (8 GiB where uv cannot link them to its cache) and volumes are yet to come."""
@@ -50,7 +49,7 @@ class Stack:
 
 def given_images() -> Images:
     """The images of a cluster that is not ours, from the environment."""
-    names = {part: os.environ.get(f"TUNESMITH_IMAGE_{part.upper()}", "") for part in PARTS}
+    names = {part: os.environ.get(f"TUNESMITH_IMAGE_{part.upper()}", "") for part in environments.FOLDERS}
     missing = [f"TUNESMITH_IMAGE_{part.upper()}" for part, name in names.items() if not name]
     if missing:
         raise DemoError(f"KUBECONFIG is set, so set {', '.join(missing)} to images that its nodes can run (README, 'On a cluster of your own')")
@@ -87,7 +86,7 @@ def start_cluster(say: Say) -> tuple[Path, Images]:
         preflight.check_network()
     cluster.build(say)
     real = bool(os.environ.get(REAL_IMAGES))
-    binds = {} if real else {name: environments.environment(name, report=say) for name in PARTS}
+    binds = {} if real else {name: environments.environment(name, report=say) for name in environments.FOLDERS}
     bound = paths.state_root() / "binds.json"
     wanted = json.dumps({name: str(folder) for name, folder in binds.items()})
     if not cluster.is_running():
@@ -96,7 +95,7 @@ def start_cluster(say: Say) -> tuple[Path, Images]:
         bound.write_text(wanted)
     elif not bound.exists() or bound.read_text() != wanted:
         raise DemoError("the cluster that runs was not started for this version's environments; run `make down` first")
-    built = [built_images.build(name, say) for name in PARTS] if real else images.build_thin_images(report=say)
+    built = [built_images.build(name, say) for name in environments.FOLDERS] if real else images.build_thin_images(report=say)
     cluster.load([image.archive for image in built], say)
     return cluster.kubeconfig, Images(*(image.name for image in built))
 
