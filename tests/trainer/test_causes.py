@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dev.cluster.ports import free_port
 from tests.trainer import bench
-from tests.trainer.conftest import find_port
 from tunesmith_trainer import stage, train
 from tunesmith_trainer.vitals import outcome_path
 
@@ -40,7 +40,7 @@ def test_processes_that_cannot_be_imported_are_a_bug_on_every_node_and_the_same_
     python = broken(module)
     seen = []
     for attempt in (1, 2):
-        value = bench.train_input(prepared, find_port(), nodes=2, attempt=attempt)
+        value = bench.train_input(prepared, free_port(), nodes=2, attempt=attempt)
         ends = [pod.wait() for pod in [store.start(value, index, **python) for index in (0, 1)]]
         bugs = [result for code, result in ends if (code, result["reason"]) == (70, "InternalError")]
         assert bugs, ends
@@ -52,7 +52,7 @@ def test_processes_that_cannot_be_imported_are_a_bug_on_every_node_and_the_same_
 
 def test_a_node_whose_processes_die_at_once_is_the_one_with_the_bug(store, broken, zygote):
     prepared = store.run(bench.prepare_input())[1]
-    value = bench.train_input(prepared, find_port(), nodes=2)
+    value = bench.train_input(prepared, free_port(), nodes=2)
     pods = [store.start(value, 0, **broken("vitals.py")), store.start(value, 1, **zygote)]
     (code, bug), (other, echo) = [pod.wait() for pod in pods]
     assert (code, bug["reason"], other, echo["reason"]) == (70, "InternalError", 69, "PeerUnavailable")
@@ -61,7 +61,7 @@ def test_a_node_whose_processes_die_at_once_is_the_one_with_the_bug(store, broke
 
 def test_a_pod_that_only_lost_its_peer_lets_that_one_speak_first(store, zygote):
     prepared = store.run(bench.prepare_input())[1]
-    value = bench.train_input(prepared, find_port(), nodes=2)
+    value = bench.train_input(prepared, free_port(), nodes=2)
     fault = {"FAULT": json.dumps({"do": "kill", "rank": 1, "step": 2}), "TUNESMITH_ECHO_SECONDS": "600"}
     echo, knowing = [store.start(value, index, **zygote, **fault) for index in (0, 1)]
     code, result = knowing.wait()
@@ -94,5 +94,5 @@ def test_a_stage_whose_module_cannot_be_imported_says_so(store, monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(stage.importlib, "import_module", fail)
-    code, result = store.run(bench.train_input(prepared, find_port()))
+    code, result = store.run(bench.train_input(prepared, free_port()))
     assert (code, result["reason"], len(result["fingerprint"])) == (70, "InternalError", 12)

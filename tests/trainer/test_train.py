@@ -183,7 +183,7 @@ def test_progress_arrives_at_the_operator_not_too_often(operator, monkeypatch):
 
 def test_a_training_reports_by_our_callback_alone(operator, store):
     prepared = store.run(bench.prepare_input())[1]
-    code, result = store.start(bench.train_input(prepared, find_port())).wait()
+    code, result = store.start(bench.train_input(prepared, free_port())).wait()
     assert code == 0, result
     reports = [body["trainerStatus"] for _, body in operator]
     figures = [{metric["name"]: metric["value"] for metric in report["metrics"]} for report in reports]
