@@ -243,5 +243,6 @@ def test_a_process_that_hangs_is_named_and_all_pods_of_its_attempt_end(make_tria
     (code, waiting), (hung_code, hung) = [pod.wait() for pod in pods]
     assert (hung_code, hung["reason"]) == (69, "Hung"), hung
     assert "rank 1 in pod" in hung["message"]
-    assert hung["step"] < 12
+    # It told its step once a second, and may have begun within the last one.
+    assert hung.get("step", 0) < 12
     assert (code, waiting["reason"]) == (69, "PeerUnavailable"), waiting
