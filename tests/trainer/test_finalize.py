@@ -38,7 +38,7 @@ def test_the_artefacts_speak_the_base_models_template(story, finalized):
             assert (story.store.path(item["uri"]) / name).read_bytes() == (base / name).read_bytes()
 
 
-def test_merged_answers_as_the_base_with_the_adapter_does_and_not_as_the_base(story, finalized):
+def test_merged_is_the_base_with_the_adapter_to_the_last_bit_of_bf16_and_answers_so_and_not_as_the_base(story, finalized):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -49,11 +49,13 @@ def test_merged_answers_as_the_base_with_the_adapter_does_and_not_as_the_base(st
     def load(folder):
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    before = logits(load(base))
-    with_adapter = logits(PeftModel.from_pretrained(load(base), str(adapter)))
-    after = logits(load(merged))
+    with_adapter = PeftModel.from_pretrained(load(base), str(adapter))
+    before, tuned, after = (logits(model) for model in (load(base), with_adapter, load(merged)))
+    wanted, weights = with_adapter.merge_and_unload().state_dict(), load(merged).state_dict()
+    assert weights.keys() == wanted.keys()
+    assert [name for name, value in weights.items() if not torch.equal(value, wanted[name].bfloat16().float())] == []
     # bf16 keeps 8 bits of each merged weight.
-    assert (after - with_adapter).abs().max() < 0.05 * (with_adapter - before).abs().max()
+    assert (after - tuned).abs().max() < 0.05 * (tuned - before).abs().max()
 
 
 def test_the_lineage_says_what_came_of_what(story, finalized):

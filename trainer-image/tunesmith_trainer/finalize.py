@@ -80,10 +80,25 @@ def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) ->
     if stage.adapter:
         from peft import PeftModel
 
-        merged = PeftModel.from_pretrained(merged, str(saved)).merge_and_unload(safe_merge=True)
+        merged = merge(PeftModel.from_pretrained(merged, str(saved)))
     merged.save_pretrained(folder)
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+
+
+def merge(model: Any) -> Any:
+    """Return the base model with the adapter of a PEFT model added in fp32 and rounded to bf16 once.
+
+    PEFT's merge of a bf16 model rounds twice, what is added and the sum: a tiny model's logits were off by up to 0.108, and by 0.043
+    this way. A module at a time, so that no second copy of the model is needed.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        layer.float()
+        layer.merge(safe_merge=True)
+        layer.bfloat16()
+    return model.merge_and_unload()
 
 
 def load(folder: Path) -> Any:
