@@ -2,8 +2,9 @@
 
     python3 -m dev.checks lint types unit integration trainer serving e2e down
 
-Each part is a few commands in the Python environment that the part needs (`dev/venv.py` builds it from its lock on first use).
-One heavy part at a time: the parts never overlap. A part that fails does not stop the next ones, but the exit code tells.
+Each part is a few commands in the Python environment that the part needs (`dev.venv` builds it from its lock on first use).
+One heavy part at a time: the parts never overlap. A part that fails does not stop the next ones, but the exit code tells; where `build`
+fails, this machine lacks what the others need, and nothing more is started.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROLLOUTS = "tests/e2e/test_serving.py"
 HOST = "host"
 PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     # First and on its own: what a test would otherwise build for minutes within its time limit and with its output captured.
-    "build": (HOST, {}, [["-m", "dev.cluster", "build"], ["-m", "dev.cluster", "tool", "helm"]]),
+    "build": (HOST, {}, [["-m", "dev.demo", "--check"], ["-m", "dev.cluster", "build"], ["-m", "dev.cluster", "tool", "helm"]]),
     "lint": (
         "operator",
         {"PYTHONPATH": "operator"},
@@ -75,6 +76,8 @@ def run(part: str) -> bool:
     for arguments in commands:
         print(f"\n== {part}: python {' '.join(arguments)}", flush=True)
         good &= subprocess.run([interpreter, *arguments], cwd=ROOT, env=os.environ | variables).returncode == 0
+        if part == "build" and not good:
+            break
     return good
 
 
@@ -93,6 +96,9 @@ def main(parts: list[str]) -> int:
             print(f"{part}: its environment could not be built: {error}", file=sys.stderr)
             good = False
         took.append((part, good, time.monotonic() - start))
+        if part == "build" and not good:
+            print("build failed (see above): nothing more is started", file=sys.stderr)
+            break
     print()
     for part, good, seconds in took:
         print(f"{'ok  ' if good else 'FAIL'} {part:12} {seconds:7.0f} s")

@@ -76,14 +76,19 @@ def install_command(uv: str, python: Path, *locks: Path) -> list[str]:
     return [*command, "--compile-bytecode", *(argument for lock in locks for argument in ("--requirements", str(lock)))]
 
 
+def place(name: str, repository: Path = paths.REPOSITORY) -> Path:
+    """Where an image's locked environment is, or will be."""
+    contents = [path.read_bytes() if path.exists() else b"" for path in lock_and_hook(name, repository)]
+    return paths.environments_root() / f"{name}-{environment_key(contents, base_key())}"
+
+
 def environment(name: str, *, repository: Path = paths.REPOSITORY, report: Report = print) -> Path:
     """The folder of an image's locked environment, built when the cache lacks it.
 
     It works at any path, with the Python of the base root filesystem at /usr/bin/python3.
     """
     lock, hook = lock_and_hook(name, repository)
-    contents = [path.read_bytes() if path.exists() else b"" for path in (lock, hook)]
-    target = paths.environments_root() / f"{name}-{environment_key(contents, base_key())}"
+    target = place(name, repository)
     if target.exists():
         return target
     with exclusive(paths.environments_root() / f".{name}.lock"):

@@ -1,7 +1,12 @@
-"""`make demo`: a real Kubernetes, the operator from its chart, and one apply that ends in a served model."""
+"""`make demo`: a real Kubernetes, the operator from its chart, and one apply that ends in a served model.
+
+`--check` only says what this machine lacks for it.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import subprocess
 import sys
 import time
@@ -34,8 +39,15 @@ def close(cluster: stack.Stack, run: Object, answer: str, say: stack.Say) -> Non
 
 def main() -> int:
     """Run the demo; 0 when the endpoint answered, 1 with one message when something failed."""
+    parser = argparse.ArgumentParser(prog="python3 -m dev.demo", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only see whether this machine can")
+    only_check = parser.parse_args().check
     say = narrator(time.monotonic())
     try:
+        if only_check:
+            if not os.environ.get("KUBECONFIG"):
+                stack.check_machine()
+            return 0
         cluster = stack.bring_up(say)
         chain.seed_all(cluster, say)
         chain.apply(cluster, say)

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 
-from .kube import Kube
+from .kube import DemoError, Kube
 
 QUESTION = "What are you?"
 
@@ -32,9 +32,9 @@ def ask_service(kube: Kube, service: str, question: str = QUESTION, tries: int =
         try:
             with kube.port_forward(f"svc/{service}", 80) as url:
                 return ask(url, service, question)
-        except (urllib.error.URLError, ConnectionError):
+        except (urllib.error.URLError, ConnectionError) as error:
             if left == 1:
-                raise
+                raise DemoError(f"the endpoint of {service} does not answer: {error}") from error
             time.sleep(2)
     raise AssertionError("unreachable")
 

@@ -75,13 +75,19 @@ def install_chart(helm: str, kubeconfig: Path, built: Images) -> None:
         raise DemoError(f"helm could not install the operator: {done.stderr.strip()}")
 
 
+def check_machine() -> None:
+    """See whether the development cluster and what is to run on it can be here; ClusterError says what is missing."""
+    preflight.check_root()
+    tools.go_version()
+    preflight.require_memory(MEMORY)
+    if not all(environments.place(name).exists() for name in environments.FOLDERS):
+        preflight.require_space(SPACE_FOR_ALL if tools.missing(tools.CLUSTER) else SPACE_FOR_THE_REST)
+
+
 def start_cluster(say: Say) -> tuple[Path, Images]:
     """Have the development cluster running with our images on its nodes."""
+    check_machine()
     cluster = Cluster()
-    preflight.check_root()
-    preflight.require_memory(MEMORY)
-    if not paths.environments_root().exists():
-        preflight.require_space(SPACE_FOR_ALL if tools.missing(tools.CLUSTER) else SPACE_FOR_THE_REST)
     if not cluster.is_running():
         preflight.check_network()
     cluster.build(say)

@@ -62,7 +62,7 @@ class _NoProgress(kopf.ProgressStorage):
 
 
 def settings() -> kopf.OperatorSettings:
-    """kopf's settings; facts/reliability.md of the design tells what each of kopf's defaults has cost others."""
+    """kopf's settings: no Events, no peers, no scan of the API, no state on objects, and pauses that end."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.peering.standalone = True

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from dev.demo import chat, follow, seed
+from dev.demo.__main__ import close
 from dev.demo.chain import EVAL_RUN, NAME
 from dev.demo.kube import Kube, Object, ours
 from dev.demo.stack import SYSTEM, Stack
@@ -71,6 +76,24 @@ def test_the_report_is_one_file_that_needs_no_other(kube: Kube, chain: Objects, 
     assert "heldOut/perplexity" in report
     for outside in ('src="http', "src='http", 'href="http', "@import", "url(http"):
         assert outside not in report
+
+
+def test_the_demo_ends_with_the_table_the_verdict_the_report_and_a_curl_that_answers(
+    stack: Stack, chain: Objects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    close(stack, chain["EvalRun", EVAL_RUN], "an answer", said.append)
+    shown = capsys.readouterr().out
+    assert said == [f"the endpoint answered {chat.QUESTION!r} with 'an answer'"]
+    for column in ("base", "tuned", "quantized", "heldOut/perplexity", "verdict: Passed"):
+        assert column in shown
+    (report,) = re.findall("^report:  (.+)$", shown, re.MULTILINE)
+    assert Path(report).read_text().lower().startswith("<!doctype html>")
+    curl = shown.rstrip().splitlines()[-1].strip()
+    if stack.ours:
+        direct = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        answer = subprocess.run(curl, shell=True, env=direct, capture_output=True, text=True, check=True)
+        assert json.loads(answer.stdout)["choices"][0]["message"]["content"]
 
 
 def test_what_a_client_asks_is_told_by_no_status_event_log_metric_or_report(kube: Kube, chain: Objects, tmp_path: Path) -> None:

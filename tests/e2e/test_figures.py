@@ -34,12 +34,14 @@ def reported(run: Object, model: str) -> tuple[float, float]:
     return perplexity, accuracy
 
 
-@pytest.mark.parametrize("model", ["tested", "base"])
+@pytest.mark.parametrize("model", ["tested", "base", "unquantized"])
 def test_the_figures_equal_those_of_the_libraries_run_by_hand(
     model: str, kube: Kube, chain: dict[tuple[str, str], Object], data: Path, tmp_path: Path
 ) -> None:
     run = chain["EvalRun", EVAL_RUN]
-    uris = {"tested": run["status"]["evaluated"]["uri"], "base": chain["FineTuneJob", "support-bot"]["status"]["resolved"]["model"]["uri"]}
+    tune = chain["FineTuneJob", "support-bot"]["status"]
+    (merged,) = (artifact["uri"] for artifact in tune["artifacts"] if artifact["name"] == "Merged")
+    uris = {"tested": run["status"]["evaluated"]["uri"], "base": tune["resolved"]["model"]["uri"], "unquantized": merged}
     folder = seed.download(kube, uris[model], tmp_path)
     command = [
         checks.python("trainer"),

@@ -288,8 +288,7 @@ def test_server_side_apply_refuses_an_unknown_field(server: Server, kind: str, p
     body = manifest(kind, changed(kind, path, "x"))
     answer = server.send("PATCH", server.path(kind, body["metadata"]["name"]) + "?fieldManager=test", body, APPLY)
     assert answer.code >= 400
-    assert field.rsplit(".", 1)[-1] in answer.body["message"]
-    assert "field not declared in schema" in answer.body["message"]
+    assert f".{field}: field not declared in schema" in answer.body["message"]
 
 
 @EVERY_UNKNOWN
