@@ -1,4 +1,4 @@
-"""The API server's audit log, read while it is written."""
+"""The operator's and others' writes in the API server's audit log, taken by namespace while it is written. (audit.py counts all that is in it.)"""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dev.bench.audit import READS
 from dev.bench.mask import name_of
 from tunesmith.resources import RESOURCES
 
 SIGNALS = frozenset({"events", "leases"})
 """What the operator tells others: how often, a moment decides."""
 COUNTED = SIGNALS | {resource.plural for resource in RESOURCES.values() if resource.ours or resource.selector}
-_READS = frozenset({"get", "list", "watch"})
 
 
 def called(resource: str, name: str) -> str:
@@ -81,7 +81,7 @@ class AuditLog:
 
     def _add(self, line: dict[str, Any]) -> None:
         target = line.get("objectRef", {})
-        if target.get("resource") not in COUNTED or line["verb"] in _READS:
+        if target.get("resource") not in COUNTED or line["verb"] in READS:
             return
         resource, code = target["resource"], line["responseStatus"]["code"]
         name = called(resource, target.get("name", ""))
