@@ -249,7 +249,7 @@ def test_no_row_and_no_token_is_told_by_status_events_logs_or_metrics_whatever_h
     texts, token = canaries.told(trial.kube), trial.seen["token"]
     assert len(token) > 100
     assert {"finetunejobs", "jobs", "events.events.k8s.io"} <= set(canaries.sources(texts, trial.run.name))
-    assert [source for source in canaries.sources(texts, "tunesmith_reconcile") if source.startswith("metrics of tunesmith-")]
+    assert [source for source in canaries.sources(texts, "controller_runtime_reconcile_total") if source.startswith("metrics of tunesmith-")]
     assert [source for source in canaries.sources(texts, "loss") if source.startswith("log of drilled-")]
     assert (canaries.sources(texts, CANARY), canaries.sources(texts, token)) == ([], [])
 
