@@ -16,7 +16,7 @@ down: ## remove the development cluster: processes, mounts, interfaces, namespac
 
 .PHONY: test
 test: ## lint, types, unit, integration, and the chain end to end
-	$(PYTHON) -m dev.checks build lint types unit integration trainer serving e2e down
+	$(PYTHON) -m dev.checks machine build lint types unit integration trainer serving e2e down
 
 .PHONY: test-fast
 test-fast: ## the part that needs no kubelet

@@ -3,8 +3,8 @@
     python3 -m dev.checks lint types unit integration trainer serving e2e down
 
 Each part is a few commands in the Python environment that the part needs (`dev.venv` builds it from its lock on first use).
-One heavy part at a time: the parts never overlap. A part that fails does not stop the next ones, but the exit code tells; where `build`
-fails, this machine lacks what the others need, and nothing more is started.
+One heavy part at a time: the parts never overlap. A part that fails does not stop the next ones, but the exit code tells; where
+`machine` or `build` fails, this machine lacks what the others need, and nothing more is started.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ ROLLOUTS = "tests/e2e/test_serving.py"
 # part -> (environment, environment variables, [arguments to that environment's python])
 # The environment HOST is the python that runs this.
 HOST = "host"
+NEEDED = ("machine", "build")
 PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
+    # What the parts with a cluster need: not asked of a machine that runs the others alone.
+    "machine": (HOST, {}, [["-m", "dev.demo", "--check"]]),
     # First and on its own: what a test would otherwise build for minutes within its time limit and with its output captured.
-    "build": (HOST, {}, [["-m", "dev.demo", "--check"], ["-m", "dev.cluster", "build"], ["-m", "dev.cluster", "tool", "helm"]]),
+    "build": (HOST, {}, [["-m", "dev.cluster", "build"], ["-m", "dev.cluster", "tool", "helm"]]),
     "lint": (
         "operator",
         {"PYTHONPATH": "operator"},
@@ -76,8 +79,6 @@ def run(part: str) -> bool:
     for arguments in commands:
         print(f"\n== {part}: python {' '.join(arguments)}", flush=True)
         good &= subprocess.run([interpreter, *arguments], cwd=ROOT, env=os.environ | variables).returncode == 0
-        if part == "build" and not good:
-            break
     return good
 
 
@@ -96,8 +97,8 @@ def main(parts: list[str]) -> int:
             print(f"{part}: its environment could not be built: {error}", file=sys.stderr)
             good = False
         took.append((part, good, time.monotonic() - start))
-        if part == "build" and not good:
-            print("build failed (see above): nothing more is started", file=sys.stderr)
+        if part in NEEDED and not good:
+            print(f"{part} failed (see above): nothing more is started", file=sys.stderr)
             break
     print()
     for part, good, seconds in took:

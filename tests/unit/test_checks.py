@@ -18,9 +18,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return parts
 
 
-def test_where_the_machine_lacks_something_nothing_else_is_started(ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert checks.main(["build", "lint", "unit"]) == 1
-    assert ran == ["build"]
+@pytest.mark.parametrize("needed", ["machine", "build"])
+def test_where_the_machine_lacks_something_nothing_else_is_started(ran: list[str], capsys: pytest.CaptureFixture[str], needed: str) -> None:
+    assert checks.main([needed, "lint", "unit"]) == 1
+    assert ran == [needed]
     assert "parts: 0 passed, 1 failed" in capsys.readouterr().out
 
 
