@@ -149,7 +149,7 @@ class Life:
     async def serve(self) -> None:
         """The first revision serves."""
         await self.ready()
-        await self.condition("ModelDeployment", "serve", "Ready")
+        await self.serves()
         await self.revisions("Active")
 
     async def change(self) -> None:
@@ -159,7 +159,7 @@ class Life:
         await self.revisions("Active")
         await self.change_spec("ModelDeployment", "serve", {"replicas": 2})
         await self.ready(2)
-        await self.condition("ModelDeployment", "serve", "Ready", "Serving")
+        await self.serves(2)
         await self.change_spec("ModelDeployment", "serve", {"gate": None, "model": {"fineTuneJobRef": {"name": "tune"}, "artifact": "w8a8"}})
         await self.ready(2)
         await self.revisions("Active")
@@ -182,7 +182,7 @@ class Life:
 
     async def change_spec(self, kind: str, name: str, change: Object) -> None:
         """Merge into the spec."""
-        await self.view.write("PATCH", RESOURCES[kind].path(self.namespace, name), {"spec": change}, MERGE)
+        await self._seen(await self.view.write("PATCH", RESOURCES[kind].path(self.namespace, name), {"spec": change}, MERGE))
 
     async def delete(self, *names: str) -> None:
         """Delete objects as kubectl does, and wait until nothing of them is left."""
@@ -202,13 +202,13 @@ class Life:
         await self.until(lambda: len(pods()) == count, f"{count} pods of {owner} {stage} {part} attempt {attempt}")
         found = pods()
         for pod in found:
-            await self._tell(pod, {"phase": "Running"})
+            await self.tell(pod, {"phase": "Running"})
         await self.stage(owner, stage, attempt, "Running", part)
         return found
 
     async def end(self, pod: Object, result: Object, code: int = 0, conditions: Sequence[Object] = ()) -> None:
         """Say that the pod's container has ended with that result."""
-        await self._tell(pod, ended(result, code) | ({"conditions": list(conditions)} if conditions else {}))
+        await self.tell(pod, ended(result, code) | ({"conditions": list(conditions)} if conditions else {}))
 
     async def ready(self, count: int = 1) -> None:
         """Say that the pods of the newest revision are ready, once the operator has made it and they are all there."""
@@ -220,14 +220,22 @@ class Life:
             return found if len(found) == count and any(not is_true(pod.get("status") or {}, "Ready") for pod in found) else []
 
         for pod in await self.until(pods, f"{count} pods that serve"):
-            await self._tell(pod, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
+            await self.tell(pod, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
 
-    async def _tell(self, pod: Object, status: Object) -> None:
+    async def tell(self, pod: Object, status: Object) -> None:
+        """Say what became of a pod, unless it is gone."""
         path = RESOURCES["Pod"].path(self.namespace, pod["metadata"]["name"], "status")
         code, told = await self.view.send("PATCH", path, {"status": status}, MERGE)
         # The Job's controller may have been faster to take away what is left of an attempt that failed.
         if code not in (200, 404):
             raise GaveUp(f"PATCH {path}: {code} {told.get('message')}")
+        if code == 200:
+            await self._seen(told)
+
+    async def _seen(self, answer: Object) -> None:
+        """Wait until the view has what was written: each kind is watched by itself, and what is decided next must not be from before."""
+        metadata = answer["metadata"]
+        await self.until(lambda: self.view.has_seen(answer), f"{answer['kind']} {metadata['name']} to be seen at {metadata['resourceVersion']}")
 
     # What is waited for.
 
@@ -241,16 +249,21 @@ class Life:
 
         await self.until(reached, f"{owner} {stage} {part} attempt {attempt} to be {state}")
 
-    async def condition(self, kind: str, name: str, condition: str, reason: str = "") -> None:
-        """Wait until a condition is True of the present generation, for that reason if one is given."""
+    async def condition(self, kind: str, name: str, condition: str) -> None:
+        """Wait until a condition is True of the present generation."""
 
         def reached() -> bool:
             obj = self.view.get(kind, self.namespace, name) or {}
             entry = find(obj.get("status") or {}, condition)
             current = bool(entry) and entry["observedGeneration"] == obj["metadata"]["generation"] if entry else False
-            return bool(entry and current and entry["status"] == "True" and reason in ("", entry["reason"]))
+            return bool(entry and current and entry["status"] == "True")
 
-        await self.until(reached, f"{kind} {name} to be {condition} {reason}")
+        await self.until(reached, f"{kind} {name} to be {condition}")
+
+    async def serves(self, count: int = 1) -> None:
+        """Wait until so many pods serve and no more are wanted. (Ready alone is True all the while.)"""
+        wanted = {"stage": "Serving", "readyReplicas": count}
+        await self.until(lambda: wanted.items() <= self.status("ModelDeployment", "serve").items(), f"{count} pods to serve")
 
     async def revisions(self, *states: str) -> None:
         """Wait until the revisions are in these states, their Deployments as many as they."""

@@ -122,6 +122,12 @@ class View(Client):
         """The object, if it is there."""
         return self._objects[kind].get((namespace, name))
 
+    def has_seen(self, obj: Object) -> bool:
+        """Whether what is known of an object that was known before is at least as new as `obj`, or it is gone."""
+        metadata: Mapping[str, Any] = obj["metadata"]
+        known = self.get(obj["kind"], metadata["namespace"], metadata["name"])
+        return known is None or int(known["metadata"]["resourceVersion"]) >= int(metadata["resourceVersion"])
+
     async def until(self, namespace: str, look: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
         """Wait until `look` finds something (is true) in the namespace; return it."""
         try:
