@@ -99,6 +99,9 @@ def apiserver_flags(settings: Settings) -> list[str]:
         "--allow-privileged=true",
         f"--audit-policy-file={settings.state / 'audit-policy.yaml'}",
         f"--audit-log-path={settings.state / 'audit.log'}",
+        # MiB. Who counts requests reads one file: at the default, 100, a long benchmark's first writes would be in another one.
+        "--audit-log-maxsize=2048",
+        "--audit-log-maxbackup=1",
         *settings.apiserver_flags,
     ]
 

@@ -21,7 +21,7 @@ def test_free_ports_are_different():
 def test_the_api_server_authorizes_audits_and_aggregates():
     flags = FLAGS["kube-apiserver"](settings())
     assert "--authorization-mode=Node,RBAC" in flags
-    assert "--audit-log-path=/state/audit.log" in flags
+    assert {"--audit-log-path=/state/audit.log", "--audit-log-maxsize=2048"} <= set(flags)
     assert "--enable-aggregator-routing=true" in flags
     assert "--requestheader-client-ca-file=/state/pki/front-proxy-ca.crt" in flags
     assert "--proxy-client-cert-file=/state/pki/front-proxy-client.crt" in flags
