@@ -52,6 +52,11 @@ class Entry:
         """Whether an object was told to go."""
         return self.verb == "delete" and self.code < 300
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether nobody knows if it was done: its sender was killed while the server worked on it."""
+        return self.code == 504
+
     def __str__(self) -> str:
         path = "/".join(part for part in (self.resource, self.name, self.subresource) if part)
         return f"{self.verb} {path}: {self.code} ({self.agent.partition(' ')[0]})"

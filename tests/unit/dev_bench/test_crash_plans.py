@@ -191,6 +191,12 @@ def test_a_write_that_was_refused_or_made_again_to_no_effect_is_no_complaint() -
     assert complaints(lived(*REFERENCE.entries, *again), REFERENCE) == []
 
 
+def test_a_write_whose_sender_was_killed_before_the_answer_may_have_been_done() -> None:
+    cut = (entry(JOB, 504), entry(Write("delete", "configmaps", "old", ""), 504))
+    assert complaints(lived(*cut), REFERENCE) == []
+    assert complaints(lived(*cut, *REFERENCE.entries, entry(JOB, 201)), REFERENCE) == [f"jobs/{JOB.name} was created 2 times, not 1"]
+
+
 def job(uid: str, number: int, image: str = "trainer:1") -> dict[str, object]:
     name = f"tune-train-1-{uid[:5]}"
     metadata = {"name": name, "uid": "of no account", "resourceVersion": str(number), "ownerReferences": [{"uid": uid}]}
