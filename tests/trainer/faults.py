@@ -66,6 +66,11 @@ def kill(_fault, _callback):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def crash(_fault, _callback):
+    """As a native library does that follows a bad pointer."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def stop(_fault, _callback):
     """Stand still, threads and all."""
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -118,4 +123,4 @@ def wait(fault, _callback):
     wait_until(Path(fault["until"]).exists, "somebody to let it go on", 600, 0.02)
 
 
-DEEDS = {deed.__name__: deed for deed in (kill, stop, sleep, burn, exhaust, fill, drain, wait)}
+DEEDS = {deed.__name__: deed for deed in (kill, crash, stop, sleep, burn, exhaust, fill, drain, wait)}

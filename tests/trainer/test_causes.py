@@ -96,3 +96,16 @@ def test_a_stage_whose_module_cannot_be_imported_says_so(store, monkeypatch):
     monkeypatch.setattr(stage.importlib, "import_module", fail)
     code, result = store.run(bench.train_input(prepared, free_port()))
     assert (code, result["reason"], len(result["fingerprint"])) == (70, "InternalError", 12)
+
+
+@pytest.mark.parametrize(("deed", "name", "known"), [("crash", "SIGSEGV", True), ("kill", "SIGKILL", False)])
+def test_a_crash_is_known_when_it_comes_again_and_a_kill_from_outside_is_not(store, zygote, deed, name, known):
+    prepared = store.run(bench.prepare_input())[1]
+    fault = {"FAULT": json.dumps({"do": deed, "step": 2})}
+    seen = []
+    for attempt in (1, 2):
+        code, result = store.start(bench.train_input(prepared, free_port(), attempt=attempt), 0, **zygote, **fault).wait()
+        assert (code, result["reason"], name in result["message"]) == (70, "ProcessLost", True), result
+        seen.append(result.get("fingerprint"))
+    assert len(set(seen)) == 1, seen
+    assert bool(seen[0]) == known

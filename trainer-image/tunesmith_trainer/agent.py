@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Container
 from pathlib import Path
@@ -17,6 +18,10 @@ from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import classify, stable_hash
 
 FILE = "agent.json"
+SIGNALS = {number.value: number.name for number in signal.Signals}
+CRASHES = frozenset(("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE"))
+"""What a program brings on itself: at the same step again, it is a bug. Not SIGKILL, which comes from outside, nor SIGABRT, by which NCCL's
+watchdog ends a process whose peers do not answer."""
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +57,10 @@ def _death(process: Any) -> dict[str, Any]:
     """Return what it means that a training process ended so; of use where that process told nothing itself."""
     who, code, log = f"the training process of local rank {process.local_rank}", process.exitcode, "its last lines are in the pod's log"
     if code < 0:
-        failure = {"reason": "ProcessLost", "message": f"{who} was killed by signal {-code} before it told anything; {log}"}
+        name = SIGNALS.get(-code, f"signal {-code}")
+        failure = {"reason": "ProcessLost", "message": f"{who} was ended by {name} before it told anything; {log}"}
+        if name in CRASHES:
+            failure["details"] = {"fingerprint": stable_hash("signal", name)}
     else:
         message = f"{who} ended with exit code {code} before it told anything: a module that cannot be imported, or a library that ends it; {log}"
         failure = {"reason": "InternalError", "message": message, "details": {"fingerprint": stable_hash("exit code", str(code))}}
