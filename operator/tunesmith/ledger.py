@@ -359,6 +359,7 @@ def _ended(entry: Entry, verdict: Verdict, now: datetime) -> Entry:
         **{name: entry[name] for name in SIZE if name in entry},
         **({name: told for name in ("fingerprint", "step") if (told := getattr(verdict.result, name, None)) is not None}),
         **({"resumedFromStep": step} if (step := _resumed_from(verdict)) is not None else {}),
+        **({"checkpointStep": made.step} if isinstance(verdict.result, TrainResult) and (made := verdict.result.checkpoint) else {}),
     }
 
 

@@ -166,6 +166,7 @@ class Attempt(Size):
     fingerprint: Word | None = Field(None, description="Of its error: the exception's type and frames.")
     step: BigCount | None = Field(None, description="Last optimizer step completed before its error.")
     resumed_from_step: BigCount | None = Field(None, description="Step of the checkpoint that it began with; 0: none. Absent: it did not tell.")
+    checkpoint_step: BigCount | None = Field(None, description="Step of the newest checkpoint that it told of. Absent: it told of none.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
     gpus: Count | None = Field(None, description="GPUs that it asked for; absent: none.")

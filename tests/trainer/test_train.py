@@ -153,14 +153,14 @@ def operator(tmp_path, monkeypatch):
     server.server_close()
 
 
-def play(monkeypatch, steps, seconds_a_step, interrupted_at=None, resumed_from=0):
+def play(monkeypatch, steps, seconds_a_step, interrupted_at=None, resumed_from=0, published=lambda: None):
     """Tell a ProgressReport of a training, on a clock of its own."""
     from tunesmith_trainer import progress
 
     clock = itertools.count(0, seconds_a_step)
     now = next(clock)
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    report = progress.ProgressReport()
+    report = progress.ProgressReport(published)
     state = SimpleNamespace(global_step=resumed_from, max_steps=steps, epoch=0.0, is_world_process_zero=True)
     report.on_train_begin(None, state, None)
     for step in range(resumed_from + 1, (interrupted_at or steps) + 1):
@@ -190,6 +190,13 @@ def test_a_training_reports_by_our_callback_alone(operator, store):
     # transformers' own reports first without a step, last without one, and figures to the last digit.
     assert [("current_step" in each, len(each.get("loss", "")) <= 12) for each in figures] == [(True, True)] * len(reports)
     assert [report["progressPercentage"] for report in reports][:: len(reports) - 1] == [0, 100]
+
+
+def test_a_report_names_the_newest_checkpoint_once_there_is_one(operator, monkeypatch):
+    saved = iter([None, None, 30, 30, 60])
+    play(monkeypatch, steps=16, seconds_a_step=5, published=lambda: next(saved, 90))
+    figures = [{metric["name"]: metric["value"] for metric in body["trainerStatus"]["metrics"]} for _, body in operator]
+    assert [each.get("last_checkpoint_step") for each in figures][:6] == [None, None, "30", "30", "60", "90"]
 
 
 def test_a_training_that_goes_on_reports_first_from_where(operator, monkeypatch):

@@ -274,7 +274,8 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     saving = SaveAndStop(trainer, stop, stage.checkpoints.every_steps)
     metrics = MetricsFile(place.run_folder / "metrics.jsonl", fence)
     measuring = MeasureSharding(stage, spread)
-    for callback in (saving, metrics, ProgressReport(), measuring):
+    publisher = trainer.publisher
+    for callback in (saving, metrics, ProgressReport(lambda: publisher.published), measuring):
         trainer.add_callback(callback)
     output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     vitals.phase = "ending"

@@ -112,7 +112,9 @@ class MetricsFile(TrainerCallback):
 class ProgressReport(TrainerCallback):
     """Posts progress to the operator, at most every few seconds; an operator out of reach is logged and no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, published: Callable[[], int | None] = lambda: None) -> None:
+        """`published` tells the step of the newest checkpoint that this attempt has completed."""
+        self._published = published
         self._metrics: dict[str, str] = {}
         self._first_step = 0
         self._started = self._posted = time.monotonic()
@@ -165,6 +167,8 @@ class ProgressReport(TrainerCallback):
             seconds = (time.monotonic() - self._started) / done
             status["estimatedRemainingSeconds"] = int(seconds * (total - state.global_step))
         steps = {"current_step": state.global_step, "total_steps": total, "current_epoch": round(state.epoch or 0.0, 2)}
+        if (saved := self._published()) is not None:
+            steps["last_checkpoint_step"] = saved
         figures = self._metrics | {name: str(value) for name, value in steps.items()}
         status["metrics"] = [{"name": name, "value": value} for name, value in figures.items()]
         return status

@@ -51,6 +51,8 @@ class Publisher:
         self._place, self._fence, self._staging = place, fence, staging
         self._thread: threading.Thread | None = None
         self._failure: StageError | None = None
+        self.published: int | None = None
+        """Step of the newest checkpoint that this attempt has completed; known to the first process."""
         self._active = int(os.environ.get("LOCAL_RANK", "0")) == 0
         world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._leads = int(os.environ.get("RANK", "0")) == 0
@@ -126,6 +128,7 @@ class Publisher:
     def _commit(self, target: Path, manifest: store.Manifest) -> None:
         self._fence.check()
         store.write_bytes(target / store.MANIFEST, manifest.content)
+        self.published = checkpoint.step_of(target)
         print(f"checkpoint {target.parent.name}/{target.name} is complete: {manifest.size_bytes} bytes", flush=True)
         # A start that claimed the run before this checkpoint was complete may be loading the one before it; one that claims it from
         # here on finds this one, so what goes is of no use to it.

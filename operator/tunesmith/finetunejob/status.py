@@ -17,12 +17,14 @@ from tunesmith.finetunejob.sources import check_volumes, model_uri
 from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
 from tunesmith.spec import dump
-from tunesmith.stages import StageKey, result_of
+from tunesmith.stages import StageKey, attempt_of, result_of
 from tunesmith.standing import End, standing
-from tunesmith.values import Observed
+from tunesmith.values import LABEL_STAGE, Observed
 
 PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
 METRICS_KEPT, METRIC_NAME_LIMIT = 32, 64
+CHECKPOINT_METRIC, STEP_DIGITS = "last_checkpoint_step", 15
+"""What the trainer reports once it has made a checkpoint (trainer-image/tunesmith_trainer/progress.py)."""
 PREPARED = ("runDigest", "runURI", "model", "datasets", "trainRows", "validationRows", "memoryEstimateBytes")
 
 
@@ -36,7 +38,12 @@ def status(observed: Observed) -> dict[str, Any]:
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
     facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
-    facts |= _optional("lastCheckpoint", _checkpoint(observed, ledger)) | _optional("progress", _progress(observed, ledger))
+    progress = _progress(observed, ledger)
+    # With the progress and not oftener: a report by itself is worth no write.
+    reported = None if progress == observed.recorded.get("progress") else _reported_checkpoint(observed)
+    facts |= _optional("lastCheckpoint", _told_checkpoint(ledger) or reported or observed.recorded.get("lastCheckpoint")) | _optional(
+        "progress", progress
+    )
     stage, conditions = standing(observed, ledger, obstacle, _end(ledger, facts))
     return (
         facts
@@ -82,11 +89,26 @@ def _artifacts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [artifact for entry in facts["stages"] for artifact in entry.get("result", {}).get("artifacts", ())]
 
 
-def _checkpoint(observed: Observed, ledger: Ledger) -> Any:
-    """The newest that an attempt told of; one that was interrupted tells of it too."""
+def _told_checkpoint(ledger: Ledger) -> Any:
+    """The newest that an attempt told of which has just ended; one that was interrupted tells of it too."""
     told = ledger.answers.get(StageKey("Train"))
     found = told.checkpoint if isinstance(told, TrainResult) else None
-    return dump(found) if found else observed.recorded.get("lastCheckpoint")
+    return dump(found) if found else None
+
+
+def _reported_checkpoint(observed: Observed) -> Any:
+    """The newest that the attempt under way has made, by its last report; None if it has told of none.
+
+    For people, and no more: what an attempt goes on from it finds on the volume, and what is finalized is what the last one told.
+    """
+    report = observed.progress or {}
+    step = next((metric["value"] for metric in report.get("metrics", ()) if metric["name"] == CHECKPOINT_METRIC), "")
+    if not (step.isdecimal() and step.isascii() and len(step) <= STEP_DIGITS):
+        return None
+    told = (pod for pod in observed.of_kind("Pod") if pod["metadata"].get("uid") == report.get("podUID"))
+    attempt = next((attempt_of(pod)[1] for pod in told if LABEL_STAGE in pod["metadata"].get("labels", {})), 0)
+    folder = (result_of(observed.recorded, "Prepare") or {}).get("runURI")
+    return {"step": int(step), "uri": f"{folder}/checkpoints/attempt-{attempt}/step-{int(step)}"} if attempt and folder else None
 
 
 def _progress(observed: Observed, ledger: Ledger) -> Any:
@@ -99,7 +121,7 @@ def _progress(observed: Observed, ledger: Ledger) -> Any:
     if ledger.stage != "Train" or not (report or before):
         return before
     if report is None or not _is_current(report, observed):
-        return _left(report or before or {}, before, _checkpoint(observed, ledger), observed)
+        return _left(report or before or {}, before, _told_checkpoint(ledger) or observed.recorded.get("lastCheckpoint"), observed)
     if before:
         moved = abs(report.get("progressPercentage", 0) - before.get("progressPercentage", 0))
         if moved < PROGRESS_STEP or observed.now - attempts.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:

@@ -69,6 +69,16 @@ def test_an_attempt_that_left_no_trace_is_lost_until_the_next_resumes_from_its_c
     assert life.status["gpuSeconds"] == seconds(useful=40 * 5, queued=10, lost=400 - 40 * 5)
 
 
+def test_a_checkpoint_that_was_only_reported_is_paid_when_an_attempt_tells_of_it() -> None:
+    life = training()
+    life.pods("Train")[0]["metadata"]["uid"] = "first"
+    life.progress = {"progressPercentage": 75, "metrics": [{"name": "last_checkpoint_step", "value": "30"}], "podUID": "first"}
+    life.step()
+    assert life.status["lastCheckpoint"]["step"] == 30
+    life.later(100).end("Train", told(40, 0, 80)).step()
+    assert life.status["gpuSeconds"] == seconds(useful=80, queued=10, lost=20)
+
+
 def test_an_interrupted_attempt_keeps_its_steps_and_the_next_is_paid_for_its_own_only() -> None:
     life = training()
     saved = refusal(
