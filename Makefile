@@ -30,8 +30,8 @@ images: ## build the operator's, trainer's and serving image with buildah, into 
 test-images: ## run the chain once with those images (30 GB of disk)
 	$(PYTHON) -m dev.checks images e2e-images down
 
-.PHONY: lint types unit integration trainer serving e2e rollouts
-lint types unit integration trainer serving e2e rollouts: ## one part of the tests
+.PHONY: lint types unit integration trainer serving e2e rollouts drills
+lint types unit integration trainer serving e2e rollouts drills: ## one part of the tests
 	$(PYTHON) -m dev.checks $@
 
 .PHONY: bench-operator

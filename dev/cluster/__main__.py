@@ -36,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     command("status", "what runs, and where the kubeconfig is")
     load = command("load", "import OCI image archives into every node")
     load.add_argument("archives", nargs="+", type=Path, metavar="IMAGE-ARCHIVE")
-    node = command("node", "stop a node at once, or bring it back")
-    node.add_argument("action", choices=["stop", "start"])
+    node = command("node", "stop a node at once, or bring it back; pull its cable, or plug it in")
+    node.add_argument("action", choices=["stop", "start", "disconnect", "connect"])
     node.add_argument("number", type=node_number, metavar="N")
     command("images", "make the thin images of our code and print their names and archives")
     environment = command("environment", "build a locked Python environment and print its path")
@@ -106,8 +106,8 @@ def thin_images() -> None:
 
 def change_node(cluster: Cluster, options: argparse.Namespace) -> None:
     """The `node` command."""
-    change = cluster.stop_node if options.action == "stop" else cluster.start_node
-    change(options.number, Progress())
+    changes = {"stop": cluster.stop_node, "start": cluster.start_node, "disconnect": cluster.disconnect_node, "connect": cluster.connect_node}
+    changes[options.action](options.number, Progress())
 
 
 # Each returns the exit status, or None for success.

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import addons, images, nodes, paths, preflight, tools
 from .controlplane import ControlPlane, Ports
 from .errors import ClusterError
-from .host import Host
+from .host import Host, run
 from .ports import free_ports
 from .processes import wait_until
 from .topology import API_PORT, HOST_ADDRESS, MAX_NODES, SERVICE_CIDR, Node
@@ -233,6 +233,21 @@ class Cluster:
         nodes.start(self.processes, node)
         nodes.route_services(self.processes, self.nodes())
         # Soon after a stop the API server still believes that the node is Ready.
+        wait_until(lambda: self._heartbeat(node) != before, f"a heartbeat of {node.name}", 120, 0.2)
+        self.wait_node(node)
+        report(f"node {node.name} Ready")
+
+    def disconnect_node(self, index: int, report: tools.Report) -> None:
+        """Pull a node's cable: it and its pods go on, and nobody hears of them."""
+        node = self.node(index)
+        run("ip", "link", "set", node.link, "down")
+        report(f"disconnected {node.name}; Kubernetes notices after about 50 s")
+
+    def connect_node(self, index: int, report: tools.Report) -> None:
+        """Plug a disconnected node's cable in again, and wait until it is Ready."""
+        node = self.node(index)
+        before = self._heartbeat(node)
+        run("ip", "link", "set", node.link, "up")
         wait_until(lambda: self._heartbeat(node) != before, f"a heartbeat of {node.name}", 120, 0.2)
         self.wait_node(node)
         report(f"node {node.name} Ready")

@@ -1,4 +1,4 @@
-"""A small training in two pods, its files, and how to hurt it, for test_drills.py."""
+"""A small training in two pods, its files, and how to hurt it, for test_drills.py and test_long_drills.py."""
 
 from __future__ import annotations
 
@@ -61,8 +61,11 @@ def upload_inputs(kube: Kube) -> None:
         seed.upload(kube, Path(scratch), "datasets")
 
 
-def training() -> Object:
-    """The spec. In 32 bits, with a fifth of a second to a step: a fault then meets a training, and the losses compare to the digit."""
+def spec(parallelism: Object | None = None, **training: Any) -> Object:
+    """The spec, with that parallelism and changes to `training`.
+
+    In 32 bits, with a fifth of a second to a step: a fault then meets a training, and the losses compare to the digit.
+    """
     return {
         "model": {"uri": "pvc://datasets/drills/model"},
         "datasets": [{"name": "rows", "uri": "pvc://datasets/drills/rows.jsonl", "format": "Text"}],
@@ -77,8 +80,9 @@ def training() -> Object:
             "loggingSteps": 1,
             "precision": "FP32",
             "seed": 17,
+            **training,
         },
-        "parallelism": {"nodes": 2, "ddp": {}},
+        "parallelism": parallelism or {"nodes": 2, "ddp": {}},
         "checkpoints": {"everySteps": EVERY, "keep": 3, "gracePeriodSeconds": 30},
         "resources": {"cpu": "300m", "memory": "3Gi"},
         "output": {"uri": "pvc://models/drills"},
@@ -88,10 +92,10 @@ def training() -> Object:
 class Run:
     """A FineTuneJob and its files, which are read where the development cluster keeps its volumes: exec is slow, and the node may be away."""
 
-    def __init__(self, kube: Kube, name: str) -> None:
+    def __init__(self, kube: Kube, name: str, wanted: Object | None = None) -> None:
         self.kube = kube
         self.name = name
-        kube.apply(ours("FineTuneJob", name, training()))
+        kube.apply(ours("FineTuneJob", name, wanted or spec()))
 
     def get(self) -> Object:
         """The object."""
@@ -135,6 +139,10 @@ class Run:
         text = "".join(path.read_text() for path in self.files("metrics.jsonl"))
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in lines if "loss" in line]
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Step and loss, in the order of the file."""
+        return [(line["step"], line["loss"]) for line in self.lines()]
 
     def reached(self) -> int:
         """The last step of the loss curve."""

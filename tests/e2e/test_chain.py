@@ -6,6 +6,8 @@ import json
 import os
 import re
 import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from dev.demo import chat, follow, seed
 from dev.demo.__main__ import close
 from dev.demo.chain import EVAL_RUN, NAME
 from dev.demo.kube import Kube, Object, ours
-from dev.demo.stack import SYSTEM, Stack
+from dev.demo.stack import ROOT, SYSTEM, Stack
 from tests.e2e import canaries
 
 Objects = dict[tuple[str, str], Object]
@@ -94,6 +96,16 @@ def test_the_demo_ends_with_the_table_the_verdict_the_report_and_a_curl_that_ans
         direct = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         answer = subprocess.run(curl, shell=True, env=direct, capture_output=True, text=True, check=True)
         assert json.loads(answer.stdout)["choices"][0]["message"]["content"]
+
+
+def test_the_demo_on_the_cluster_that_kubeconfig_names_finds_it_done_and_ends_with_a_way_in(stack: Stack, chain: Objects) -> None:
+    images = {f"TUNESMITH_IMAGE_{part.upper()}": reference for part, reference in asdict(stack.images).items()}
+    environment = os.environ | images | {"KUBECONFIG": str(stack.kube.kubeconfig)}
+    done = subprocess.run([sys.executable, "-m", "dev.demo"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    forward, curl = (line.strip() for line in done.stdout.rstrip().splitlines()[-2:])
+    assert forward == f"{' '.join(stack.kube.command('port-forward', f'svc/{NAME}', '8080:80'))} &"
+    assert "http://localhost:8080/v1/chat/completions" in curl
 
 
 def test_what_a_client_asks_is_told_by_no_status_event_log_metric_or_report(kube: Kube, chain: Objects, tmp_path: Path) -> None:

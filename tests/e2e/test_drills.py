@@ -6,80 +6,22 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from dev.cluster.cluster import Cluster
 from dev.cluster.processes import wait_until
 from dev.demo import follow, seed
-from dev.demo.kube import Kube, Object
+from dev.demo.kube import Kube
 from dev.demo.stack import SYSTEM, Stack
 from tests.e2e import canaries
 from tests.e2e.conftest import say
-from tests.e2e.drilling import CANARY, EVERY, EXHAUST, KILL, STEPS, STOP, TERMINATE, Run, upload_inputs
+from tests.e2e.drilling import CANARY, EVERY, EXHAUST, KILL, STEPS, STOP, Run, upload_inputs
+from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, nodes_kept_and_lost, suspend, terminate
 
-TOLERANCE = 1e-3
-PATIENCE = 300
-"""Seconds for what takes some twenty on a machine that has nothing else to do."""
 REPLACED_SECONDS = 90
 FOUND_SECONDS = 60
 OPERATOR = ("deployment/tunesmith", f"--namespace={SYSTEM}")
-
-
-@dataclass
-class End:
-    """How an attempt that was drilled ended, and where the next one went on."""
-
-    attempt: int
-    reached: int
-    """The last step that it made."""
-    resumed: int
-    """The step that the next attempt started from."""
-
-
-class Trial:
-    """A run, what each drill did to it, and the same run without any."""
-
-    def __init__(self, run: Run, reference: Run) -> None:
-        self.run, self.reference, self.kube = run, reference, run.kube
-        self.attempt = 1
-        self.ends: dict[str, End] = {}
-        self.seen: Object = {}
-        """What there was to see during drills."""
-        self.status: Object = {}
-
-    def drill(self, name: str, fault: Callable[[Trial], None]) -> None:
-        """Do something to the attempt that trains, once it has saved. Return when the next one trains."""
-        number, run = self.attempt, self.run
-        wait_until(lambda: run.saved(number) > 0, f"a checkpoint of attempt {number}", PATIENCE, 0.2)
-        fault(self)
-        self.wait_end(name)
-        ended, reached = time.time(), run.reached()
-        self.attempt += 1
-
-        def later() -> list[int]:
-            return [line["step"] for line in run.lines() if line["time"] > ended]
-
-        wait_until(lambda: bool(later()), f"a step of attempt {self.attempt} ({name})", PATIENCE, 0.2)
-        self.ends[name] = End(number, reached, min(later()) - 1)
-        say(f"{name}: attempt {number} reached step {reached}, attempt {self.attempt} went on from {self.ends[name].resumed}")
-
-    def wait_end(self, why: str) -> None:
-        """Wait until the status tells how the attempt ended."""
-        wait_until(lambda: bool(self.run.entry(self.attempt)), f"the end of attempt {self.attempt} ({why})", PATIENCE, 0.2)
-
-
-def kill(trial: Trial) -> None:
-    trial.run.run_in(trial.attempt, 1, KILL)
-
-
-def delete(trial: Trial) -> None:
-    trial.kube.run("delete", "pod", trial.run.pod_name(trial.attempt, 0), "--wait=false")
-
-
-def terminate(trial: Trial) -> None:
-    trial.run.run_in(trial.attempt, 1, TERMINATE)
 
 
 def fail_unseen(trial: Trial) -> None:
@@ -93,14 +35,6 @@ def fail_unseen(trial: Trial) -> None:
         trial.seen["told without an operator"] = trial.run.entry(trial.attempt)
     finally:
         trial.kube.run("scale", *OPERATOR, "--replicas=1")
-
-
-def suspend(trial: Trial) -> None:
-    trial.run.suspend(True)
-    wait_until(lambda: follow.is_true(trial.run.get(), "Suspended"), "it to be Suspended", PATIENCE, 0.2)
-    phases = [pod["status"]["phase"] for pod in trial.run.pods(trial.attempt).values()]
-    trial.seen["phases when suspended"] = phases
-    trial.run.suspend(False)
 
 
 def damage(trial: Trial) -> None:
@@ -125,14 +59,12 @@ def exhaust(trial: Trial) -> None:
 def stop_node(trial: Trial) -> None:
     """One node stops; it comes back when the next attempt has the other one and waits for it."""
     wait_until(lambda: follow.is_true(trial.reference.get(), "Finished"), "the end of the undisturbed run", PATIENCE, 1)
-    (operator,) = trial.kube.get("pods", f"--namespace={SYSTEM}", "--field-selector=status.phase=Running")["items"]
-    kept = operator["spec"]["nodeName"]
-    lost = {"n1": 2, "n2": 1}[kept]
+    kept, lost = nodes_kept_and_lost(trial.kube)
     cluster, began = Cluster(), time.monotonic()
 
     def replaced() -> bool:
         pods = trial.run.pods(trial.attempt + 1).values()
-        return {pod["spec"].get("nodeName", ""): pod["status"]["phase"] for pod in pods} == {kept: "Running", "": "Pending"}
+        return {pod["spec"].get("nodeName", ""): pod["status"]["phase"] for pod in pods} == {f"n{kept}": "Running", "": "Pending"}
 
     def waits() -> str:
         message: str = follow.condition(trial.run.get(), "Reconciling")["message"]
@@ -195,10 +127,8 @@ def trial(stack: Stack, kube: Kube) -> Iterator[Trial]:
 
 def test_it_succeeds_and_each_steps_loss_is_that_of_a_run_without_faults(trial: Trial) -> None:
     assert follow.condition({"status": trial.status}, "Succeeded")["status"] == "True", trial.status
-    curve = [(line["step"], line["loss"]) for line in trial.run.lines()]
-    assert [step for step, _ in curve] == list(range(1, STEPS + 1))
-    undisturbed = {line["step"]: line["loss"] for line in trial.reference.lines()}
-    assert dict(curve) == pytest.approx(undisturbed, abs=TOLERANCE)
+    assert [step for step, _ in trial.run.curve()] == list(range(1, STEPS + 1))
+    assert dict(trial.run.curve()) == pytest.approx(dict(trial.reference.curve()), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", DRILLS)
@@ -209,14 +139,14 @@ def test_a_fault_loses_at_most_the_steps_since_a_checkpoint_and_none_where_the_p
 
 @pytest.mark.parametrize("name", DRILLS)
 def test_the_status_tells_each_attempt_and_why_it_ended(trial: Trial, name: str) -> None:
-    (entry,) = (entry for entry in attempts(trial) if entry["attempt"] == trial.ends[name].attempt)
+    (entry,) = (entry for entry in trial.attempts() if entry["attempt"] == trial.ends[name].attempt)
     assert (entry["outcome"], entry["free"]) == ("Failed", DRILLS[name].free), entry
     assert entry["reason"] in DRILLS[name].reasons, entry
 
 
 def test_no_attempt_is_missing_or_told_twice_and_only_what_is_not_free_is_spent(trial: Trial) -> None:
-    assert [entry["attempt"] for entry in attempts(trial)] == list(range(1, len(DRILLS) + 2))
-    assert attempts(trial)[-1]["outcome"] == "Succeeded"
+    assert [entry["attempt"] for entry in trial.attempts()] == list(range(1, len(DRILLS) + 2))
+    assert trial.attempts()[-1]["outcome"] == "Succeeded"
     assert trial.status["retriesSpent"] == sum(not drill.free for drill in DRILLS.values())
     assert trial.seen["told without an operator"] == {}
 
@@ -241,7 +171,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trial: Trial) ->
 
 def test_after_out_of_memory_each_process_takes_half_as_many_rows_at_a_time(trial: Trial) -> None:
     healed = trial.ends["out of memory"].attempt
-    given = {entry["attempt"]: (entry["perDeviceTrainBatchSize"], entry["gradientAccumulationSteps"]) for entry in attempts(trial)}
+    given = {entry["attempt"]: (entry["perDeviceTrainBatchSize"], entry["gradientAccumulationSteps"]) for entry in trial.attempts()}
     assert given == {number: (2, 4) if number <= healed else (1, 8) for number in given}
 
 
@@ -252,8 +182,3 @@ def test_no_row_and_no_token_is_told_by_status_events_logs_or_metrics_whatever_h
     assert [source for source in canaries.sources(texts, "controller_runtime_reconcile_total") if source.startswith("metrics of tunesmith-")]
     assert [source for source in canaries.sources(texts, "loss") if source.startswith("log of drilled-")]
     assert (canaries.sources(texts, CANARY), canaries.sources(texts, token)) == ([], [])
-
-
-def attempts(trial: Trial) -> list[Any]:
-    """What the status tells of the attempts at Train."""
-    return [entry for entry in trial.status["attempts"] if entry["stage"] == "Train"]

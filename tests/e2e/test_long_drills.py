@@ -1,0 +1,137 @@
+"""Drills that wait for minutes: a sharded training with a node less and with it again, a pod that is cut off, ten suspensions.
+
+make drills
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dev.cluster.cluster import Cluster
+from dev.cluster.processes import wait_until
+from dev.demo import follow, seed
+from dev.demo.kube import Kube, Object
+from dev.demo.stack import Stack
+from tests.e2e.conftest import say
+from tests.e2e.drilling import EVERY, Run, spec, upload_inputs
+from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, kill, nodes_kept_and_lost, suspend
+
+STEPS = 500
+"""So many that a training outlasts what is done to it. With a constant rate the first losses are those of a shorter run."""
+SHARDED: dict[str, Object] = {"FSDP": {"fsdp": {}}, "ZeRO-3": {"deepSpeed": {"zeroStage": 3}}}
+SUSPENSIONS = 10
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def start(stack: Stack, kube: Kube) -> Iterator[Start]:
+    """Makes a run; all are deleted at the end."""
+    if not stack.ours:
+        pytest.skip("KUBECONFIG names a cluster that is not the development cluster, whose nodes and files a test may touch")
+    upload_inputs(kube)
+    made: list[Run] = []
+
+    def make(name: str, parallelism: Object | None = None, **training: Any) -> Run:
+        # A name of its own: a run whose files are there is adopted, not trained again.
+        run = Run(kube, f"{name.lower()}-{uuid.uuid4().hex[:6]}", spec(parallelism, lrSchedulerType="constant", **training))
+        made.append(run)
+        return run
+
+    yield make
+    kube.run("delete", "finetunejob", *(run.name for run in made))
+    kube.run("wait", f"pod/{seed.LOADER}", "--for=condition=Ready", "--timeout=120s")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start) -> dict[int, float]:
+    """The losses of a run by DDP, by step."""
+    run = start("undisturbed")
+    run.finish(PATIENCE)
+    return dict(run.curve())
+
+
+def assert_like(run: Run, undisturbed: dict[int, float], steps: int) -> None:
+    """Each step is there once, and has the loss of the undisturbed run."""
+    curve = run.curve()
+    assert [step for step, _ in curve] == list(range(1, steps + 1))
+    assert {step: loss for step, loss in curve if step in undisturbed} == pytest.approx(undisturbed, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_a_sharded_training_goes_on_with_fewer_nodes_and_with_all_again(
+    start: Start, undisturbed: dict[int, float], kube: Kube, strategy: str
+) -> None:
+    run = start(strategy, {"nodes": 2, "minNodes": 1, **SHARDED[strategy]})
+    trial = Trial(run, run)
+    wait_until(lambda: run.reached() > 0, "a first step", PATIENCE, 1)
+    trial.drill("kill -9 of a process", kill)
+    trial.drill("suspended", suspend)
+    cluster, (_, lost) = Cluster(), nodes_kept_and_lost(kube)
+    try:
+        # An attempt that finds one node comes in between.
+        trial.drill("node disconnected", lambda _: cluster.disconnect_node(lost, say), hops=2)
+    finally:
+        cluster.connect_node(lost, say)
+    trial.drill("pod deleted", lambda _: kube.run("delete", "pod", run.pod_name(trial.attempt, 0), "--wait=false"))
+    trial.status = run.finish(2 * PATIENCE)
+    told = [(entry["nodes"], entry["gradientAccumulationSteps"]) for entry in trial.attempts()]
+    assert told == [(2, 4), (2, 4), (2, 4), (2, 4), (1, 8), (2, 4)]
+    assert [entry["reason"] for entry in trial.attempts()][3:] == ["Unschedulable", "Disrupted", "Succeeded"]
+    lost_steps = {name: end.reached - end.resumed for name, end in trial.ends.items()}
+    say(f"{strategy}: steps lost {lost_steps}")
+    assert lost_steps["suspended"] == lost_steps["pod deleted"] == 0
+    assert max(lost_steps.values()) <= EVERY
+    assert_like(run, undisturbed, 200)
+
+
+def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, undisturbed: dict[int, float], kube: Kube) -> None:
+    kept, lost = nodes_kept_and_lost(kube)
+    kube.run("cordon", f"n{kept}")
+    try:
+        run = start("cut-off", {"nodes": 1, "ddp": {}}, gradientAccumulationSteps=8, maxSteps=STEPS)
+        wait_until(lambda: run.saved(1) > 0, "a checkpoint", PATIENCE, 0.2)
+    finally:
+        kube.run("uncordon", f"n{kept}")
+    assert run.pods(1)[0]["spec"]["nodeName"] == f"n{lost}"
+    cluster, before = Cluster(), run.saved(1)
+    cluster.disconnect_node(lost, say)
+    try:
+        wait_until(lambda: bool(run.entry(1)), "the end of the attempt that is cut off", PATIENCE, 0.2)
+        written = run.saved(1)
+        wait_until(lambda: run.saved(2) > 0, "a checkpoint of the next attempt", PATIENCE, 0.2)
+    finally:
+        cluster.connect_node(lost, say)
+    say(f"it saved up to step {before} before it was cut off, and {written} until it was given up")
+    assert written > before
+    status = run.finish(PATIENCE)
+    assert [(entry["reason"], entry["free"]) for entry in status["attempts"] if entry["stage"] == "Train"] == [
+        ("Disrupted", True),
+        ("Succeeded", False),
+    ]
+    assert run.saved(1) < run.saved(2) == STEPS
+    assert_like(run, undisturbed, STEPS)
+
+
+def test_suspended_and_resumed_ten_times_it_loses_no_step(start: Start, undisturbed: dict[int, float]) -> None:
+    run = start("suspended", maxSteps=STEPS)
+    wait_until(lambda: run.reached() > 0, "a first step", PATIENCE, 0.2)
+    for number in range(1, SUSPENSIONS + 1):
+        run.suspend(True)
+        wait_until(lambda: follow.is_true(run.get(), "Suspended"), f"suspension {number}", PATIENCE, 0.2)
+        reached, resumed = run.reached(), len(run.lines())
+        assert reached == max(run.checkpoints()), "it has saved where it stopped"
+        run.suspend(False)
+        wait_until(lambda: len(run.lines()) > resumed, f"a step after suspension {number}", PATIENCE, 0.2)  # noqa: B023
+        say(f"suspension {number} at step {reached}")
+        assert run.curve()[resumed][0] == reached + 1
+    status = run.finish(2 * PATIENCE)
+    attempts = [entry for entry in status["attempts"] if entry["stage"] == "Train"]
+    assert [entry["outcome"] for entry in attempts] == ["Failed"] * SUSPENSIONS + ["Succeeded"]
+    assert {entry["free"] for entry in attempts[:-1]} == {True}
+    assert status.get("retriesSpent", 0) == 0
+    assert_like(run, undisturbed, STEPS)

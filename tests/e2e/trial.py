@@ -1,0 +1,93 @@
+"""A training that goes through one fault after another, and the faults that more than one test does to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dev.cluster.processes import wait_until
+from dev.demo import follow
+from dev.demo.kube import Kube, Object
+from dev.demo.stack import SYSTEM
+from tests.e2e.conftest import say
+from tests.e2e.drilling import KILL, TERMINATE, Run
+
+TOLERANCE = 1e-3
+"""Of a loss, from an undisturbed run's."""
+PATIENCE = 300
+"""Seconds for what takes some twenty on a machine that has nothing else to do."""
+
+
+@dataclass
+class End:
+    """How an attempt that was drilled ended, and where the next one went on."""
+
+    attempt: int
+    reached: int
+    """The last step that it made."""
+    resumed: int
+    """The step that the next attempt started from."""
+
+
+class Trial:
+    """A run, what each drill did to it, and the same run without any."""
+
+    def __init__(self, run: Run, reference: Run) -> None:
+        self.run, self.reference, self.kube = run, reference, run.kube
+        self.attempt = 1
+        self.ends: dict[str, End] = {}
+        self.seen: Object = {}
+        """What there was to see during drills."""
+        self.status: Object = {}
+
+    def drill(self, name: str, fault: Callable[[Trial], None], hops: int = 1) -> None:
+        """Do something to the attempt that trains, once it has saved. Return when the `hops`th after it trains."""
+        number, run = self.attempt, self.run
+        wait_until(lambda: run.saved(number) > 0, f"a checkpoint of attempt {number}", PATIENCE, 0.2)
+        fault(self)
+        self.wait_end(name)
+        ended, reached = time.time(), run.reached()
+        self.attempt += hops
+
+        def later() -> list[int]:
+            return [line["step"] for line in run.lines() if line["time"] > ended]
+
+        wait_until(lambda: bool(later()), f"a step of attempt {self.attempt} ({name})", PATIENCE, 0.2)
+        self.ends[name] = End(number, reached, min(later()) - 1)
+        say(f"{name}: attempt {number} reached step {reached}, attempt {self.attempt} went on from {self.ends[name].resumed}")
+
+    def attempts(self) -> list[Any]:
+        """What the status tells of the attempts at Train, once the run is over."""
+        return [entry for entry in self.status["attempts"] if entry["stage"] == "Train"]
+
+    def wait_end(self, why: str) -> None:
+        """Wait until the status tells how the attempt ended."""
+        wait_until(lambda: bool(self.run.entry(self.attempt)), f"the end of attempt {self.attempt} ({why})", PATIENCE, 0.2)
+
+
+def kill(trial: Trial) -> None:
+    trial.run.run_in(trial.attempt, 1, KILL)
+
+
+def delete(trial: Trial) -> None:
+    trial.kube.run("delete", "pod", trial.run.pod_name(trial.attempt, 0), "--wait=false")
+
+
+def terminate(trial: Trial) -> None:
+    trial.run.run_in(trial.attempt, 1, TERMINATE)
+
+
+def suspend(trial: Trial) -> None:
+    trial.run.suspend(True)
+    wait_until(lambda: follow.is_true(trial.run.get(), "Suspended"), "it to be Suspended", PATIENCE, 0.2)
+    phases = [pod["status"]["phase"] for pod in trial.run.pods(trial.attempt).values()]
+    trial.seen["phases when suspended"] = phases
+    trial.run.suspend(False)
+
+
+def nodes_kept_and_lost(kube: Kube) -> tuple[int, int]:
+    """The number of the node that the operator is on, and of the other one."""
+    (operator,) = kube.get("pods", f"--namespace={SYSTEM}", "--field-selector=status.phase=Running")["items"]
+    return {"n1": (1, 2), "n2": (2, 1)}[operator["spec"]["nodeName"]]
