@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTEST = ["-m", "pytest", "-q", "--durations=5"]
 # Not among `make test`'s parts: with nothing cached, these have little room left for the 20 minutes that it takes.
 ROLLOUTS = "tests/e2e/test_serving.py"
-DRILLS = "tests/e2e/test_long_drills.py"
+DRILLS = ("tests/e2e/test_long_drills.py", "tests/e2e/test_long_examples.py")
 
 # part -> (environment, environment variables, [arguments to that environment's python])
 # The environment HOST is the python that runs this.
@@ -46,9 +46,13 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
-    "e2e": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", "tests/e2e", f"--ignore={ROLLOUTS}", f"--ignore={DRILLS}"]]),
+    "e2e": (
+        "operator",
+        {},
+        [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", "tests/e2e", *map("--ignore={}".format, (ROLLOUTS, *DRILLS))]],
+    ),
     "rollouts": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", ROLLOUTS]]),
-    "drills": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", DRILLS]]),
+    "drills": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", *DRILLS]]),
     "images": (HOST, {}, [["-m", "dev.images"]]),
     "e2e-images": (
         "operator",

@@ -53,7 +53,7 @@ REFERENCE = {
 """Kubeflow Trainer 2.3 with JobSet, measured the same way on such a machine (fake nodes, the same default client limits)."""
 
 AIM = {
-    "writes, whole life": "<= 6 beside children, progress",
+    "writes, whole life": "<= 6 beside children and Events",
     "GETs, whole life": "0",
     "CPU, ms an object": "<= 20",
     "peak memory, MiB": "< 120 at 1000",
