@@ -104,9 +104,8 @@ def _worth(recorded: Mapping[str, Any], trained: TrainResult, running: int) -> f
     """Seconds that the steps were worth which Train's answer adds to those told before."""
     if trained.checkpoint is None:
         return 0.0
-    kept = trained.checkpoint.step - max(
-        (int(told["checkpointStep"]) for told in recorded.get("attempts", ()) if "checkpointStep" in told), default=0
-    )
+    paid = next((int(entry.get("checkpointStep", 0)) for entry in recorded.get("stages", ()) if entry["name"] == "Train"), 0)
+    kept = trained.checkpoint.step - paid
     done = (trained.global_step or trained.checkpoint.step) - (trained.resumed_from_step or 0)
     seconds = running if trained.train_runtime_seconds is None else trained.train_runtime_seconds
     return max(0, kept) * seconds / done if done > 0 else 0.0

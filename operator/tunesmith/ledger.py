@@ -201,6 +201,8 @@ class _Book:
             verdict = replace(verdict, outcome="Failed", message=f"{len(alike) + 1} attempts ended so without a new checkpoint: {verdict.message}")
         if verdict.result:
             self.answers[key] = verdict.result
+        if isinstance(verdict.result, TrainResult) and verdict.result.checkpoint:
+            entry["checkpointStep"] = verdict.result.checkpoint.step
         self.spent += verdict.outcome == "Retry"
         told = verdict.outcome == "Later" and _resumed_from(verdict) is not None
         if used["runningSeconds"] >= LASTING.total_seconds() and not (told and alike):
@@ -359,7 +361,6 @@ def _ended(entry: Entry, verdict: Verdict, now: datetime) -> Entry:
         **{name: entry[name] for name in SIZE if name in entry},
         **({name: told for name in ("fingerprint", "step") if (told := getattr(verdict.result, name, None)) is not None}),
         **({"resumedFromStep": step} if (step := _resumed_from(verdict)) is not None else {}),
-        **({"checkpointStep": made.step} if isinstance(verdict.result, TrainResult) and (made := verdict.result.checkpoint) else {}),
     }
 
 

@@ -34,7 +34,7 @@ class Result(Block):
     reason: str | None = None
     message: str | None = None
     fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")] | None = None
-    """Shared by failures of one exception type, raised along one path of the code."""
+    """Shared by failures of one exception type, raised along one path of the code, and by crashes of one signal."""
     step: int | None = Field(None, ge=0)
     """The last optimizer step that was completed before a failure in training."""
 

@@ -19,9 +19,9 @@ from tunesmith_trainer.failure import classify, stable_hash
 
 FILE = "agent.json"
 SIGNALS = {number.value: number.name for number in signal.Signals}
-CRASHES = frozenset(("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE"))
+CRASHES = frozenset(("SIGSEGV", "SIGILL", "SIGFPE"))
 """What a program brings on itself: at the same step again, it is a bug. Not SIGKILL, which comes from outside, nor SIGABRT, by which NCCL's
-watchdog ends a process whose peers do not answer."""
+watchdog ends a process whose peers do not answer, nor SIGBUS, which a mapped file gives whose volume or memory is gone."""
 
 
 def main(arguments: list[str]) -> int:
@@ -43,9 +43,22 @@ def main(arguments: list[str]) -> int:
 
 def read(reports: Path, answered: Container[int]) -> StageError | None:
     """Return the first failure that torchrun told but those of processes (by local rank) that have answered themselves."""
+    return next((StageError(**entry["failure"]) for entry in _entries(reports) if entry["localRank"] not in answered), None)
+
+
+def signal_of(reports: Path, local_rank: int) -> str:
+    """Return the name of the signal that torchrun told to have ended a process; empty where it told of none."""
+    return next((entry.get("signal", "") for entry in _entries(reports) if entry["localRank"] == local_rank), "")
+
+
+def crash(name: str) -> dict[str, Any]:
+    """Return what a failure by that signal adds to a result: the fingerprint of a crash."""
+    return {"fingerprint": stable_hash("signal", name)} if name in CRASHES else {}
+
+
+def _entries(reports: Path) -> list[dict[str, Any]]:
     path = reports / FILE
-    told = json.loads(path.read_bytes()) if path.exists() else []
-    return next((StageError(**entry["failure"]) for entry in told if entry["localRank"] not in answered), None)
+    return json.loads(path.read_bytes()) if path.exists() else []
 
 
 def _told(error: Exception) -> dict[str, Any]:
@@ -58,12 +71,10 @@ def _death(process: Any) -> dict[str, Any]:
     who, code, log = f"the training process of local rank {process.local_rank}", process.exitcode, "its last lines are in the pod's log"
     if code < 0:
         name = SIGNALS.get(-code, f"signal {-code}")
-        failure = {"reason": "ProcessLost", "message": f"{who} was ended by {name} before it told anything; {log}"}
-        if name in CRASHES:
-            failure["details"] = {"fingerprint": stable_hash("signal", name)}
-    else:
-        message = f"{who} ended with exit code {code} before it told anything: a module that cannot be imported, or a library that ends it; {log}"
-        failure = {"reason": "InternalError", "message": message, "details": {"fingerprint": stable_hash("exit code", str(code))}}
+        failure = {"reason": "ProcessLost", "message": f"{who} was ended by {name} before it told anything; {log}", "details": crash(name)}
+        return {"localRank": process.local_rank, "failure": failure, "signal": name}
+    message = f"{who} ended with exit code {code} before it told anything: a module that cannot be imported, or a library that ends it; {log}"
+    failure = {"reason": "InternalError", "message": message, "details": {"fingerprint": stable_hash("exit code", str(code))}}
     return {"localRank": process.local_rank, "failure": failure}
 
 

@@ -233,14 +233,13 @@ class Launcher:
             return StageError("Interrupted", "stopped by SIGTERM before the training processes could save a checkpoint")
         log = "its last lines are in the pod's log"
         lost = self.ward.first_lost()
-        told = agent.read(self.reports, {rank for rank in range(len(self.ward.patients)) if outcome_path(self.reports, rank).exists()})
         if lost:
-            rank, step = lost
-            details = {} if step is None else {"step": step}
-            message = f"the training process of rank {rank} was killed or crashed without a word (out of memory, a signal, a native library); {log}"
-            if told and told.reason == "ProcessLost":
-                message, details = told.message, details | told.details
-            return StageError("ProcessLost", message, details)
+            local_rank, step = lost
+            name = agent.signal_of(self.reports, local_rank)
+            how = f"was ended by {name}" if name else "was killed or crashed"
+            message = f"the training process of {self.ward.name(local_rank)} {how} without a word (out of memory, a signal, a native library); {log}"
+            return StageError("ProcessLost", message, ({} if step is None else {"step": step}) | agent.crash(name))
+        told = agent.read(self.reports, {rank for rank in range(len(self.ward.patients)) if outcome_path(self.reports, rank).exists()})
         if told and told.reason == "PeerUnavailable":
             # torchrun starts its workers when all nodes have met; the first pod's name is there before its image is.
             message = f"no training process began here: another pod of the attempt did not come within {rendezvous_seconds()} s; {log}"

@@ -49,13 +49,30 @@ def outcome_path(reports: Path, local_rank: int) -> Path:
     return reports / f"outcome-{local_rank:04d}.json"
 
 
+def step_path(reports: Path, local_rank: int) -> Path:
+    """Return where it tells the last step that it completed, from when it trains."""
+    return path_for(reports, local_rank).with_suffix(".step")
+
+
 class Vitals:
-    """A training process's side: what it is doing, written by a thread."""
+    """A training process's side: what it is doing, written by a thread; but the step at once, so that a crash is known by its own."""
 
     def __init__(self) -> None:
-        self.step = 0
-        self.first_step = 0
+        self._step = self.first_step = 0
+        self._mark: int | None = None
         self.phase = "starting"
+
+    @property
+    def step(self) -> int:
+        """The last step completed."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        if self._mark is not None:
+            with suppress(OSError):
+                os.pwrite(self._mark, f"{step:20}".encode(), 0)
 
     def begin(self, step: int) -> None:
         """Training begins, from the checkpoint of this step; 0: from none."""
@@ -68,7 +85,9 @@ class Vitals:
         return {} if self.phase == "starting" else {"step": self.step, "resumedFromStep": self.first_step}
 
     def start(self, path: Path) -> None:
-        """Begin to write to `path`."""
+        """Begin to write to `path`, and the step beside it."""
+        with suppress(OSError):
+            self._mark = os.open(path.with_suffix(".step"), os.O_WRONLY | os.O_CREAT)
         threading.Thread(target=self._run, args=(path,), name="vitals", daemon=True).start()
 
     def _run(self, path: Path) -> None:
@@ -106,11 +125,6 @@ class Patient:
     idle_seconds: float = 0.0
     silent_seconds: float = 0.0
     lost_at: float = 0.0
-
-    @property
-    def step(self) -> int | None:
-        """The last step it completed, once it has been training."""
-        return None if self.told.get("phase") in (None, "starting") else self.told["step"]
 
     @property
     def waits_for_others(self) -> bool:
@@ -172,7 +186,7 @@ class Ward:
             patient.idle_seconds, patient.cpu_seconds = 0.0, cpu_seconds
 
     def _diagnosis(self, local_rank: int, patient: Patient) -> StageError:
-        who = f"rank {self._first_rank + local_rank} in pod {socket.gethostname()}"
+        who = self.name(local_rank)
         where = patient.told["stack"]
         print(f"{who} hangs; its stack when it last spoke:\n" + "\n".join(where), flush=True)
         stopped = _is_stopped(patient.told["pid"])
@@ -184,9 +198,18 @@ class Ward:
         return StageError("Hung", message, patient.told["place"] | known)
 
     def first_lost(self) -> tuple[int, int | None] | None:
-        """Return rank and last step of the process that was first seen to have ended without an outcome, if one was."""
-        lost = [(patient.lost_at, rank, patient.step) for rank, patient in enumerate(self.patients) if patient.lost_at]
-        return (self._first_rank + min(lost)[1], min(lost)[2]) if lost else None
+        """Return local rank and last step (None before training) of the process that was first seen to have ended without an outcome."""
+        lost = [(patient.lost_at, local_rank) for local_rank, patient in enumerate(self.patients) if patient.lost_at]
+        if not lost:
+            return None
+        local_rank = min(lost)[1]
+        mark = step_path(self._reports, local_rank)
+        told = mark.read_text().strip() if mark.exists() else ""
+        return local_rank, int(told) if told else None
+
+    def name(self, local_rank: int) -> str:
+        """Return what a process of this node is called in messages."""
+        return f"rank {self._first_rank + local_rank} in pod {socket.gethostname()}"
 
     def kill(self) -> None:
         """Kill every process: one that is stopped heeds no other signal."""

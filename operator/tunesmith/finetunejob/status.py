@@ -39,8 +39,9 @@ def status(observed: Observed) -> dict[str, Any]:
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
     facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
     progress = _progress(observed, ledger)
-    # With the progress and not oftener: a report by itself is worth no write.
-    reported = None if progress == observed.recorded.get("progress") else _reported_checkpoint(observed)
+    # With what is written anyway and not oftener: a report by itself is worth no write.
+    written = progress != observed.recorded.get("progress") or facts["attempts"] != observed.recorded.get("attempts", [])
+    reported = _reported_checkpoint(observed) if written else None
     facts |= _optional("lastCheckpoint", _told_checkpoint(ledger) or reported or observed.recorded.get("lastCheckpoint")) | _optional(
         "progress", progress
     )

@@ -79,6 +79,20 @@ def test_a_checkpoint_that_was_only_reported_is_paid_when_an_attempt_tells_of_it
     assert life.status["gpuSeconds"] == seconds(useful=80, queued=10, lost=20)
 
 
+def test_steps_are_paid_once_however_many_attempts_come_and_go_between_two_that_tell() -> None:
+    life = training()
+    saved = refusal("Train", 75, "Interrupted", outcome="Interrupted", globalStep=1000, resumedFromStep=0, checkpoint=checkpoint(1, 1000))
+    life.later(5000).end("Train", saved | {"trainRuntimeSeconds": 5000}).step()
+    for attempt in range(2, 24):
+        life.later(3600).step()
+        life.run("Train").step()
+        life.end("Train", refusal("Train", 69, "StoreUnavailable", attempt=attempt)).step()
+    life.later(3600).step()
+    life.run("Train").step()
+    life.later(1000).end("Train", told(1100, 1000, 500, attempt=24)).step()
+    assert life.status["gpuSeconds"]["useful"] == GPUS * (5000 + 500)
+
+
 def test_an_interrupted_attempt_keeps_its_steps_and_the_next_is_paid_for_its_own_only() -> None:
     life = training()
     saved = refusal(
