@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,8 @@ class Entry:
 
     @property
     def cut_off(self) -> bool:
-        """Whether nobody knows if it was done: its sender was killed while the server worked on it."""
-        return self.code == 504
+        """Whether it may have been done all the same: the server gave up, mostly since whoever asked was gone."""
+        return self.code == 504 and self.ours and not self.subresource
 
     def __str__(self) -> str:
         path = "/".join(part for part in (self.resource, self.name, self.subresource) if part)
@@ -66,6 +67,7 @@ class AuditLog:
     """Follows the log from now on and sorts its writes by namespace."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._log = path.open("rb")
         self._log.seek(0, 2)
         self._rest = b""
@@ -77,6 +79,8 @@ class AuditLog:
 
     def take(self, namespace: str) -> list[Entry]:
         """The writes in that namespace since the last call for it."""
+        if os.fstat(self._log.fileno()).st_ino != self._path.stat().st_ino:
+            raise RuntimeError(f"{self._path} has been rotated: what was written after that would be missed")
         *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
         for line in lines:
             # Most lines are reads and other controllers' doings: not worth a parse.

@@ -241,20 +241,28 @@ class Cluster:
         """Pull a node's cable: it and its pods go on, and nobody hears of them."""
         node = self.node(index)
         run("ip", "link", "set", node.link, "down")
+        nodes.route_services(self.processes, [other for other in self.nodes() if other != node])
         report(f"disconnected {node.name}; Kubernetes notices after about 50 s")
 
     def connect_node(self, index: int, report: tools.Report) -> None:
         """Plug a disconnected node's cable in again, and wait until it is Ready."""
         node = self.node(index)
-        before = self._heartbeat(node)
+        before = self._renewal(node)
         run("ip", "link", "set", node.link, "up")
-        wait_until(lambda: self._heartbeat(node) != before, f"a heartbeat of {node.name}", 120, 0.2)
+        nodes.route_services(self.processes, self.nodes())
+        # Not its heartbeat: that of a node which Kubernetes has not missed yet comes every five minutes.
+        wait_until(lambda: self._renewal(node) != before, f"{node.name} to renew its Lease", 120, 0.2)
         self.wait_node(node)
         report(f"node {node.name} Ready")
 
     def _heartbeat(self, node: Node) -> str:
-        template = "{.status.conditions[?(@.type=='Ready')].lastHeartbeatTime}"
-        command = ["get", "node", node.name, "--ignore-not-found", f"--output=jsonpath={template}"]
+        return self._read("{.status.conditions[?(@.type=='Ready')].lastHeartbeatTime}", "node", node.name)
+
+    def _renewal(self, node: Node) -> str:
+        return self._read("{.spec.renewTime}", "lease", node.name, "--namespace=kube-node-lease")
+
+    def _read(self, template: str, *what: str) -> str:
+        command = ["get", *what, "--ignore-not-found", f"--output=jsonpath={template}"]
         result = subprocess.run([*self.kubectl_command(), *command], capture_output=True, text=True)
         return result.stdout
 

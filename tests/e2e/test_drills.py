@@ -58,7 +58,9 @@ def exhaust(trial: Trial) -> None:
 
 def stop_node(trial: Trial) -> None:
     """One node stops; it comes back when the next attempt has the other one and waits for it."""
-    wait_until(lambda: follow.is_true(trial.reference.get(), "Finished"), "the end of the undisturbed run", PATIENCE, 1)
+    reference = trial.reference
+    assert reference
+    wait_until(lambda: follow.is_true(reference.get(), "Finished"), "the end of the undisturbed run", PATIENCE, 1)
     kept, lost = nodes_kept_and_lost(trial.kube)
     cluster, began = Cluster(), time.monotonic()
 
@@ -114,20 +116,22 @@ def trial(stack: Stack, kube: Kube) -> Iterator[Trial]:
     upload_inputs(kube)
     # Names of their own: a run whose files are there is adopted, not trained again.
     mark = uuid.uuid4().hex[:6]
-    made = Trial(Run(kube, f"drilled-{mark}"), Run(kube, f"undisturbed-{mark}"))
+    run, reference = (Run(kube, f"{name}-{mark}") for name in ("drilled", "undisturbed"))
+    made = Trial(run, reference)
     wait_until(lambda: made.run.reached() > 0, "a first step", PATIENCE, 1)
     made.seen["token"] = made.run.token(1)
     for name, drill in DRILLS.items():
         made.drill(name, drill.fault)
     made.status = made.run.finish(PATIENCE)
     yield made
-    kube.run("delete", "finetunejob", made.run.name, made.reference.name)
+    kube.run("delete", "finetunejob", run.name, reference.name)
     kube.run("wait", f"pod/{seed.LOADER}", "--for=condition=Ready", "--timeout=120s")
 
 
 def test_it_succeeds_and_each_steps_loss_is_that_of_a_run_without_faults(trial: Trial) -> None:
     assert follow.condition({"status": trial.status}, "Succeeded")["status"] == "True", trial.status
     assert [step for step, _ in trial.run.curve()] == list(range(1, STEPS + 1))
+    assert trial.reference
     assert dict(trial.run.curve()) == pytest.approx(dict(trial.reference.curve()), abs=TOLERANCE)
 
 

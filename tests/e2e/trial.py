@@ -22,19 +22,20 @@ PATIENCE = 300
 
 @dataclass
 class End:
-    """How an attempt that was drilled ended, and where the next one went on."""
+    """How an attempt that was drilled ended, and where the next one that trained went on."""
 
     attempt: int
     reached: int
     """The last step that it made."""
     resumed: int
-    """The step that the next attempt started from."""
+    """The step that it started from."""
 
 
 class Trial:
-    """A run, what each drill did to it, and the same run without any."""
+    """A run, and what each drill did to it."""
 
-    def __init__(self, run: Run, reference: Run) -> None:
+    def __init__(self, run: Run, reference: Run | None = None) -> None:
+        """`reference`: the same run without any, where one trains beside it."""
         self.run, self.reference, self.kube = run, reference, run.kube
         self.attempt = 1
         self.ends: dict[str, End] = {}

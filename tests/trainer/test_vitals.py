@@ -17,8 +17,8 @@ import sys, time
 from pathlib import Path
 from tunesmith_trainer.vitals import Vitals
 own = Vitals()
-own.begin(7)
 own.start(Path(sys.argv[1]))
+own.begin(7)
 def compute():
     while True:
         pass
@@ -129,8 +129,8 @@ def test_a_process_that_is_gone_without_an_outcome_is_the_one_that_was_lost(ward
     process.kill()
     process.wait()
     assert watch(ward, 0.5) is None
-    rank, step = ward.first_lost()
-    assert rank == 2
+    local_rank, step = ward.first_lost()
+    assert (local_rank, ward.name(local_rank).split(" in pod ")[0]) == (0, "rank 2")
     assert step >= 7
 
 

@@ -194,7 +194,19 @@ def test_a_write_that_was_refused_or_made_again_to_no_effect_is_no_complaint() -
 def test_a_write_whose_sender_was_killed_before_the_answer_may_have_been_done() -> None:
     cut = (entry(JOB, 504), entry(Write("delete", "configmaps", "old", ""), 504))
     assert complaints(lived(*cut), REFERENCE) == []
+    others = (entry(JOB, 504, agent="kube-controller-manager/1"), entry(Write("update", "configmaps", "old", ""), 504))
+    assert len(complaints(lived(*others), REFERENCE)) == 2
     assert complaints(lived(*cut, *REFERENCE.entries, entry(JOB, 201)), REFERENCE) == [f"jobs/{JOB.name} was created 2 times, not 1"]
+
+
+def test_a_log_that_was_rotated_is_not_read_as_if_nothing_had_been_written(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    path.write_text("")
+    with closing(AuditLog(path)) as log:
+        path.rename(tmp_path / "audit-1.log")
+        path.write_text("")
+        with pytest.raises(RuntimeError, match="rotated"):
+            log.take("lane")
 
 
 def job(uid: str, number: int, image: str = "trainer:1") -> dict[str, object]:
