@@ -33,7 +33,11 @@ EXHAUST = (
     + """
 (worker,) = workers
 def ended():
-    return open(f"/proc/{worker}/stat").read().rpartition(")")[2].split()[0] == "Z"
+    # torchrun may have waited for it before it is seen to be a zombie.
+    try:
+        return open(f"/proc/{worker}/stat").read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 open(f"/proc/{worker}/oom_score_adj", "w").write("1000")
 hogs = []
 while not ended() and len(hogs) < 64:
