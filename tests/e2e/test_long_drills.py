@@ -18,7 +18,7 @@ from dev.demo.kube import Kube, Object
 from dev.demo.stack import Stack
 from tests.e2e.conftest import say
 from tests.e2e.drilling import EVERY, Run, spec, upload_inputs
-from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, kill, nodes_kept_and_lost, suspend
+from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, nodes_kept_and_lost, suspend, train_attempts
 
 STEPS, FEW_STEPS = 500, 200
 """So many that a training outlasts what is done to it. At a constant rate the first losses are those of a shorter one."""
@@ -79,7 +79,7 @@ def test_a_sharded_training_goes_on_with_fewer_nodes_and_with_all_again(
         trial.drill("node disconnected", lambda _: cluster.disconnect_node(lost, say), hops=2)
     finally:
         cluster.connect_node(lost, say)
-    trial.drill("pod deleted", lambda _: kube.run("delete", "pod", run.pod_name(trial.attempt, 0), "--wait=false"))
+    trial.drill("pod deleted", delete)
     trial.status = run.finish(2 * PATIENCE)
     told = [(entry["nodes"], entry["gradientAccumulationSteps"]) for entry in trial.attempts()]
     assert told == [(2, 4), (2, 4), (2, 4), (2, 4), (1, 8), (2, 4)]
@@ -111,7 +111,7 @@ def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, 
     say(f"it saved up to step {before} before it was cut off, and {written} until it was given up")
     assert written > before
     status = run.finish(PATIENCE)
-    assert [(entry["reason"], entry["free"]) for entry in status["attempts"] if entry["stage"] == "Train"] == [
+    assert [(entry["reason"], entry["free"]) for entry in train_attempts(status)] == [
         ("Disrupted", True),
         ("Succeeded", False),
     ]
@@ -134,7 +134,7 @@ def test_suspended_and_resumed_ten_times_it_loses_no_step(start: Start, undistur
         say(f"suspension {number} at step {reached}")
         assert run.curve()[resumed][0] == reached + 1
     status = run.finish(2 * PATIENCE)
-    attempts = [entry for entry in status["attempts"] if entry["stage"] == "Train"]
+    attempts = train_attempts(status)
     assert [entry["outcome"] for entry in attempts] == ["Failed"] * SUSPENSIONS + ["Succeeded"]
     assert {entry["free"] for entry in attempts[:-1]} == {True}
     assert status.get("retriesSpent", 0) == 0

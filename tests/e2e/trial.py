@@ -61,7 +61,7 @@ class Trial:
 
     def attempts(self) -> list[Any]:
         """What the status tells of the attempts at Train, once the run is over."""
-        return [entry for entry in self.status["attempts"] if entry["stage"] == "Train"]
+        return train_attempts(self.status)
 
     def wait_end(self, why: str) -> None:
         """Wait until the status tells how the attempt ended."""
@@ -86,6 +86,11 @@ def suspend(trial: Trial) -> None:
     phases = [pod["status"]["phase"] for pod in trial.run.pods(trial.attempt).values()]
     trial.seen["phases when suspended"] = phases
     trial.run.suspend(False)
+
+
+def train_attempts(status: Object) -> list[Any]:
+    """The attempts at Train that a status tells of."""
+    return [entry for entry in status["attempts"] if entry["stage"] == "Train"]
 
 
 def nodes_kept_and_lost(kube: Kube) -> tuple[int, int]:

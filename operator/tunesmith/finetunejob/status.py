@@ -103,7 +103,7 @@ def _reported_checkpoint(observed: Observed) -> Any:
     For people, and no more: what an attempt goes on from it finds on the volume, and what is finalized is what the last one told.
     """
     report = observed.progress or {}
-    step = next((metric["value"] for metric in report.get("metrics", ()) if metric["name"] == CHECKPOINT_METRIC), "")
+    step = _metric(report, CHECKPOINT_METRIC)
     if not (step.isdecimal() and step.isascii() and len(step) <= STEP_DIGITS):
         return None
     told = (pod for pod in observed.of_kind("Pod") if pod["metadata"].get("uid") == report.get("podUID"))
@@ -137,7 +137,7 @@ def _is_current(report: Mapping[str, Any], observed: Observed) -> bool:
 
 def _left(last: Mapping[str, Any], before: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None, observed: Observed) -> Any:
     """What is shown while nobody trains: the last report, which may have come too soon to be written, but no less than the checkpoint holds."""
-    total = next((metric["value"] for metric in last.get("metrics", ()) if metric["name"] == "total_steps"), "")
+    total = _metric(last, "total_steps")
     saved = min(100, checkpoint["step"] * 100 // int(total)) if checkpoint and total.isdecimal() and int(total) else 0
     done = last.get("progressPercentage", 0)
     if before and max(done, saved) == before.get("progressPercentage", 0):
@@ -145,6 +145,11 @@ def _left(last: Mapping[str, Any], before: Mapping[str, Any] | None, checkpoint:
     # How long the rest takes was told from where the report was made.
     ahead = {"progressPercentage": saved, "estimatedRemainingSeconds": None} if saved > done else {}
     return _shown({**last, **ahead}, observed)
+
+
+def _metric(report: Mapping[str, Any], name: str) -> str:
+    """A metric's value; empty if the report has none of that name."""
+    return next((metric["value"] for metric in report.get("metrics", ()) if metric["name"] == name), "")
 
 
 def _shown(report: Mapping[str, Any], observed: Observed) -> dict[str, Any]:
