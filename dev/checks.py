@@ -10,9 +10,12 @@ One heavy part at a time: the parts never overlap. A part that fails does not st
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +45,7 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "types": ("operator", {}, [["-m", "mypy"]]),
     "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
     # Two at a time, each with a control plane of its own: more than half of the time such tests wait.
-    "integration": ("operator", {}, [[*PYTEST, "--numprocesses=2", "--dist=loadfile", "tests/integration"]]),
+    "integration": ("operator", {}, [[*PYTEST, "-ofaulthandler_timeout=1000", "--numprocesses=2", "--dist=loadfile", "tests/integration"]]),
     "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
@@ -69,6 +72,10 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
 }
 
 
+LIMITS: dict[str, float] = {"build": 2700, "unit": 600, "integration": 1500, "trainer": 1500, "serving": 900, "e2e": 2400, "down": 600}
+"""Seconds that a part of `make test` may take, with nothing cached: what hangs must not keep the others, and the table, from being seen."""
+
+
 def python(environment: str) -> str:
     """Path of the environment's interpreter; builds the environment if it is not there."""
     if environment == HOST:
@@ -84,8 +91,32 @@ def run(part: str) -> bool:
     good = True
     for arguments in commands:
         print(f"\n== {part}: python {' '.join(arguments)}", flush=True)
-        good &= subprocess.run([interpreter, *arguments], cwd=ROOT, env=os.environ | variables).returncode == 0
+        good &= run_within(LIMITS.get(part), [interpreter, *arguments], os.environ | variables) == 0
     return good
+
+
+def run_within(limit: float | None, command: Sequence[str], environment: Mapping[str, str], grace: float = 60) -> int:
+    """Run a command for at most so many seconds and return its exit status: then it is interrupted, and killed with all it started."""
+    # In a group of its own, so that what hangs below it goes with it.
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        print(f"this has run for {limit:.0f} s and is ended now", file=sys.stderr, flush=True)
+        return _interrupt(process, grace)
+    except KeyboardInterrupt:
+        _interrupt(process, grace)
+        raise
+
+
+def _interrupt(process: subprocess.Popen[bytes], grace: float) -> int:
+    """Let it tell what it knows, which pytest does; then end it."""
+    os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(grace)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait() or 1
 
 
 def main(parts: list[str]) -> int:

@@ -17,10 +17,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from dev.bench.lane import Lane, Lived, complaints
 from dev.bench.nursery import Nursery
@@ -29,8 +30,12 @@ from dev.bench.trail import AuditLog
 from dev.bench.view import View
 from dev.cluster.controlplane import ControlPlane
 
+T = TypeVar("T")
+
 TRIES = 3
 """Lives until a plan whose write did not come up counts as failed: not every life takes the same number of status writes."""
+ENOUGH = 12
+"""Failures after which no further plan is tried: each takes as long as a life may wait, and something is wrong with all."""
 WHOLE = 300
 """A whole run has no fewer plans: else the life has become too short, or its writes are no longer seen."""
 FLAGS = ("--kube-api-qps=1000", "--kube-api-burst=1000", "--concurrent-gc-syncs=20")
@@ -95,7 +100,7 @@ class Campaign:
             lanes = [self._lane() for _ in range(self._options.lanes)]
             for lane in lanes:
                 await stack.enter_async_context(lane)
-            lived = await asyncio.gather(*(lane.live(None) for lane in lanes))
+            lived = await _together(lane.live(None) for lane in lanes)
             self._reference = lived[0]
             self._compare_references(lived)
             if not self._report.failures:
@@ -104,7 +109,11 @@ class Campaign:
                 self._say(
                     f"reference: {self._reference.seconds:.1f} s, {self._report.writes} writes; {len(self._todo)} plans, seed {self._options.seed}"
                 )
-                await asyncio.gather(*(self._work(stack, lane) for lane in lanes[: len(self._todo)]), self._tell(begun, len(self._todo)))
+                telling = asyncio.create_task(self._tell(begun, len(self._todo)))
+                try:
+                    await _together(self._work(stack, lane) for lane in lanes[: len(self._todo)])
+                finally:
+                    telling.cancel()
                 start = begun
         self._report.seconds = time.monotonic() - start
         return self._report
@@ -127,7 +136,7 @@ class Campaign:
         return deque((plan, 1) for plan in chosen[: self._options.sample])
 
     async def _work(self, stack: AsyncExitStack, lane: Lane) -> None:
-        while self._todo:
+        while self._todo and len(self._report.failures) < ENOUGH:
             plan, number = self._todo.popleft()
             lived = await lane.live(plan)
             self._report.lives.append(lived.seconds)
@@ -150,12 +159,16 @@ class Campaign:
 
     async def _tell(self, begun: float, total: int) -> None:
         """Say every now and then how far it is."""
-        told = begun
-        while self._report.plans < total:
-            await asyncio.sleep(0.5)
-            if time.monotonic() - told > 15:
-                told = time.monotonic()
-                self._say(f"{self._report.plans} of {total} plans, {len(self._report.failures)} failed, {told - begun:.0f} s")
+        while True:
+            await asyncio.sleep(15)
+            self._say(f"{self._report.plans} of {total} plans, {len(self._report.failures)} failed, {time.monotonic() - begun:.0f} s")
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do all at the same time; what one raises ends the others, which would go on in lanes that are taken away."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in works]
+    return [task.result() for task in tasks]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import aiohttp
+
 from dev.bench.life import Life
 from dev.bench.nursery import Nursery
 from dev.bench.plans import Plan, Saboteur
@@ -113,8 +115,8 @@ class Lane:
         start, error, life = time.monotonic(), "", Life(self._view, self.namespace)
         try:
             await life.run()
-        except (GaveUp, ExceptionGroup) as failure:
-            error = str(failure)
+        except (GaveUp, aiohttp.ClientError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
         # The log is written when a request is done with, which its client may know first.
         await asyncio.sleep(0.2)
         seconds = time.monotonic() - start

@@ -3,8 +3,8 @@
 Half of the work of a short life would otherwise be Python's imports. What is forked runs `python -m tunesmith` unchanged, in a
 process of its own, with its own environment; only `prepare` may change it first (shorter waits, a defect to be found).
 
-It takes one JSON object a line, `{environment, log, prepare}`, and answers each with the process's id; `{ended, status}` follows
-when a process has ended. Its own end is the end of all that it started.
+It takes one JSON object a line, `{order, environment, log, prepare}`, and answers each with `{order, started}`, the process's id;
+`{ended, status}` follows when a process has ended. Its own end is the end of all that it started.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -20,6 +21,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,9 +38,9 @@ class Nursery:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "operator")))}
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(sys.executable, "-m", "dev.bench.nursery", stdin=pipe, stdout=pipe, env=environment)
-        self._started: asyncio.Queue[int] = asyncio.Queue()
+        self._orders = itertools.count()
+        self._started: dict[int, asyncio.Future[int]] = {}
         self._ended: dict[int, asyncio.Future[int]] = {}
-        self._starting = asyncio.Lock()
         self._reader = asyncio.create_task(self._read())
         return self
 
@@ -51,10 +53,17 @@ class Nursery:
     async def start(self, environment: Mapping[str, str], log: Path, prepare: Sequence[str] = ()) -> int:
         """Start an operator; `prepare` names functions (`module:name`) that it calls before its own main. Returns its process id."""
         assert self._process.stdin
-        order = {"environment": dict(environment), "log": str(log), "prepare": list(prepare)}
-        async with self._starting:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            return await self._started.get()
+        if self._reader.done():
+            raise RuntimeError("the nursery has ended")
+        number = next(self._orders)
+        order = {"order": number, "environment": dict(environment), "log": str(log), "prepare": list(prepare)}
+        started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._started[number] = started
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        try:
+            return await started
+        finally:
+            del self._started[number]
 
     def ended(self, pid: int) -> asyncio.Future[int]:
         """Its exit status, or the negative number of the signal that ended it, once it has ended."""
@@ -63,17 +72,28 @@ class Nursery:
     def kill(self, pid: int) -> None:
         """Send it SIGKILL, unless it has ended."""
         if not self._ended[pid].done():
-            os.kill(pid, signal.SIGKILL)
+            # It may have ended a moment ago.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def _read(self) -> None:
         assert self._process.stdout
-        async for line in self._process.stdout:
-            told = json.loads(line)
-            if "ended" in told:
-                self._ended[told["ended"]].set_result(told["status"])
-            else:
-                self._ended[told["started"]] = asyncio.get_running_loop().create_future()
-                self._started.put_nowait(told["started"])
+        try:
+            async for line in self._process.stdout:
+                told = json.loads(line)
+                if "ended" in told:
+                    self._ended[told["ended"]].set_result(told["status"])
+                else:
+                    self._ended[told["started"]] = asyncio.get_running_loop().create_future()
+                    if started := self._started.get(told["order"]):
+                        started.set_result(told["started"])
+        finally:
+            # Nothing is told any more, for the end of the nursery or of what runs here: who waits would wait for ever.
+            for started in self._started.values():
+                started.cancel()
+            for ended in self._ended.values():
+                if not ended.done():
+                    ended.set_result(-signal.SIGKILL)
 
 
 def _serve() -> None:
@@ -123,7 +143,7 @@ def _reap(children: set[int]) -> None:
 def _fork(order: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
-        _tell(started=pid)
+        _tell(started=pid, order=order["order"])
         return pid
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

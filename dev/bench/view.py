@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -63,7 +63,7 @@ class Client:
         """One request: the status and the answer."""
         try:
             return await self._send(method, path, body, content_type)
-        except aiohttp.ServerDisconnectedError:
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             # The server closed a connection that it had kept open, at the moment of its next use. What is asked here may be asked twice.
             return await self._send(method, path, body, content_type)
 
@@ -105,6 +105,8 @@ class View(Client):
         await super().__aenter__()
         await self._install()
         self._watches = [asyncio.create_task(self._follow(kind)) for kind in KINDS]
+        for watch in self._watches:
+            watch.add_done_callback(self._wake)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -133,6 +135,7 @@ class View(Client):
         try:
             async with asyncio.timeout(patience):
                 while not (found := look()):
+                    self._check()
                     self._changed[namespace].clear()
                     await self._changed[namespace].wait()
                 return found
@@ -152,8 +155,11 @@ class View(Client):
 
     async def _follow(self, kind: str) -> None:
         """List and watch, again and again: the server ends a watch after a while."""
+        path = RESOURCES[kind].path()
         while True:
-            _, listed = await self.send("GET", RESOURCES[kind].path())
+            code, listed = await self.send("GET", path)
+            if code != 200:
+                raise GaveUp(f"GET {path}: {code} {listed.get('message')}")
             gone = list(self._objects[kind].values())
             for item in listed["items"]:
                 self._take(kind, "MODIFIED", item)
@@ -161,11 +167,24 @@ class View(Client):
             for item in gone:
                 if item["metadata"]["uid"] not in present:
                     self._take(kind, "DELETED", item)
-            async with aclosing(self.watch(RESOURCES[kind].path(), resourceVersion=listed["metadata"]["resourceVersion"])) as events:
-                async for event in events:
-                    if event["type"] == "ERROR":
-                        break
-                    self._take(kind, event["type"], event["object"])
+            # A stream that breaks off is one that has ended.
+            with suppress(aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                async with aclosing(self.watch(path, resourceVersion=listed["metadata"]["resourceVersion"])) as events:
+                    async for event in events:
+                        if event["type"] == "ERROR":
+                            break
+                        self._take(kind, event["type"], event["object"])
+
+    def _wake(self, _: asyncio.Task[None]) -> None:
+        """Let all who wait see that a watch is no more."""
+        for changed in self._changed.values():
+            changed.set()
+
+    def _check(self) -> None:
+        """What is known must be kept up to date, or nothing that is waited for would come."""
+        for watch in self._watches:
+            if watch.done():
+                raise RuntimeError("a watch of the view has ended") from (None if watch.cancelled() else watch.exception())
 
     def _take(self, kind: str, event: str, obj: Object) -> None:
         metadata: Mapping[str, Any] = obj["metadata"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 from dev import checks
 from dev.cluster import preflight
 from dev.cluster.errors import ClusterError
+from dev.cluster.processes import is_running, wait_until
 from dev.demo import stack
 
 
@@ -28,6 +33,29 @@ def test_where_the_machine_lacks_something_nothing_else_is_started(ran: list[str
 def test_another_part_that_fails_does_not_stop_the_next(ran: list[str]) -> None:
     assert checks.main(["lint", "unit"]) == 1
     assert ran == ["lint", "unit"]
+
+
+HANGS = """
+import pathlib, signal, subprocess, sys, time
+mark = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGINT, lambda *_: mark.with_name("interrupted").touch())
+child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"])
+mark.write_text(str(child.pid))
+while True:
+    time.sleep(600)
+"""
+
+
+def test_a_part_that_hangs_is_interrupted_and_then_killed_with_all_it_started(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "child"
+    assert checks.run_within(3, [sys.executable, "-c", HANGS, str(mark)], os.environ, grace=1) != 0
+    assert (tmp_path / "interrupted").exists()
+    wait_until(lambda: not is_running(int(mark.read_text())), "its child to be gone", 10)
+    assert "has run for 3 s and is ended" in capfd.readouterr().err
+
+
+def test_a_part_that_ends_in_its_time_tells_its_own_status() -> None:
+    assert checks.run_within(60, [sys.executable, "-c", "raise SystemExit(3)"], os.environ) == 3
 
 
 @pytest.mark.parametrize("missing", ["root", "Go", "memory", "disk"])
