@@ -15,7 +15,7 @@ from dev.demo.kube import Kube, Object, ours
 from dev.rows import WORDS, write_rows
 from tests.e2e.tiny import make_model
 
-STEPS, EVERY = 200, 10
+STEPS, EVERY = 220, 10
 CANARY = "canary-6d20c1"
 """In a row, and never to be told."""
 _WORKERS = """
@@ -51,6 +51,30 @@ while not ended() and len(hogs) < 64:
 """
 )
 """Memory is taken until the kernel ends the training process, as if that had asked for too much."""
+KILL_IN_SAVE = (
+    _WORKERS
+    + """
+import glob, sys
+def unfinished():
+    return [path for path in glob.glob(sys.argv[1]) if not os.path.exists(path + "/manifest.json")]
+def tell(number):
+    for pid in workers:
+        os.kill(pid, number)
+deadline = time.monotonic() + 120
+while True:
+    if unfinished():
+        # Standing still, they cannot end it between the look and the blow.
+        tell(signal.SIGSTOP)
+        if unfinished():
+            break
+        tell(signal.SIGCONT)
+    assert time.monotonic() < deadline, "no save was met"
+    time.sleep(0.0005)
+tell(signal.SIGKILL)
+print(unfinished()[0].rpartition("-")[2])
+"""
+)
+"""They are killed while a checkpoint below the argument (a pattern) has not got its manifest yet; its step is printed."""
 TERMINATE = "import os; os.kill(1, 15)"
 """SIGTERM to the pod's process 1, as the kubelet sends it."""
 
@@ -89,6 +113,7 @@ def spec(parallelism: Object | None = None, **training: Any) -> Object:
         "parallelism": parallelism or {"nodes": 2, "ddp": {}},
         "checkpoints": {"everySteps": EVERY, "keep": 3, "gracePeriodSeconds": 30},
         "resources": {"cpu": "300m", "memory": "3Gi"},
+        "retries": 6,
         "output": {"uri": "pvc://models/drills"},
     }
 
@@ -96,9 +121,11 @@ def spec(parallelism: Object | None = None, **training: Any) -> Object:
 class Run:
     """A FineTuneJob and its files, which are read where the development cluster keeps its volumes: exec is slow, and the node may be away."""
 
-    def __init__(self, kube: Kube, name: str, wanted: Object | None = None) -> None:
+    def __init__(self, kube: Kube, name: str, wanted: Object | None = None, models: Path | None = None) -> None:
+        """`models`: where the files of the claim that it writes to are seen from here; by default where the cluster keeps `models`."""
         self.kube = kube
         self.name = name
+        (self.models,) = [models] if models else (paths.state_root() / "volumes").glob(f"*_{kube.namespace}_models")
         kube.apply(ours("FineTuneJob", name, wanted or spec()))
 
     def get(self) -> Object:
@@ -125,9 +152,9 @@ class Run:
         name: str = self.pods(attempt)[index]["metadata"]["name"]
         return name
 
-    def run_in(self, attempt: int, index: int, program: str) -> None:
-        """Run a Python program in a training pod."""
-        self.kube.run("exec", self.pod_name(attempt, index), "--", "python3", "-c", program)
+    def run_in(self, attempt: int, index: int, program: str, *arguments: str) -> str:
+        """Run a Python program in a training pod; what it prints."""
+        return self.kube.run("exec", self.pod_name(attempt, index), "--", "python3", "-c", program, *arguments)
 
     def token(self, attempt: int) -> str:
         """The secret of a training pod: what it shows when it reports its progress."""
@@ -135,7 +162,7 @@ class Run:
 
     def files(self, pattern: str) -> list[Path]:
         """Files of the run."""
-        return list((paths.state_root() / "volumes").glob(f"*_{self.kube.namespace}_models/drills/{self.kube.namespace}/{self.name}/*/{pattern}"))
+        return list(self.models.glob(f"drills/{self.kube.namespace}/{self.name}/*/{pattern}"))
 
     def lines(self) -> list[Any]:
         """The loss curve: `step`, `loss` and `time` of each step, in the order of the file."""

@@ -33,10 +33,10 @@ class Counts:
             self.all["answered"] += 1
             self.all["streamed"] += streamed
 
-    def failed(self, kind: str, error: object) -> None:
-        """One more was not."""
+    def failed(self, kind: str, connected: float, error: object) -> None:
+        """One more was not: when, of which client, on a connection made when, and why."""
         with self.lock:
-            self.all[kind].append([round(time.time(), 1), f"{threading.current_thread().name}: {error!r}"])
+            self.all[kind].append([time.time(), threading.current_thread().name, connected, repr(error)])
 
     def write(self) -> None:
         """Show the counts, never half of them."""
@@ -65,7 +65,7 @@ def ask(client: http.client.HTTPConnection, model: str, streamed: bool) -> None:
 
 def drive(host: str, model: str, streamed: bool, counts: Counts) -> None:
     """One request after another: streams on new connections, others on one that is kept as long as the server keeps it."""
-    client = http.client.HTTPConnection(host, 80)
+    client, connected = http.client.HTTPConnection(host, 80), 0.0
     while True:
         # As every pool of connections does before it uses one again: idle for 5 s, the server ends it.
         if client.sock is not None and select.select([client.sock], [], [], 0)[0]:
@@ -74,9 +74,10 @@ def drive(host: str, model: str, streamed: bool, counts: Counts) -> None:
             if client.sock is None:
                 client.timeout = CONNECT_SECONDS
                 client.connect()
+                connected = time.time()
                 client.sock.settimeout(ANSWER_SECONDS)
         except OSError as error:
-            counts.failed("unconnected", error)
+            counts.failed("unconnected", connected, error)
             client.close()
             time.sleep(0.2)
             continue
@@ -84,7 +85,7 @@ def drive(host: str, model: str, streamed: bool, counts: Counts) -> None:
             ask(client, model, streamed)
             counts.answered(streamed)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            counts.failed("lost", error)
+            counts.failed("lost", connected, error)
             client.close()
         if streamed:
             client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -32,16 +33,26 @@ ROLLOUT = 600
 
 
 def upload_models(kube: Kube) -> None:
-    """Put the models, one of them with half of its weights, and some text on the volume `datasets`, below `tiny`."""
+    """Put the models, one with half of its weights and one changed since its manifest, and some text on the volume `datasets`, below `tiny`."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "tiny"
         for name, number in MODELS.items():
             make_model(folder / name, number)
+        shutil.copytree(folder / "two", folder / "changed")
+        write_manifest(folder / "changed")
+        (folder / "changed/generation_config.json").write_text('{"max_new_tokens": 1}')
         shutil.copytree(folder / "one", folder / "broken")
         weights = folder / "broken/model.safetensors"
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
         write_rows(folder / "rows.jsonl", ({"text": f"one two three {number}"} for number in range(8)))
         seed.upload(kube, Path(scratch), "datasets")
+
+
+def write_manifest(folder: Path) -> None:
+    """What makes a folder an artefact (docs/contract.md): its digest is that of this file."""
+    files = sorted((path.relative_to(folder).as_posix(), path.read_bytes()) for path in folder.rglob("*") if path.is_file())
+    entries = [{"path": path, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} for path, content in files]
+    (folder / "manifest.json").write_text(json.dumps({"files": entries}, sort_keys=True, separators=(",", ":")))
 
 
 def evaluation(model: str, limit: str) -> Object:
@@ -153,7 +164,7 @@ def told(got: Object) -> str:
 
 def unreachable_seconds(got: Object) -> float:
     """From the first connection that could not be made to the last."""
-    times = [when for when, _ in got["unconnected"]]
+    times = [when for when, *_ in got["unconnected"]]
     return max(times) - min(times) if times else 0.0
 
 
@@ -161,6 +172,16 @@ def expect_no_failure(got: Object) -> None:
     """Many were answered, streams among them, and every single one in full and at the first attempt."""
     assert (got["lost"], got["unconnected"]) == ([], [])
     assert got["answered"] > 20 and got["streamed"] > 5, got
+
+
+def expect_lost_there_only(got: Object, gone: float) -> None:
+    """No client lost more than one request, and that on a connection from before a pod was `gone`: none that was made later leads there.
+
+    A client has one request under way, or a connection that is kept, which costs the next one.
+    """
+    clients = [client for _, client, _, _ in got["lost"]]
+    assert len(set(clients)) == len(clients), got["lost"]
+    assert all(connected <= gone for _, _, connected, _ in got["lost"]), (gone, got["lost"])
 
 
 def load_other_serving_image() -> str:

@@ -118,6 +118,27 @@ def test_what_a_client_asks_is_told_by_no_status_event_log_metric_or_report(kube
     assert canaries.sources(texts, canary) == []
 
 
+def test_what_the_data_say_is_told_by_no_status_event_log_or_metric_of_any_stage_and_the_report_quotes_one_row(
+    kube: Kube, chain: Objects, tmp_path: Path
+) -> None:
+    texts = canaries.told(kube)
+    for stage in ("prepare", "train", "finalize", "quantize", "evaluate", "compare"):
+        assert [source for source in texts if source.startswith(f"log of {NAME}") and f"-{stage}-" in source], stage
+    asked = {name: sentences(kube, name) for name in ("train.jsonl", "heldout.jsonl", "tasks/support_choice.jsonl")}
+    assert all(len(found) > 50 for found in asked.values())
+    every = set().union(*asked.values())
+    # A file or a resource may be called like a short answer; no sentence of this length is in them by chance.
+    assert [(source, text) for source, told in texts.items() for text in every if text in told] == []
+    report = seed.download(kube, chain["EvalRun", EVAL_RUN]["status"]["reportURI"], tmp_path).read_text()
+    assert not [text for text in asked["heldout.jsonl"] - asked["train.jsonl"] if text in report]
+
+
+def sentences(kube: Kube, name: str) -> set[str]:
+    """The long texts in a file of rows on the volume `datasets`, as they stand there (and would in a dump of the row)."""
+    rows = kube.run("exec", seed.LOADER, "--", "cat", f"/mnt/pvc/datasets/{name}")
+    return {text for text in re.findall(r'"((?:[^"\\]|\\.)*)"', rows) if len(text) > 30}
+
+
 def test_the_operator_never_restarted(kube: Kube, chain: Objects) -> None:
     pods = kube.get("pods", f"--namespace={SYSTEM}")["items"]
     assert [status["restartCount"] for pod in pods for status in pod["status"]["containerStatuses"]] == [0]

@@ -13,28 +13,22 @@ from dev.cluster.cluster import Cluster
 from dev.cluster.processes import wait_until
 from dev.demo import follow, seed
 from dev.demo.kube import Kube
-from dev.demo.stack import SYSTEM, Stack
+from dev.demo.stack import Stack
 from tests.e2e import canaries
 from tests.e2e.conftest import say
 from tests.e2e.drilling import CANARY, EVERY, EXHAUST, KILL, STEPS, STOP, Run, upload_inputs
-from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, nodes_kept_and_lost, suspend, terminate
+from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, kill_in_save, nodes_kept_and_lost, suspend, terminate, without_operator
 
 REPLACED_SECONDS = 90
 FOUND_SECONDS = 60
-OPERATOR = ("deployment/tunesmith", f"--namespace={SYSTEM}")
 
 
 def fail_unseen(trial: Trial) -> None:
     """The attempt fails while there is no operator."""
-    trial.kube.run("scale", *OPERATOR, "--replicas=0")
-    try:
-        trial.kube.run("wait", "pods", "--all", f"--namespace={SYSTEM}", "--for=delete", "--timeout=60s")
-        job = trial.run.pods(trial.attempt)[0]["metadata"]["labels"]["job-name"]
+    with without_operator(trial.kube):
         trial.run.run_in(trial.attempt, 0, KILL)
-        trial.kube.run("wait", f"job/{job}", "--for=condition=Failed", "--timeout=120s")
+        trial.wait_job_failed()
         trial.seen["told without an operator"] = trial.run.entry(trial.attempt)
-    finally:
-        trial.kube.run("scale", *OPERATOR, "--replicas=1")
 
 
 def damage(trial: Trial) -> None:
@@ -98,6 +92,7 @@ DRILLS = {
     "kill -9 of a process": Drill(kill, ("ProcessLost",), False, EVERY),
     "pod deleted": Drill(delete, ("Disrupted",), True, 0),
     "kill -9 and a damaged checkpoint": Drill(damage, ("ProcessLost",), False, 2 * EVERY),
+    "kill -9 in a save": Drill(kill_in_save, ("ProcessLost",), False, 2 * EVERY),
     "SIGTERM to one pod": Drill(terminate, ("Interrupted",), True, 0),
     "kill -9 without an operator": Drill(fail_unseen, ("ProcessLost",), False, EVERY),
     # What its pods tell is seen, or they are gone before.
@@ -171,6 +166,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trial: Trial) ->
     end, damaged = trial.ends["kill -9 and a damaged checkpoint"], trial.seen["damaged"]
     # Pods that were told to end have saved at steps of their own.
     assert damaged - EVERY <= end.resumed < damaged
+
+
+def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(trial: Trial) -> None:
+    assert trial.ends["kill -9 in a save"].resumed < trial.seen["half written"]
 
 
 def test_after_out_of_memory_each_process_takes_half_as_many_rows_at_a_time(trial: Trial) -> None:

@@ -1,4 +1,7 @@
-"""Drills that wait for minutes: a sharded training with a node less and with it again, a pod that is cut off, ten suspensions.
+"""Drills that wait for minutes.
+
+A sharded training with a node less and with it again, a pod that is cut off, ten suspensions, faults while there is no operator, a
+volume that is away and then full.
 
 make drills
 """
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +21,9 @@ from dev.demo import follow, seed
 from dev.demo.kube import Kube, Object
 from dev.demo.stack import Stack
 from tests.e2e.conftest import say
-from tests.e2e.drilling import EVERY, Run, spec, upload_inputs
-from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, nodes_kept_and_lost, suspend, train_attempts
+from tests.e2e.drilling import EVERY, EXHAUST, STOP, Run, spec, upload_inputs
+from tests.e2e.small_volume import SmallVolume
+from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, nodes_kept_and_lost, suspend, train_attempts, without_operator
 
 STEPS, FEW_STEPS = 500, 200
 """So many that a training outlasts what is done to it. At a constant rate the first losses are those of a shorter one."""
@@ -36,14 +41,15 @@ def start(stack: Stack, kube: Kube) -> Iterator[Start]:
     upload_inputs(kube)
     made: list[Run] = []
 
-    def make(name: str, parallelism: Object | None = None, **training: Any) -> Run:
+    def make(name: str, parallelism: Object | None = None, output: str = "", models: Path | None = None, **training: Any) -> Run:
+        wanted = spec(parallelism, lrSchedulerType="constant", **training)
         # A name of its own: a run whose files are there is adopted, not trained again.
-        run = Run(kube, f"{name.lower()}-{uuid.uuid4().hex[:6]}", spec(parallelism, lrSchedulerType="constant", **training))
+        run = Run(kube, f"{name.lower()}-{uuid.uuid4().hex[:6]}", wanted | ({"output": {"uri": output}} if output else {}), models)
         made.append(run)
         return run
 
     yield make
-    kube.run("delete", "finetunejob", *(run.name for run in made))
+    kube.run("delete", "finetunejob", "--ignore-not-found", *(run.name for run in made))
     kube.run("wait", f"pod/{seed.LOADER}", "--for=condition=Ready", "--timeout=120s")
 
 
@@ -139,3 +145,73 @@ def test_suspended_and_resumed_ten_times_it_loses_no_step(start: Start, undistur
     assert {entry["free"] for entry in attempts[:-1]} == {True}
     assert status.get("retriesSpent", 0) == 0
     assert_like(run, undisturbed, STEPS)
+
+
+def test_what_befell_an_attempt_while_there_was_no_operator_is_told_when_there_is_one_again(
+    start: Start, undisturbed: dict[int, float], kube: Kube
+) -> None:
+    run = start("unattended", maxSteps=STEPS)
+    trial, cluster = Trial(run), Cluster()
+    wait_until(lambda: run.reached() > 0, "a first step", PATIENCE, 0.2)
+    _, lost = nodes_kept_and_lost(kube)
+
+    def in_a_pod(program: str) -> Callable[[Trial], None]:
+        def fault(_: Trial) -> None:
+            with without_operator(kube):
+                run.run_in(trial.attempt, 1, program)
+                trial.wait_job_failed()
+
+        return fault
+
+    def stop_a_node(_: Trial) -> None:
+        with without_operator(kube):
+            cluster.stop_node(lost, say)
+            kube.run("wait", f"node/n{lost}", "--for=condition=Ready=Unknown", f"--timeout={PATIENCE}s")
+
+    trial.drill("hangs", in_a_pod(STOP))
+    trial.drill("out of memory", in_a_pod(EXHAUST))
+    try:
+        stop_a_node(trial)
+        trial.wait_end("node stopped")
+    finally:
+        cluster.start_node(lost, say)
+    trial.status = run.finish(2 * PATIENCE)
+    assert [(entry["reason"], entry["free"]) for entry in trial.attempts()] == [
+        ("Hung", True),
+        ("OutOfMemory", True),
+        ("Disrupted", True),
+        ("Succeeded", False),
+    ]
+    lost_steps = {name: end.reached - end.resumed for name, end in trial.ends.items()}
+    say(f"without an operator: steps lost {lost_steps}")
+    assert max(lost_steps.values()) <= EVERY
+    assert_like(run, undisturbed, STEPS)
+
+
+def test_a_volume_that_is_away_for_a_while_costs_nothing_and_a_full_one_an_attempt_until_there_is_room(
+    start: Start, undisturbed: dict[int, float], kube: Kube
+) -> None:
+    _, number = nodes_kept_and_lost(kube)
+    with SmallVolume(kube, Cluster(), number) as volume:
+        run = start(
+            "cramped", {"nodes": 1, "ddp": {}}, gradientAccumulationSteps=8, maxSteps=STEPS, output=f"pvc://{volume.claim}/drills", models=volume.seen
+        )
+        wait_until(lambda: run.saved(1) > 0, "a checkpoint", PATIENCE, 0.2)
+        (folder,) = {path.parents[3] for path in run.files("checkpoints/attempt-1/*/manifest.json")}
+        away, saved = folder.with_name("away"), run.saved(1)
+        folder.rename(away)
+        log = ("logs", run.pod_name(1, 0))
+        wait_until(lambda: "trying again" in kube.run(*log), "the outage to be seen", PATIENCE, 0.5)
+        away.rename(folder)
+        wait_until(lambda: run.saved(1) > saved, "a checkpoint after the outage", PATIENCE, 0.2)
+        volume.fill()
+        wait_until(lambda: bool(run.entry(1)), "the attempt to be given up", 2 * PATIENCE, 1)
+        volume.make_room()
+        status = run.finish(2 * PATIENCE)
+        told = train_attempts(status)
+        assert {(entry["reason"], entry["free"]) for entry in told[:-1]} == {("StorageFull", True)}
+        assert told[-1]["outcome"] == "Succeeded"
+        assert_like(run, undisturbed, STEPS)
+        # Before its volume goes.
+        kube.run("delete", "finetunejob", run.name, "--wait")
+        kube.run("wait", "pods", f"--selector=tunesmith.dev/name={run.name}", "--for=delete", "--timeout=120s")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from dev.demo import follow
 from dev.demo.kube import Kube, Object
 from dev.demo.stack import SYSTEM
 from tests.e2e.conftest import say
-from tests.e2e.drilling import KILL, TERMINATE, Run
+from tests.e2e.drilling import KILL, KILL_IN_SAVE, TERMINATE, Run
 
 TOLERANCE = 1e-3
 """Of a loss, from an undisturbed run's."""
@@ -63,13 +64,39 @@ class Trial:
         """What the status tells of the attempts at Train, once the run is over."""
         return train_attempts(self.status)
 
+    def wait_job_failed(self) -> None:
+        """Wait until the Job of the attempt has failed, whether or not an operator sees it."""
+        job = self.run.pods(self.attempt)[0]["metadata"]["labels"]["job-name"]
+        self.kube.run("wait", f"job/{job}", "--for=condition=Failed", f"--timeout={PATIENCE}s")
+
     def wait_end(self, why: str) -> None:
         """Wait until the status tells how the attempt ended."""
         wait_until(lambda: bool(self.run.entry(self.attempt)), f"the end of attempt {self.attempt} ({why})", PATIENCE, 0.2)
 
 
+@contextmanager
+def without_operator(kube: Kube) -> Iterator[None]:
+    """There is no operator while the context lasts."""
+    operator = ("deployment/tunesmith", f"--namespace={SYSTEM}")
+    kube.run("scale", *operator, "--replicas=0")
+    try:
+        kube.run("wait", "pods", "--all", f"--namespace={SYSTEM}", "--for=delete", "--timeout=60s")
+        yield
+    finally:
+        kube.run("scale", *operator, "--replicas=1")
+
+
 def kill(trial: Trial) -> None:
     trial.run.run_in(trial.attempt, 1, KILL)
+
+
+def kill_in_save(trial: Trial) -> None:
+    """Kill the process that writes a checkpoint, amid it."""
+    run, number = trial.run, trial.attempt
+    below = f"/mnt/pvc/models/drills/{run.kube.namespace}/{run.name}/*/checkpoints/attempt-{number}/step-*"
+    trial.seen["half written"] = int(run.run_in(number, 0, KILL_IN_SAVE, below))
+    trial.wait_end("killed in a save")
+    assert trial.seen["half written"] not in run.checkpoints(str(number))
 
 
 def delete(trial: Trial) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess, play_all
+import time
+
+import pytest
+
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer, play_all
 from tunesmith.conditions import find
+from tunesmith.values import Object
 
 
 def test_a_deadline_ends_the_attempt_then_the_object_and_no_restart_revives_it(operator: OperatorProcess, space: Namespace) -> None:
@@ -52,3 +57,45 @@ def test_a_limit_may_be_set_on_what_runs(operator: OperatorProcess, space: Names
     told = find(space.wait_condition("FineTuneJob", "tune", "Finished"), "Stalled")
     assert told
     assert told["reason"] == "DeadlineExceeded"
+
+
+@pytest.mark.usefixtures("unscheduled")
+def test_gpu_seconds_are_those_for_which_the_pods_were_waited_for_and_ran(operator: OperatorProcess, space: Namespace) -> None:
+    tune = start_training(space, {"resources": {"gpus": 4}, "parallelism": {"nodes": 2, "ddp": {}}})
+    checkpoint = {"uri": f"{RESULTS['Prepare']['runURI']}/checkpoints/attempt-1/step-3", "step": 3}
+    facts = {"checkpoint": checkpoint, "globalStep": 3, "resumedFromStep": 0, "trainRuntimeSeconds": 0}
+    for pod in space.stage_pods(tune, "Train", 1):
+        space.end_pod(pod, answer("Train", 1, facts, 75, "Interrupted"), 75)
+    space.wait_pods(tune, "Train", 2, count=2)
+    status = space.status("FineTuneJob", "tune")
+    (ended,) = (entry for entry in status["attempts"] if entry["stage"] == "Train")
+    assert ended["gpus"] == 8
+    assert status["gpuSeconds"] == {"useful": 0, "queued": 8 * ended["queuedSeconds"], "lost": 8 * ended["runningSeconds"]}
+
+
+@pytest.mark.usefixtures("unscheduled")
+def test_gpus_held_for_longer_than_the_limit_end_the_object_and_what_runs(operator: OperatorProcess, space: Namespace) -> None:
+    # A GPU-hour of 1024 GPUs takes 3.5 s.
+    nodes = 16
+    tune = start_training(space, {"resources": {"gpus": 64}, "parallelism": {"nodes": nodes, "ddp": {}}, "maxGPUHours": 1})
+    began = time.monotonic()
+    told = find(space.wait_condition("FineTuneJob", "tune", "Finished"), "Stalled")
+    assert told
+    assert (told["reason"], told["message"]) == ("GPUHourLimit", "Train failed: held GPUs for 1 GPU-hours (maxGPUHours)")
+    # A status tells whole seconds.
+    assert time.monotonic() - began > 3600 / (64 * nodes) - 2
+    space.wait(lambda: not space.stage_pods(tune, "Train", 1), "its pods to be gone")
+
+
+def start_training(space: Namespace, spec: Object) -> Object:
+    """A FineTuneJob whose pods at Train run, all of them."""
+    tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB | spec)
+    space.play(tune, "Prepare", RESULTS["Prepare"])
+    for pod in space.wait_pods(tune, "Train", count=spec["parallelism"]["nodes"]):
+        space.run_pod(pod)
+
+    def runs() -> bool:
+        return any((entry["name"], entry["state"]) == ("Train", "Running") for entry in space.status("FineTuneJob", "tune")["stages"])
+
+    space.wait(runs, "Train to run", lambda: space.status("FineTuneJob", "tune"))
+    return tune
