@@ -45,14 +45,14 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "types": ("operator", {}, [["-m", "mypy"]]),
     "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
     # Two at a time, each with a control plane of its own: more than half of the time such tests wait.
-    "integration": ("operator", {}, [[*PYTEST, "-ofaulthandler_timeout=1000", "--numprocesses=2", "--dist=loadfile", "tests/integration"]]),
+    "integration": ("operator", {}, [[*PYTEST, "--numprocesses=2", "--dist=loadfile", "tests/integration"]]),
     "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
     "e2e": (
         "operator",
         {},
-        [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", "tests/e2e", *map("--ignore={}".format, (ROLLOUTS, *DRILLS))]],
+        [["-m", "pytest", "-v", "--durations=10", "--timeout=1800", "tests/e2e", *map("--ignore={}".format, (ROLLOUTS, *DRILLS))]],
     ),
     "rollouts": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", ROLLOUTS]]),
     "drills": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", *DRILLS]]),
@@ -72,8 +72,8 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
 }
 
 
-LIMITS: dict[str, float] = {"build": 2700, "unit": 600, "integration": 1500, "trainer": 1500, "serving": 900, "e2e": 2400, "down": 600}
-"""Seconds that a part of `make test` may take, with nothing cached: what hangs must not keep the others, and the table, from being seen."""
+LIMITS: dict[str, float] = {"build": 2700, "unit": 600, "integration": 1500, "trainer": 1500, "serving": 900, "e2e": 2700, "down": 600}
+"""Seconds that a part's commands may take, with nothing cached: what hangs must not keep the others, and the table, from being seen."""
 
 
 def python(environment: str) -> str:
@@ -88,10 +88,14 @@ def run(part: str) -> bool:
     """Run all commands of a part; True if every one exited 0."""
     environment, variables, commands = PARTS[part]
     interpreter = python(environment)
-    good = True
+    good, limit = True, LIMITS.get(part)
+    deadline = time.monotonic() + limit if limit else None
     for arguments in commands:
         print(f"\n== {part}: python {' '.join(arguments)}", flush=True)
-        good &= run_within(LIMITS.get(part), [interpreter, *arguments], os.environ | variables) == 0
+        # In time for it to name the test that hangs.
+        ending = [f"-ofaulthandler_timeout={0.8 * limit:.0f}"] if limit and "pytest" in arguments else []
+        left = deadline - time.monotonic() if deadline else None
+        good &= run_within(left, [interpreter, *arguments, *ending], os.environ | variables) == 0
     return good
 
 
@@ -104,18 +108,20 @@ def run_within(limit: float | None, command: Sequence[str], environment: Mapping
     except subprocess.TimeoutExpired:
         print(f"this has run for {limit:.0f} s and is ended now", file=sys.stderr, flush=True)
         return _interrupt(process, grace)
-    except KeyboardInterrupt:
+    except BaseException:
         _interrupt(process, grace)
         raise
 
 
 def _interrupt(process: subprocess.Popen[bytes], grace: float) -> int:
     """Let it tell what it knows, which pytest does; then end it."""
-    os.killpg(process.pid, signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(grace)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return process.wait() or 1
 
 
@@ -125,6 +131,8 @@ def main(parts: list[str]) -> int:
     if unknown or not parts:
         print(f"usage: python3 -m dev.checks PART…; parts: {', '.join(PARTS)}", file=sys.stderr)
         return 64
+    # A process group of each part's own does not hear of what is sent to this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     took: list[tuple[str, bool, float]] = []
     for part in parts:
         start = time.monotonic()

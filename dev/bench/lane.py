@@ -8,13 +8,13 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 
@@ -114,13 +114,24 @@ class Lane:
         self._audit.take(self.namespace)
         start, error, life = time.monotonic(), "", Life(self._view, self.namespace)
         try:
-            await life.run()
+            await self._while_operated(life.run())
         except (GaveUp, aiohttp.ClientError) as failure:
             error = f"{type(failure).__name__}: {failure}"
         # The log is written when a request is done with, which its client may know first.
         await asyncio.sleep(0.2)
         seconds = time.monotonic() - start
         return Lived(life.snapshots, self._audit.take(self.namespace), seconds, self._saboteur.fired, tuple(self._deaths), error)
+
+    async def _while_operated(self, life: Coroutine[Any, Any, None]) -> None:
+        """Await a life; raises what there is no operator for any more, which it would wait for in vain."""
+        living = asyncio.create_task(life)
+        try:
+            await asyncio.wait({living, self._operating}, return_when=asyncio.FIRST_COMPLETED)
+            if self._operating.done():
+                self._operating.result()
+            await living
+        finally:
+            living.cancel()
 
     async def _operate(self) -> None:
         """What a kubelet does for the operator's container: start it again whenever it has ended."""

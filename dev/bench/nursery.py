@@ -28,6 +28,7 @@ from typing import Any, Self
 
 from kubernetes.aio.config import kube_config
 
+GONE = "the process that starts operators has ended"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -54,7 +55,7 @@ class Nursery:
         """Start an operator; `prepare` names functions (`module:name`) that it calls before its own main. Returns its process id."""
         assert self._process.stdin
         if self._reader.done():
-            raise RuntimeError("the nursery has ended")
+            raise RuntimeError(GONE)
         number = next(self._orders)
         order = {"order": number, "environment": dict(environment), "log": str(log), "prepare": list(prepare)}
         started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -85,13 +86,18 @@ class Nursery:
                     self._ended[told["ended"]].set_result(told["status"])
                 else:
                     self._ended[told["started"]] = asyncio.get_running_loop().create_future()
-                    if started := self._started.get(told["order"]):
+                    started = self._started.get(told["order"])
+                    if started and not started.done():
                         started.set_result(told["started"])
+                    else:
+                        self.kill(told["started"])
         finally:
             # Nothing is told any more, for the end of the nursery or of what runs here: who waits would wait for ever.
             for started in self._started.values():
-                started.cancel()
-            for ended in self._ended.values():
+                if not started.done():
+                    started.set_exception(RuntimeError(GONE))
+            for pid, ended in self._ended.items():
+                self.kill(pid)
                 if not ended.done():
                     ended.set_result(-signal.SIGKILL)
 

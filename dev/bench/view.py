@@ -63,8 +63,10 @@ class Client:
         """One request: the status and the answer."""
         try:
             return await self._send(method, path, body, content_type)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # The server closed a connection that it had kept open, at the moment of its next use. What is asked here may be asked twice.
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            # The server closed a connection that it had kept open, at the moment of its next use. What was sent may have been done.
+            if method in ("POST", "DELETE") and not isinstance(error, aiohttp.ServerDisconnectedError):
+                raise
             return await self._send(method, path, body, content_type)
 
     async def _send(self, method: str, path: str, body: Object | None, content_type: str) -> tuple[int, Object]:

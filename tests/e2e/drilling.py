@@ -56,7 +56,12 @@ KILL_IN_SAVE = (
     + """
 import glob, sys
 def unfinished():
-    return [path for path in glob.glob(sys.argv[1]) if not os.path.exists(path + "/manifest.json")]
+    # Of old ones that are cleared away the manifest goes first.
+    steps = {int(path.rpartition("-")[2]): os.path.exists(path + "/manifest.json") for path in glob.glob(sys.argv[1])}
+    newest = max(steps, default=0)
+    return newest if newest and not steps[newest] else 0
+def stand_still(pid):
+    return all(open(path).read().rpartition(")")[2].split()[0] == "T" for path in glob.glob(f"/proc/{pid}/task/*/stat"))
 def tell(number):
     for pid in workers:
         os.kill(pid, number)
@@ -65,13 +70,15 @@ while True:
     if unfinished():
         # Standing still, they cannot end it between the look and the blow.
         tell(signal.SIGSTOP)
-        if unfinished():
+        while not all(map(stand_still, workers)):
+            pass
+        if step := unfinished():
             break
         tell(signal.SIGCONT)
     assert time.monotonic() < deadline, "no save was met"
     time.sleep(0.0005)
 tell(signal.SIGKILL)
-print(unfinished()[0].rpartition("-")[2])
+print(step)
 """
 )
 """They are killed while a checkpoint below the argument (a pattern) has not got its manifest yet; its step is printed."""

@@ -33,8 +33,8 @@ class Counts:
             self.all["answered"] += 1
             self.all["streamed"] += streamed
 
-    def failed(self, kind: str, connected: float, error: object) -> None:
-        """One more was not: when, of which client, on a connection made when, and why."""
+    def failed(self, kind: str, connected: float | None, error: object) -> None:
+        """One more was not: when, of which client, on a connection made when (None: none was made), and why."""
         with self.lock:
             self.all[kind].append([time.time(), threading.current_thread().name, connected, repr(error)])
 
@@ -77,7 +77,7 @@ def drive(host: str, model: str, streamed: bool, counts: Counts) -> None:
                 connected = time.time()
                 client.sock.settimeout(ANSWER_SECONDS)
         except OSError as error:
-            counts.failed("unconnected", connected, error)
+            counts.failed("unconnected", None, error)
             client.close()
             time.sleep(0.2)
             continue

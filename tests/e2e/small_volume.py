@@ -1,4 +1,4 @@
-"""A volume of a few megabytes on one node, which a test may fill."""
+"""A small volume on one node, which a test may fill."""
 
 from __future__ import annotations
 

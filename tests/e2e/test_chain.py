@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,25 +121,35 @@ def test_what_a_client_asks_is_told_by_no_status_event_log_metric_or_report(kube
     assert canaries.sources(texts, canary) == []
 
 
-def test_what_the_data_say_is_told_by_no_status_event_log_or_metric_of_any_stage_and_the_report_quotes_one_row(
+def test_what_the_data_say_is_told_by_no_status_event_log_or_metric_of_any_stage_and_but_for_one_row_by_no_report(
     kube: Kube, chain: Objects, tmp_path: Path
 ) -> None:
     texts = canaries.told(kube)
     for stage in ("prepare", "train", "finalize", "quantize", "evaluate", "compare"):
         assert [source for source in texts if source.startswith(f"log of {NAME}") and f"-{stage}-" in source], stage
-    asked = {name: sentences(kube, name) for name in ("train.jsonl", "heldout.jsonl", "tasks/support_choice.jsonl")}
-    assert all(len(found) > 50 for found in asked.values())
-    every = set().union(*asked.values())
-    # A file or a resource may be called like a short answer; no sentence of this length is in them by chance.
-    assert [(source, text) for source, told in texts.items() for text in every if text in told] == []
-    report = seed.download(kube, chain["EvalRun", EVAL_RUN]["status"]["reportURI"], tmp_path).read_text()
-    assert not [text for text in asked["heldout.jsonl"] - asked["train.jsonl"] if text in report]
+    trained, held_out, chosen = (sentences(kube, name) for name in ("train.jsonl", "heldout.jsonl", "tasks/support_choice.jsonl"))
+    assert min(map(len, (trained, held_out, chosen))) > 50
+    forms = {form for text in trained | held_out | chosen for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])}
+    assert [(source, text) for source, told in texts.items() for text in forms if text in told] == []
+    shown = html.unescape(seed.download(kube, chain["EvalRun", EVAL_RUN]["status"]["reportURI"], tmp_path).read_text())
+    assert not [text for text in held_out - trained if text in shown]
+    # The sample of the data with its loss mask: one conversation, of a few turns.
+    assert len([text for text in trained if text in shown]) < 5
 
 
 def sentences(kube: Kube, name: str) -> set[str]:
-    """The long texts in a file of rows on the volume `datasets`, as they stand there (and would in a dump of the row)."""
-    rows = kube.run("exec", seed.LOADER, "--", "cat", f"/mnt/pvc/datasets/{name}")
-    return {text for text in re.findall(r'"((?:[^"\\]|\\.)*)"', rows) if len(text) > 30}
+    """The texts in a file of rows on the volume `datasets` that are too long to be anywhere by chance."""
+    lines = kube.run("exec", seed.LOADER, "--", "cat", f"/mnt/pvc/datasets/{name}").splitlines()
+    return {text for line in lines for text in texts_in(json.loads(line)) if len(text) > 30}
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
 
 
 def test_the_operator_never_restarted(kube: Kube, chain: Objects) -> None:

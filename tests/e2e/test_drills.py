@@ -26,8 +26,8 @@ FOUND_SECONDS = 60
 def fail_unseen(trial: Trial) -> None:
     """The attempt fails while there is no operator."""
     with without_operator(trial.kube):
-        trial.run.run_in(trial.attempt, 0, KILL)
-        trial.wait_job_failed()
+        with trial.failing():
+            trial.run.run_in(trial.attempt, 0, KILL)
         trial.seen["told without an operator"] = trial.run.entry(trial.attempt)
 
 

@@ -8,6 +8,7 @@ make drills
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, nodes_kept
 
 STEPS, FEW_STEPS = 500, 200
 """So many that a training outlasts what is done to it. At a constant rate the first losses are those of a shorter one."""
+LONG_TOLERANCE = 5e-3
+"""Of a loss in as many as STEPS."""
 SHARDED: dict[str, Object] = {"FSDP": {"fsdp": {}}, "ZeRO-3": {"deepSpeed": {"zeroStage": 3}}}
 SUSPENSIONS = 10
 
@@ -67,7 +70,9 @@ def assert_like(run: Run, undisturbed: dict[int, float], steps: int) -> None:
     """Each step is there once, and has the loss of the undisturbed run, which is longer or as long."""
     curve = run.curve()
     assert [step for step, _ in curve] == list(range(1, steps + 1))
-    assert dict(curve) == pytest.approx({step: undisturbed[step] for step, _ in curve}, abs=TOLERANCE)
+    # What adds in another order drifts apart in so many steps: by 1.1e-3 at step 458. One step and the next are 0.024 apart (median).
+    tolerance = TOLERANCE if steps <= FEW_STEPS else LONG_TOLERANCE
+    assert dict(curve) == pytest.approx({step: undisturbed[step] for step, _ in curve}, abs=tolerance)
 
 
 @pytest.mark.parametrize("strategy", SHARDED)
@@ -157,16 +162,16 @@ def test_what_befell_an_attempt_while_there_was_no_operator_is_told_when_there_i
 
     def in_a_pod(program: str) -> Callable[[Trial], None]:
         def fault(_: Trial) -> None:
-            with without_operator(kube):
+            with without_operator(kube), trial.failing():
                 run.run_in(trial.attempt, 1, program)
-                trial.wait_job_failed()
 
         return fault
 
     def stop_a_node(_: Trial) -> None:
+        (pod,) = (pod["metadata"]["name"] for pod in run.pods(trial.attempt).values() if pod["spec"]["nodeName"] == f"n{lost}")
         with without_operator(kube):
             cluster.stop_node(lost, say)
-            kube.run("wait", f"node/n{lost}", "--for=condition=Ready=Unknown", f"--timeout={PATIENCE}s")
+            kube.run("wait", f"pod/{pod}", "--for=condition=DisruptionTarget", f"--timeout={PATIENCE}s")
 
     trial.drill("hangs", in_a_pod(STOP))
     trial.drill("out of memory", in_a_pod(EXHAUST))
@@ -201,9 +206,11 @@ def test_a_volume_that_is_away_for_a_while_costs_nothing_and_a_full_one_an_attem
         away, saved = folder.with_name("away"), run.saved(1)
         folder.rename(away)
         log = ("logs", run.pod_name(1, 0))
-        wait_until(lambda: "trying again" in kube.run(*log), "the outage to be seen", PATIENCE, 0.5)
+        missed = re.compile(r"^checkpoint of step \d+: .*trying again", re.MULTILINE)
+        wait_until(lambda: missed.search(kube.run(*log)), "a save to meet the outage", PATIENCE, 0.5)
         away.rename(folder)
-        wait_until(lambda: run.saved(1) > saved, "a checkpoint after the outage", PATIENCE, 0.2)
+        # The loss curve has caught up, too: what it still had to write would be kept out for good.
+        wait_until(lambda: run.reached() >= run.saved(1) > saved, "all to be saved after the outage", PATIENCE, 0.2)
         volume.fill()
         wait_until(lambda: bool(run.entry(1)), "the attempt to be given up", 2 * PATIENCE, 1)
         volume.make_room()

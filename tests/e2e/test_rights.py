@@ -19,6 +19,5 @@ def test_in_a_whole_chain_the_operator_asks_for_nothing_that_the_chart_does_not_
     used = rights.used(log)
     assert {Right("batch", "jobs", "create"), Right("apps", "deployments", "patch"), Right("tunesmith.dev", "evalruns/status", "update")} <= used
     assert rights.forbidden(log) == []
-    # An apply that makes an object is allowed by both verbs.
     assert used <= rights.granted()
     assert "secrets" not in {right.resource for right in used | rights.granted()}

@@ -64,9 +64,12 @@ class Trial:
         """What the status tells of the attempts at Train, once the run is over."""
         return train_attempts(self.status)
 
-    def wait_job_failed(self) -> None:
-        """Wait until the Job of the attempt has failed, whether or not an operator sees it."""
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Let the attempt fail within the context: at its end its Job has, whether or not an operator sees it."""
+        # Afterwards the Job's controller takes away the pods that still ran.
         job = self.run.pods(self.attempt)[0]["metadata"]["labels"]["job-name"]
+        yield
         self.kube.run("wait", f"job/{job}", "--for=condition=Failed", f"--timeout={PATIENCE}s")
 
     def wait_end(self, why: str) -> None:

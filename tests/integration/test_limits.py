@@ -10,6 +10,9 @@ from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, Opera
 from tunesmith.conditions import find
 from tunesmith.values import Object
 
+SECONDS = 3
+"""Time that passes is what is counted here."""
+
 
 def test_a_deadline_ends_the_attempt_then_the_object_and_no_restart_revives_it(operator: OperatorProcess, space: Namespace) -> None:
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB | {"activeDeadlineSeconds": 3})
@@ -61,16 +64,22 @@ def test_a_limit_may_be_set_on_what_runs(operator: OperatorProcess, space: Names
 
 @pytest.mark.usefixtures("unscheduled")
 def test_gpu_seconds_are_those_for_which_the_pods_were_waited_for_and_ran(operator: OperatorProcess, space: Namespace) -> None:
-    tune = start_training(space, {"resources": {"gpus": 4}, "parallelism": {"nodes": 2, "ddp": {}}})
+    began = time.monotonic()
+    tune = start_training(space, {"resources": {"gpus": 4}, "parallelism": {"nodes": 2, "ddp": {}}}, SECONDS)
     checkpoint = {"uri": f"{RESULTS['Prepare']['runURI']}/checkpoints/attempt-1/step-3", "step": 3}
-    facts = {"checkpoint": checkpoint, "globalStep": 3, "resumedFromStep": 0, "trainRuntimeSeconds": 0}
+    facts = {"checkpoint": checkpoint, "globalStep": 3, "resumedFromStep": 0, "trainRuntimeSeconds": 1}
+    time.sleep(SECONDS)
     for pod in space.stage_pods(tune, "Train", 1):
         space.end_pod(pod, answer("Train", 1, facts, 75, "Interrupted"), 75)
     space.wait_pods(tune, "Train", 2, count=2)
     status = space.status("FineTuneJob", "tune")
     (ended,) = (entry for entry in status["attempts"] if entry["stage"] == "Train")
     assert ended["gpus"] == 8
-    assert status["gpuSeconds"] == {"useful": 0, "queued": 8 * ended["queuedSeconds"], "lost": 8 * ended["runningSeconds"]}
+    # Whole seconds, between two moments that are cut off each.
+    assert SECONDS - 1 <= ended["queuedSeconds"]
+    assert SECONDS - 1 <= ended["runningSeconds"]
+    assert ended["queuedSeconds"] + ended["runningSeconds"] <= time.monotonic() - began + 2
+    assert status["gpuSeconds"] == {"useful": 8, "queued": 8 * ended["queuedSeconds"], "lost": 8 * (ended["runningSeconds"] - 1)}
 
 
 @pytest.mark.usefixtures("unscheduled")
@@ -87,11 +96,13 @@ def test_gpus_held_for_longer_than_the_limit_end_the_object_and_what_runs(operat
     space.wait(lambda: not space.stage_pods(tune, "Train", 1), "its pods to be gone")
 
 
-def start_training(space: Namespace, spec: Object) -> Object:
-    """A FineTuneJob whose pods at Train run, all of them."""
+def start_training(space: Namespace, spec: Object, seconds: float = 0) -> Object:
+    """A FineTuneJob whose pods at Train run, all of them, after so long a wait."""
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB | spec)
     space.play(tune, "Prepare", RESULTS["Prepare"])
-    for pod in space.wait_pods(tune, "Train", count=spec["parallelism"]["nodes"]):
+    pods = space.wait_pods(tune, "Train", count=spec["parallelism"]["nodes"])
+    time.sleep(seconds)
+    for pod in pods:
         space.run_pod(pod)
 
     def runs() -> bool:
