@@ -15,7 +15,7 @@ from typing import Any
 from dev.cluster import images
 from dev.cluster.cluster import Cluster
 from dev.cluster.processes import wait_until
-from dev.demo import seed
+from dev.demo import follow, seed
 from dev.demo.kube import Kube, Object, ours
 from dev.demo.stack import ROOT
 from dev.rows import write_rows
@@ -112,7 +112,8 @@ class Rolling:
         def settled() -> bool:
             thing, pods = self.get(), self.pods()
             status = thing["status"]
-            ready = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+            # Of the pods themselves: a moment after one is gone, the status still tells of it.
+            ready = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and follow.is_true(pod, "Ready")]
             return (
                 status["observedGeneration"] == thing["metadata"]["generation"]
                 and status["stage"] == "Serving"
