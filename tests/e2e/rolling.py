@@ -113,7 +113,7 @@ class Rolling:
             thing, pods = self.get(), self.pods()
             status = thing["status"]
             # Of the pods themselves: a moment after one is gone, the status still tells of it.
-            ready = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and follow.is_true(pod, "Ready")]
+            ready = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and follow.condition(pod, "Ready").get("status") == "True"]
             return (
                 status["observedGeneration"] == thing["metadata"]["generation"]
                 and status["stage"] == "Serving"
