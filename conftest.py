@@ -7,6 +7,9 @@ import faulthandler
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
+TEARDOWN_SECONDS = 600.0
+"""What is left of a test that has failed may take so long: less than the test itself, so that this comes before the limit of the whole part."""
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
@@ -14,6 +17,6 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
 
     (What failed the tests once: a timeout, and then a teardown that waited for ever.) That of faulthandler is ended with the test.
     """
-    limit = float(node.config.getini("faulthandler_timeout") or 0)
+    limit = min(TEARDOWN_SECONDS, float(node.config.getini("faulthandler_timeout") or 0))
     if isinstance(node, pytest.Item) and limit and not node.config.getoption("usepdb"):
         faulthandler.dump_traceback_later(limit, file=node.config.stash[fault_handler_stderr_fd_key], exit=True)

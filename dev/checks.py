@@ -92,7 +92,7 @@ def run(part: str) -> bool:
     deadline = time.monotonic() + limit if limit else None
     for arguments in commands:
         print(f"\n== {part}: python {' '.join(arguments)}", flush=True)
-        # In time for it to name the test that hangs.
+        # For one test: less than for all, since what it ends it names, with all stacks.
         ending = [f"-ofaulthandler_timeout={0.8 * limit:.0f}"] if limit and "pytest" in arguments else []
         left = deadline - time.monotonic() if deadline else None
         good &= run_within(left, [interpreter, *arguments, *ending], os.environ | variables) == 0

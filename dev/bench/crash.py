@@ -100,7 +100,7 @@ class Campaign:
             lanes = [self._lane() for _ in range(self._options.lanes)]
             for lane in lanes:
                 await stack.enter_async_context(lane)
-            lived = await _together(lane.live(None) for lane in lanes)
+            lived = await together(lane.live(None) for lane in lanes)
             self._reference = lived[0]
             self._compare_references(lived)
             if not self._report.failures:
@@ -111,7 +111,7 @@ class Campaign:
                 )
                 telling = asyncio.create_task(self._tell(begun, len(self._todo)))
                 try:
-                    await _together(self._work(stack, lane) for lane in lanes[: len(self._todo)])
+                    await together(self._work(stack, lane) for lane in lanes[: len(self._todo)])
                 finally:
                     telling.cancel()
                 start = begun
@@ -164,7 +164,7 @@ class Campaign:
             self._say(f"{self._report.plans} of {total} plans, {len(self._report.failures)} failed, {time.monotonic() - begun:.0f} s")
 
 
-async def _together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Do all at the same time; what one raises ends the others, which would go on in lanes that are taken away."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]

@@ -167,9 +167,13 @@ class Run:
         """The secret of a training pod: what it shows when it reports its progress."""
         return self.kube.run("exec", self.pod_name(attempt, 0), "--", "sh", "-c", 'cat "$KUBEFLOW_TRAINER_SERVER_TOKEN"')
 
+    def below(self, pattern: str) -> str:
+        """The pattern of files of the run, from the root of its claim."""
+        return f"drills/{self.kube.namespace}/{self.name}/*/{pattern}"
+
     def files(self, pattern: str) -> list[Path]:
         """Files of the run."""
-        return list(self.models.glob(f"drills/{self.kube.namespace}/{self.name}/*/{pattern}"))
+        return list(self.models.glob(self.below(pattern)))
 
     def lines(self) -> list[Any]:
         """The loss curve: `step`, `loss` and `time` of each step, in the order of the file."""

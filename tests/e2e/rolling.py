@@ -24,8 +24,6 @@ from tests.e2e.tiny import make_model
 NAME = "rolling"
 PODS = f"--selector=tunesmith.dev/name={NAME},tunesmith.dev/kind=ModelDeployment"
 DRIVER = "driver"
-CLIENTS = 4
-"""Of the driver; each has one request under way at a time."""
 MODELS = {"one": 1, "two": 2}
 """Seeds of their weights."""
 ROLLOUT = 600

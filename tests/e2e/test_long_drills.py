@@ -167,7 +167,7 @@ def test_what_befell_an_attempt_while_there_was_no_operator_is_told_when_there_i
 
         return fault
 
-    def stop_a_node(_: Trial) -> None:
+    def stop_a_node() -> None:
         (pod,) = (pod["metadata"]["name"] for pod in run.pods(trial.attempt).values() if pod["spec"]["nodeName"] == f"n{lost}")
         with without_operator(kube):
             cluster.stop_node(lost, say)
@@ -176,7 +176,7 @@ def test_what_befell_an_attempt_while_there_was_no_operator_is_told_when_there_i
     trial.drill("hangs", in_a_pod(STOP))
     trial.drill("out of memory", in_a_pod(EXHAUST))
     try:
-        stop_a_node(trial)
+        stop_a_node()
         trial.wait_end("node stopped")
     finally:
         cluster.start_node(lost, say)

@@ -96,8 +96,8 @@ def kill(trial: Trial) -> None:
 def kill_in_save(trial: Trial) -> None:
     """Kill the process that writes a checkpoint, amid it."""
     run, number = trial.run, trial.attempt
-    below = f"/mnt/pvc/models/drills/{run.kube.namespace}/{run.name}/*/checkpoints/attempt-{number}/step-*"
-    trial.seen["half written"] = int(run.run_in(number, 0, KILL_IN_SAVE, below))
+    checkpoints = run.below(f"checkpoints/attempt-{number}/step-*")
+    trial.seen["half written"] = int(run.run_in(number, 0, KILL_IN_SAVE, f"/mnt/pvc/models/{checkpoints}"))
     trial.wait_end("killed in a save")
     assert trial.seen["half written"] not in run.checkpoints(str(number))
 

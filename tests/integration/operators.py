@@ -213,6 +213,15 @@ class Namespace:
         )
         return self.stage_pods(owner, stage, attempt, part)
 
+    def wait_running(self, owner: Object, stage: str) -> None:
+        """Wait until the status tells that the stage runs."""
+        kind, name = owner["kind"], owner["metadata"]["name"]
+
+        def runs() -> bool:
+            return any((entry["name"], entry["state"]) == (stage, "Running") for entry in self.status(kind, name)["stages"])
+
+        self.wait(runs, f"{stage} to run", lambda: self.status(kind, name))
+
     def run_pod(self, pod: Object) -> None:
         """Say that the pod runs, as its kubelet would."""
         self.patch("Pod", pod["metadata"]["name"], {"status": {"phase": "Running"}}, "status")

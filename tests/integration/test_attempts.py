@@ -90,7 +90,7 @@ def test_a_pod_of_a_stopped_node_is_replaced_within_90_seconds(operator: Operato
     now = timestamp(datetime.now(UTC))
     good = [{"type": name, "status": "True", "lastTransitionTime": now} for name in ("PodScheduled", "Initialized", "ContainersReady", "Ready")]
     space.patch("Pod", pod["metadata"]["name"], {"status": {"phase": "Running", "conditions": good}}, "status")
-    space.wait(lambda: space.status("FineTuneJob", "tune")["stages"][1]["state"] == "Running", "the training to run")
+    space.wait_running(tune, "Train")
     second.add()
     first.renew()
     stopped = time.monotonic()

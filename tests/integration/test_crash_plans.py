@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.bench.crash import Campaign, Options
+from dev.bench.crash import Campaign, Options, together
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import sabotage
 from tests.integration.operators import OperatorProcess
@@ -31,9 +31,8 @@ async def test_lost_at_a_sample_of_its_writes_the_operator_comes_to_the_same_end
     broken = Options(lanes=1, only="create/configmaps/1/lost", prepare=(f"{sabotage.__name__}:{sabotage.generate_names.__name__}",))
     sound = Options(sample=SAMPLE, seed=SEED)
     # Before pytest's own end of it, which would leave the operators behind.
-    async with asyncio.timeout(840), asyncio.TaskGroup() as group:
-        reporting, finding = (group.create_task(Campaign(control_plane, tmp_path, options, print).run()) for options in (sound, broken))
-    report, found = reporting.result(), finding.result()
+    async with asyncio.timeout(840):
+        report, found = await together(Campaign(control_plane, tmp_path, options, print).run() for options in (sound, broken))
     print(report.summary())
     assert not report.failures
     assert (report.plans, report.shortfall(sound)) == (SAMPLE, "")

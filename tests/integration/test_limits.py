@@ -104,9 +104,5 @@ def start_training(space: Namespace, spec: Object, seconds: float = 0) -> Object
     time.sleep(seconds)
     for pod in pods:
         space.run_pod(pod)
-
-    def runs() -> bool:
-        return any((entry["name"], entry["state"]) == ("Train", "Running") for entry in space.status("FineTuneJob", "tune")["stages"])
-
-    space.wait(runs, "Train to run", lambda: space.status("FineTuneJob", "tune"))
+    space.wait_running(tune, "Train")
     return tune

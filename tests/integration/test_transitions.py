@@ -95,14 +95,9 @@ def begin(space: Namespace, name: str) -> Object:
 
 def run(space: Namespace, made: Object, stage: str, attempt: int = 1) -> None:
     """Let the stage's pod run, and wait until the operator has told so."""
-    kind = made["kind"]
     (pod,) = space.wait_pods(made, stage, attempt)
     space.run_pod(pod)
-
-    def running() -> bool:
-        return any(entry["name"] == stage and entry["state"] == "Running" for entry in space.status(kind, NAME)["stages"])
-
-    space.wait(running, "it to run", lambda: space.status(kind, NAME))
+    space.wait_running(made, stage)
 
 
 def go_through(fresh: Namespace, space: Namespace, name: str) -> Found:
