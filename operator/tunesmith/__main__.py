@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import kopf
+import uvloop
 from aiohttp import web
 
 from tunesmith import endpoint, handlers, logs, metrics
@@ -22,6 +23,8 @@ from tunesmith.settings import Settings, from_environment
 
 IDLE_SECONDS = 75.0
 """Longer than the pause between two scrapes of the metrics."""
+YOUNG = 20_000
+"""So many objects may be made before those that nobody holds any more, but each other, are looked for."""
 
 
 async def main(settings: Settings) -> None:
@@ -67,7 +70,18 @@ async def _serve(stack: AsyncExitStack, health: Health, settings: Settings) -> N
     await web.TCPSite(runner, settings.health_address, settings.health_port).start()
 
 
+def spare_collector() -> None:
+    """Have the garbage collector look at young objects later and at old ones seldom.
+
+    The store is one large graph without cycles that lives for ever: to go through it again and again took a fifth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, 50, 100)
+
+
 if __name__ == "__main__":
     chosen = from_environment()
     logs.configure(chosen.log_level)
-    asyncio.run(main(chosen))
+    spare_collector()
+    uvloop.run(main(chosen))

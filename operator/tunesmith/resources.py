@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tunesmith.attempts import INDEX_ANNOTATION
 from tunesmith.values import API_VERSION, MANAGED_BY, Object
 
 
@@ -65,20 +66,43 @@ RESOURCES: Mapping[str, Resource] = {
 }
 
 
-_NOISE: Mapping[str, frozenset[str]] = {"Job": frozenset(("active", "ready", "terminating", "uncountedTerminatedPods"))}
-"""Counters in a status that nobody reads: without them most changes of a Job are none, and wake nobody."""
+_COUNTERS = frozenset(("active", "ready", "terminating", "uncountedTerminatedPods"))
 
 
 def tidy(obj: Object, resource: Resource) -> Object:
     """`obj` as the store keeps it: with its type (items of a LIST lack it), without what is never read.
 
-    That is `managedFields` (half of its size), a pod's finalizers (by which the Job controller counts), counters, and the spec of an
-    optional resource: the store holds everybody's, and only owner and conditions are read.
+    That is `managedFields` (half of its size) and, of what there is most of: a pod's spec, annotations and finalizers, a Job's template but
+    for what its container may take, and a Job's counters, without which most of its changes are none and wake nobody. Neither is ever
+    written again once it is made. Of an optional resource the store holds everybody's: only owner and conditions are read.
     """
-    dropped = ("managedFields", "finalizers") if resource.kind == "Pod" else ("managedFields",)
-    metadata = {key: value for key, value in obj["metadata"].items() if key not in dropped}
-    kept = {key: value for key, value in obj.items() if key != "spec"} if resource.optional else obj
-    tidied = {**kept, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
-    if noise := _NOISE.get(resource.kind):
-        tidied["status"] = {key: value for key, value in (obj.get("status") or {}).items() if key not in noise}
+    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    tidied = {**obj, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+    if resource.optional:
+        tidied.pop("spec", None)
+    elif resource.kind == "Pod":
+        _tidy_pod(tidied)
+    elif resource.kind == "Job":
+        _tidy_job(tidied)
     return tidied
+
+
+def _tidy_pod(pod: Object) -> None:
+    metadata, annotations = pod["metadata"], pod["metadata"].get("annotations") or {}
+    # By its finalizers the Job controller counts.
+    for name in ("annotations", "finalizers"):
+        metadata.pop(name, None)
+    if INDEX_ANNOTATION in annotations:
+        metadata["annotations"] = {INDEX_ANNOTATION: annotations[INDEX_ANNOTATION]}
+    gates = (pod.pop("spec", None) or {}).get("readinessGates")
+    if gates:
+        pod["spec"] = {"readinessGates": gates}
+
+
+def _tidy_job(job: Object) -> None:
+    job["status"] = {key: value for key, value in (job.get("status") or {}).items() if key not in _COUNTERS}
+    spec = job.get("spec") or {}
+    containers = spec.get("template", {}).get("spec", {}).get("containers", ())
+    if containers:
+        kept = [{key: container[key] for key in ("name", "resources") if key in container} for container in containers]
+        job["spec"] = {**spec, "template": {"spec": {"containers": kept}}}
