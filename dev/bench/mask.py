@@ -51,10 +51,7 @@ def _shown(obj: Object) -> Object:
     kind = obj["kind"]
     metadata = {name: obj["metadata"][name] for name in _METADATA if name in obj["metadata"]}
     metadata["annotations"] = {name: value for name, value in metadata.get("annotations", {}).items() if name not in _DIGESTS}
-    shown = {name: obj[name] for name in ("spec", "data") if name in obj} | {"metadata": metadata, "status": _timeless(obj.get("status"))}
-    if kind == "ConfigMap":
-        # For the sake of a difference's readability.
-        shown["data"] = {name: json.loads(text) if name.endswith(".json") else text for name, text in obj["data"].items()}
+    shown = ({"spec": obj["spec"]} if "spec" in obj else {}) | {"metadata": metadata, "status": _timeless(obj.get("status"))}
     if kind == "Service":
         shown["spec"] = {name: value for name, value in obj["spec"].items() if name not in ("clusterIP", "clusterIPs")}
     if kind == "Deployment":

@@ -109,18 +109,22 @@ class Cluster:
 
     async def create(self, obj: Object) -> Object:
         """POST `obj`. One of that name that belongs to the same owner is as good; another's is a NameConflict."""
-        return await self._post(obj) or await self._ours(obj)
+        resource = RESOURCES[obj["kind"]]
+        try:
+            answer = await self.request("POST", resource.path(obj["metadata"]["namespace"]), obj, (("fieldManager", FIELD_MANAGER),))
+        except Conflict as error:
+            if error.reason != "AlreadyExists":
+                raise
+            return await self._ours(obj)
+        return tidy(answer, resource)
 
     async def apply(self, obj: Object, live: Object | None) -> Object:
         """Apply `obj` server-side over `live`.
 
         Without `live`, ask first: an apply cannot say "must not exist", and would take over another's object; ours is `Unseen`, for what
-        is wanted of it may depend on it. A ConfigMap is POSTed instead, which needs no question unless it is there. (Of others a POST
-        would keep the fields that a later apply no longer names: it counts as another manager's. A ConfigMap's keys never change.)
+        is wanted of it may depend on it. (A POST would keep the fields that a later apply no longer names: it counts as another manager's.)
         """
         resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
-        if live is None and obj["kind"] == "ConfigMap" and (made := await self._post(obj)) is not None:
-            return made
         if live is None:
             with suppress(NotFound):
                 raise Unseen(await self._ours(obj))
@@ -191,17 +195,6 @@ class Cluster:
         answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review)
         status: Object = answer.get("status") or {}
         return status
-
-    async def _post(self, obj: Object) -> Object | None:
-        """POST `obj`; None if there is one of that name."""
-        resource = RESOURCES[obj["kind"]]
-        try:
-            answer = await self.request("POST", resource.path(obj["metadata"]["namespace"]), obj, (("fieldManager", FIELD_MANAGER),))
-        except Conflict as error:
-            if error.reason != "AlreadyExists":
-                raise
-            return None
-        return tidy(answer, resource)
 
     async def _ours(self, obj: Object) -> Object:
         """The live object of `obj`'s name, if it has the same owner."""

@@ -13,8 +13,8 @@ from tunesmith.values import GROUP, Object
 ANNOTATION = f"{GROUP}/applied"
 """Digest of what was applied: tells when a field is no longer asked for, which the live object alone cannot."""
 
-ATOMIC = frozenset({"selector", "matchLabels", "labelSelector", "podSelector", "nodeSelector", "tolerations", "ingress", "egress"})
-"""What the server replaces as a whole: one key more would select other pods, one rule more would let others in."""
+ATOMIC = frozenset({"selector", "matchLabels", "labelSelector", "podSelector", "nodeSelector", "tolerations", "ingress", "egress", "items"})
+"""What the server replaces as a whole: one key more would select other pods, one rule more would let others in, one file more be read."""
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|Ki|[MGTP]i?|)")
 _SUFFIX: dict[str, Decimal] = {

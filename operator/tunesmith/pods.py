@@ -1,6 +1,8 @@
 """Pods and the objects around them: what all our workloads share (docs/DESIGN.md sections 3 and 5).
 
-Every pod passes Pod Security "restricted", holds no credential but the progress token, and reads its orders from one ConfigMap.
+Every pod passes Pod Security "restricted", holds no credential but the progress token, and carries its orders in annotations, which the
+kubelet gives it as files. (A ConfigMap would be one more object for each attempt to make, watch, put right and remove; it could be edited, be
+there without its Job or miss beside it. A Job's template cannot change.)
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ from tunesmith.values import API_VERSION, GROUP, LABEL_KIND, LABEL_NAME, LABEL_U
 USER = 65532
 MAX_CLAIMS = 8
 STAGE_FOLDER, STAGE_FILE, CA_FILE = "/etc/tunesmith", "stage.json", "ca.crt"
+ANNOTATIONS = {STAGE_FILE: f"{GROUP}/stage", CA_FILE: f"{GROUP}/progress-ca"}
+"""Of a pod: where each of its files stands."""
+ORDERS_LIMIT = 240_000
+"""Bytes. The API server takes 256 KiB of annotations for an object; others may add theirs."""
 TOKEN_FOLDER = f"/var/run/secrets/{GROUP}"
 TOKEN_SECONDS = 3600
 UNREACHABLE_SECONDS = 10
@@ -36,7 +42,6 @@ class Workload:
     command: Sequence[str]
     input: Mapping[str, Any]
     """The content of stage.json; the claims it names are mounted, those of its `runURI` and `outputURI` writable."""
-    config_map: str
     resources: Mapping[str, Any]
     """`Resources` of the spec, as JSON."""
     scheduling: Mapping[str, Any] = field(default_factory=dict)
@@ -96,16 +101,6 @@ def owner_labels(owner: Object) -> dict[str, str]:
     return MANAGED_BY | {LABEL_KIND: owner["kind"], LABEL_NAME: owner["metadata"]["name"], LABEL_UID: owner["metadata"]["uid"]}
 
 
-def stage_data(stage_input: Mapping[str, Any], ca: str = "") -> dict[str, str]:
-    """The files that bring a pod its orders."""
-    return {STAGE_FILE: json.dumps(stage_input, sort_keys=True, indent=2) + "\n"} | ({CA_FILE: ca} if ca else {})
-
-
-def config_map(metadata: Object, data: Mapping[str, str]) -> Object:
-    """A ConfigMap of these files."""
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
-
-
 def headless_service(metadata: Object, selector: Mapping[str, str], port: int) -> Object:
     """DNS names for the pods of a Job. They are published before the pods are ready, because ready is what they become by meeting."""
     spec = {
@@ -123,16 +118,31 @@ def stage_job(metadata: Object, workload: Workload, config: Config, nodes: int =
     One attempt is one Job: it never retries by itself (docs/DESIGN.md section 3, Attempts).
     """
     name = metadata["name"]
-    spec = pod_spec(workload, config) | {"restartPolicy": "Never"}
+    spec: Object = {"restartPolicy": "Never"}
     if nodes > 1:
         spec |= {"subdomain": name, "affinity": _apart(name)}
-    template = {"metadata": {"labels": metadata["labels"]}, "spec": spec}
+    template = pod_template(metadata["labels"], workload, config, spec)
     shape = {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes} if nodes else {"completions": 1, "parallelism": 1}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": shape | {"backoffLimit": 0, "template": template}}
 
 
-def pod_spec(workload: Workload, config: Config) -> Object:
-    """The spec of a pod with one container, without restartPolicy."""
+def pod_template(labels: Mapping[str, str], workload: Workload, config: Config, spec: Mapping[str, Any]) -> Object:
+    """Pods with one container and its orders; `spec`: further fields of theirs. Raises InvalidSpec where the orders are too many."""
+    files = _files(workload, config)
+    if (size := sum(len(text.encode()) for text in files.values())) > ORDERS_LIMIT:
+        why = f"a pod is told at most {ORDERS_LIMIT} bytes of settings, and these are {size} as JSON: shorten lists, patterns or overrides"
+        raise InvalidSpec("TooManySettings", why)
+    annotations = {ANNOTATIONS[name]: text for name, text in files.items()}
+    return {"metadata": {"labels": dict(labels), "annotations": annotations}, "spec": _pod_spec(workload, config) | dict(spec)}
+
+
+def _files(workload: Workload, config: Config) -> dict[str, str]:
+    """What a pod finds in STAGE_FOLDER."""
+    orders = json.dumps(workload.input, sort_keys=True, separators=(",", ":"))
+    return {STAGE_FILE: orders} | ({CA_FILE: config.progress_ca} if _reports(workload, config) and config.progress_ca else {})
+
+
+def _pod_spec(workload: Workload, config: Config) -> Object:
     spec = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -223,9 +233,14 @@ def _mounts(workload: Workload, config: Config) -> list[Object]:
 
 
 def _volumes(workload: Workload, config: Config) -> list[Object]:
+    # With its version, which the server would fill in: the list is compared as a whole.
+    files = [
+        {"path": name, "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{ANNOTATIONS[name]}']"}}
+        for name in _files(workload, config)
+    ]
     memory = {"medium": "Memory", "sizeLimit": workload.resources.get("sharedMemory", SHARED_MEMORY)}
     volumes: list[Object] = [
-        {"name": "stage", "configMap": {"name": workload.config_map}},
+        {"name": "stage", "downwardAPI": {"items": files}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},
         {"name": "shm", "emptyDir": memory},

@@ -55,7 +55,6 @@ RESOURCES: Mapping[str, Resource] = {
         Resource("Job", "batch/v1", "jobs", _CHILDREN),
         Resource("Deployment", "apps/v1", "deployments", _CHILDREN),
         Resource("Pod", "v1", "pods", _CHILDREN),
-        Resource("ConfigMap", "v1", "configmaps", _CHILDREN),
         Resource("Service", "v1", "services", _CHILDREN),
         Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies", _CHILDREN),
         # Those that a spec names are the users' own: no label of ours is on them.

@@ -203,7 +203,7 @@ class Limited(Block):
         None,
         ge=0,
         le=2147483647,
-        description="Jobs, pods, ConfigMaps and Services are removed so long after the end; the object and its artefacts stay. Absent: all stay.",
+        description="Jobs, pods and Services are removed so long after the end; the object and its artefacts stay. Absent: all stay.",
     )
 
 

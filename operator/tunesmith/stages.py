@@ -71,7 +71,7 @@ def result_of(status: Mapping[str, Any], name: str, part: str = "") -> Mapping[s
 
 
 def job_name(owner: Object, key: StageKey, attempt: int) -> str:
-    """Name of an attempt's Job, ConfigMap and Service: `<name>-<stage>[-<part>]-<attempt>-<uid5>`, cut and hashed when too long."""
+    """Name of an attempt's Job and Service: `<name>-<stage>[-<part>]-<attempt>-<uid5>`, cut and hashed when too long."""
     base = "-".join(word for word in (owner["metadata"]["name"], key.name.lower(), key.part) if word)
     if len(base) > _BASE_LENGTH:
         base = base[: _BASE_LENGTH - 7].rstrip("-") + "-" + hashlib.sha256(base.encode()).hexdigest()[:6]
@@ -101,8 +101,8 @@ def attempt_of(child: Object) -> tuple[StageKey, int]:
 def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey, int], Stage]) -> Plan:
     """Make what the attempts under way need, and remove what nothing needs any more.
 
-    Jobs that ended stay, for their logs and as long as `ttlSecondsAfterFinished` says; what the attempts before the last read their
-    orders from goes. Nothing that belongs to a stage that is over is ever made again.
+    Jobs that ended stay, for their logs and as long as `ttlSecondsAfterFinished` says; the Services of attempts before the
+    last go. Nothing that belongs to a stage that is over is ever made again.
     """
     entries = {key_of(entry): entry for entry in status.get("stages", ())}
     held = bool(observed.spec.get("suspend")) or conditions.is_true(status, limits.TARGET)
@@ -112,12 +112,14 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     begun = {attempt_of(child) for child in staged if child["kind"] == "Pod"}
     apply, create = [], []
     for key, entry in active.items():
-        missing = observed.child("Job", job_name(observed.owner, key, entry["attempt"])) is None
-        if missing and ("jobUID" in entry or (key, entry["attempt"]) in begun):
+        attempt = entry["attempt"]
+        missing = observed.child("Job", job_name(observed.owner, key, attempt)) is None
+        if missing and ("jobUID" in entry or (key, attempt) in begun):
             continue  # It was deleted, and its pods are still ending: it must not come back.
-        job, *read_by_it = stage_objects(observed.owner, observed.config, key, entry["attempt"], make(key, entry["attempt"]))
-        apply += read_by_it
-        create += [job] if missing else []
+        if entry.get("nodes", 0) > 1:
+            apply.append(stage_service(observed.owner, key, attempt))
+        if missing:
+            create.append(stage_job(observed.owner, observed.config, key, attempt, make(key, attempt)))
     expired = limits.expired(observed, status)
     # A label edited by hand makes nothing superfluous that is about to be put back.
     needed = {(desired["kind"], desired["metadata"]["name"]) for desired in apply}
@@ -128,33 +130,36 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))
 
 
-def stage_objects(owner: Object, config: Config, key: StageKey, attempt: int, stage: Stage) -> tuple[Object, ...]:
-    """The Job of an attempt, then what it needs beside it: the ConfigMap and, for several nodes, the Service."""
-    name = job_name(owner, key, attempt)
-    labels = {LABEL_STAGE: key.name, LABEL_ATTEMPT: str(attempt)} | ({LABEL_PART: key.part} if key.part else {})
-    metadata = pods.child_metadata(owner, name, labels)
-    content = stage_json(stage.input)
+def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage: Stage) -> Object:
+    """The Job of an attempt."""
     workload = pods.Workload(
         image=stage.image,
         command=TRAINER,
-        input=content,
-        config_map=name,
+        input=stage_json(stage.input),
         resources=stage.resources,
         scheduling=stage.scheduling,
         grace_period_seconds=stage.grace_period_seconds,
         progress_path=pods.progress_path(owner) if stage.reports else "",
     )
-    job = kueue.queued(pods.stage_job(metadata, workload, config, stage.nodes), kueue.labels(stage.scheduling, bool(stage.resources.get("gpus"))))
-    config_map = pods.config_map(metadata, pods.stage_data(content, config.progress_ca if stage.reports else ""))
-    service = [pods.headless_service(metadata, {pods.JOB_LABEL: name}, RENDEZVOUS_PORT)] if stage.nodes > 1 else []
-    return job, config_map, *service
+    job = pods.stage_job(_metadata(owner, key, attempt), workload, config, stage.nodes)
+    return kueue.queued(job, kueue.labels(stage.scheduling, bool(stage.resources.get("gpus"))))
+
+
+def stage_service(owner: Object, key: StageKey, attempt: int) -> Object:
+    """The Service by which the pods of an attempt on several nodes meet."""
+    return pods.headless_service(_metadata(owner, key, attempt), {pods.JOB_LABEL: job_name(owner, key, attempt)}, RENDEZVOUS_PORT)
+
+
+def _metadata(owner: Object, key: StageKey, attempt: int) -> Object:
+    labels = {LABEL_STAGE: key.name, LABEL_ATTEMPT: str(attempt)} | ({LABEL_PART: key.part} if key.part else {})
+    return pods.child_metadata(owner, job_name(owner, key, attempt), labels)
 
 
 def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Mapping[StageKey, Entry]) -> bool:
     key, attempt = attempt_of(child)
     if child["kind"] == "Job":
         return not attempts.is_finished(child) and (key not in active or active[key]["attempt"] != attempt)
-    return child["kind"] in ("ConfigMap", "Service") and key in entries and attempt < entries[key]["attempt"]
+    return child["kind"] == "Service" and key in entries and attempt < entries[key]["attempt"]
 
 
 def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[str, Any]) -> float | None:

@@ -59,7 +59,7 @@ class Config:
     progress_url: str = ""
     """`https://host:port` of the progress endpoint; empty: none."""
     progress_ca: str = ""
-    """PEM of the CA that signed its certificate; goes into the stage's ConfigMap."""
+    """PEM of the CA that signed its certificate; the pods that report are given it."""
     network_policies: bool = True
     """Whether served models get a NetworkPolicy."""
 
@@ -112,8 +112,8 @@ class Plan:
     create: tuple[Object, ...] = ()
     """Jobs: POSTed once, never applied again. AlreadyExists with our uid is fine; another owner's is a NameConflict."""
     apply: tuple[Object, ...] = ()
-    """ConfigMaps, Services, Deployments, NetworkPolicies, in dependency order: applied by server-side apply if they differ from what the store
-    shows. They come before `create`."""
+    """Services, Deployments, NetworkPolicies, in dependency order: applied by server-side apply if they differ from what the store shows.
+    They come before `create`."""
     delete: tuple[Object, ...] = ()
     """Children to delete, with a uid precondition, background propagation."""
     wake_after: float | None = None

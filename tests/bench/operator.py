@@ -36,7 +36,7 @@ from tunesmith.conditions import is_true
 
 NAMESPACE = "bench"
 JOBS = f"/apis/tunesmith.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
-CHILDREN = ("configmaps", "jobs", "services")
+CHILDREN = ("jobs", "services")
 TICKS = os.sysconf("SC_CLK_TCK")
 # Seconds. The pauses are long: reading the audit log takes from what is measured.
 PATIENCE, PAUSE = 900.0, 5.0

@@ -7,18 +7,18 @@ from tunesmith.values import Object
 
 
 def generate_names() -> None:
-    """Have the server make up the names of ConfigMaps, as many operators do: one whose creation was not heard of is then made again.
+    """Have the server make up the names of headless Services, as many operators do: one whose creation was not heard of is then made again.
 
     (Of a Job that would not do: by its pods the operator knows that there is one.)
     """
-    post = Cluster._post
+    apply = Cluster.apply
 
-    async def post_with_generated_name(self: Cluster, obj: Object) -> Object | None:
+    async def apply_with_generated_name(self: Cluster, obj: Object, live: Object | None) -> Object:
+        if live is not None or obj["kind"] != "Service" or obj["spec"].get("clusterIP") != "None":
+            return await apply(self, obj, live)
         name = obj["metadata"]["name"]
-        if obj["kind"] != "ConfigMap":
-            return await post(self, obj)
         metadata = {key: value for key, value in obj["metadata"].items() if key != "name"} | {"generateName": f"{name}-"}
-        answer = await post(self, {**obj, "metadata": metadata})
-        return answer and {**answer, "metadata": {**answer["metadata"], "name": name}}
+        answer = await self.create({**obj, "metadata": metadata})
+        return {**answer, "metadata": {**answer["metadata"], "name": name}}
 
-    Cluster._post = post_with_generated_name  # type: ignore[method-assign]
+    Cluster.apply = apply_with_generated_name  # type: ignore[method-assign]

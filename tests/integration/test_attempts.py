@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from dev.cluster.processes import wait_until
 from tests.integration.nodes import TOLERATIONS, Node
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess
 from tests.integration.schema_server import Server
+from tests.orders import orders
 from tunesmith.attempts import UNPLACED
 from tunesmith.conditions import timestamp
 from tunesmith.values import Object
@@ -68,8 +68,7 @@ def test_a_training_that_finds_one_node_of_two_goes_on_with_one(operator: Operat
     status = space.status("FineTuneJob", "tune")
     (ended,) = (entry for entry in status["attempts"] if entry["stage"] == "Train")
     assert (ended["reason"], ended["free"], ended["nodes"]) == ("Unschedulable", True, 2)
-    (config,) = (item for item in space.all("ConfigMap") if "-train-2-" in item["metadata"]["name"])
-    told = json.loads(config["data"]["stage.json"])
+    told = orders(next(item for item in space.all("Job") if "-train-2-" in item["metadata"]["name"]))
     assert (told["rendezvous"]["nodes"], told["training"]["gradientAccumulationSteps"]) == (1, 2)
 
 

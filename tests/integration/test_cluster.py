@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 
 import pytest
 from kubernetes.aio import config
@@ -34,25 +33,21 @@ def tune(space: Namespace) -> Object:
     return space.create("FineTuneJob", "tune", {**FINE_TUNE_JOB, "suspend": True})
 
 
-def config_map(owner: Object, name: str = "child", **data: str) -> Object:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": child_metadata(owner, name, {}), "data": data}
-
-
-def service(owner: Object, **ports: int) -> Object:
+def service(owner: Object, name: str = "child", **ports: int) -> Object:
     entries = [{"name": name, "port": port, "protocol": "TCP", "targetPort": port} for name, port in ports.items()]
-    return {"apiVersion": "v1", "kind": "Service", "metadata": child_metadata(owner, "child", {}), "spec": {"ports": entries}}
+    spec = {"ports": entries, "clusterIP": "None"}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": child_metadata(owner, name, {}), "spec": spec}
 
 
 async def test_creating_twice_gives_the_same_object(cluster: Cluster, tune: Object) -> None:
-    first = await cluster.create(config_map(tune, a="1"))
-    second = await cluster.create(config_map(tune, a="2"))
-    assert (second["metadata"]["uid"], second["data"]) == (first["metadata"]["uid"], {"a": "1"})
+    first = await cluster.create(service(tune, a=1001))
+    assert await cluster.create(service(tune, b=1002)) == first
 
 
 async def test_anothers_object_is_a_name_conflict_for_create_and_apply(cluster: Cluster, space: Namespace, tune: Object) -> None:
     other = space.create("FineTuneJob", "other", {**FINE_TUNE_JOB, "suspend": True})
-    await cluster.create(config_map(other))
-    for write in (cluster.create(config_map(tune)), cluster.apply(config_map(tune), None)):
+    await cluster.create(service(other))
+    for write in (cluster.create(service(tune)), cluster.apply(service(tune), None)):
         with pytest.raises(Refused) as refused:
             await write
         assert refused.value.reason == "NameConflict"
@@ -67,11 +62,8 @@ async def test_an_apply_makes_changes_and_takes_away_and_leaves_no_drift(cluster
     assert not differences(less, live)
 
 
-@pytest.mark.parametrize("make", [partial(config_map, a="1"), partial(service, a=1001)], ids=["ConfigMap", "Service"])
-async def test_an_apply_of_what_is_there_unseen_shows_it_first_and_then_puts_it_right(
-    cluster: Cluster, space: Namespace, tune: Object, make: Callable[[Object], Object]
-) -> None:
-    wanted = stamp(make(tune))
+async def test_an_apply_of_what_is_there_unseen_shows_it_first_and_then_puts_it_right(cluster: Cluster, space: Namespace, tune: Object) -> None:
+    wanted = stamp(service(tune, a=1001))
     made = await cluster.apply(wanted, None)
     space.patch(wanted["kind"], "child", {"metadata": {"labels": {"app.kubernetes.io/managed-by": None, "tunesmith.dev/kind": "Other"}}})
     with pytest.raises(Unseen) as unseen:
@@ -84,22 +76,22 @@ async def test_an_apply_of_what_is_there_unseen_shows_it_first_and_then_puts_it_
 
 
 async def test_an_apply_over_what_is_gone_does_not_bring_it_back(cluster: Cluster, space: Namespace, tune: Object) -> None:
-    live = await cluster.apply(config_map(tune), None)
-    space.delete("ConfigMap", "child")
+    live = await cluster.apply(service(tune), None)
+    space.delete("Service", "child")
     with pytest.raises(Conflict):
-        await cluster.apply(config_map(tune, a="1"), live)
-    assert space.get("ConfigMap", "child") is None
+        await cluster.apply(service(tune, a=1001), live)
+    assert space.get("Service", "child") is None
 
 
 async def test_a_deletion_means_this_very_object(cluster: Cluster, space: Namespace, tune: Object) -> None:
-    old = await cluster.create(config_map(tune))
-    space.delete("ConfigMap", "child")
-    new = await cluster.create(config_map(tune))
+    old = await cluster.create(service(tune))
+    space.delete("Service", "child")
+    new = await cluster.create(service(tune))
     assert await cluster.delete(old) is None
-    assert (space.get("ConfigMap", "child") or {})["metadata"]["uid"] == new["metadata"]["uid"]
+    assert (space.get("Service", "child") or {})["metadata"]["uid"] == new["metadata"]["uid"]
     assert await cluster.delete(new) is None
     assert await cluster.delete(new) is None
-    assert space.get("ConfigMap", "child") is None
+    assert space.get("Service", "child") is None
 
 
 async def test_a_status_computed_from_an_old_version_is_a_conflict(cluster: Cluster, space: Namespace, tune: Object) -> None:
@@ -111,15 +103,15 @@ async def test_a_status_computed_from_an_old_version_is_a_conflict(cluster: Clus
 
 async def test_what_the_server_finds_invalid_is_for_a_person_to_mend(cluster: Cluster, tune: Object) -> None:
     with pytest.raises(Refused) as refused:
-        await cluster.create(config_map(tune, "Not A Name"))
+        await cluster.create(service(tune, "Not A Name"))
     assert refused.value.reason == "Invalid"
 
 
 async def test_a_list_comes_in_pages_and_only_what_is_ours(cluster: Cluster, space: Namespace, tune: Object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.cluster.PAGE", 2)
     for number in range(5):
-        await cluster.create(config_map(tune, f"child-{number}"))
-    items, version = await cluster.list("ConfigMap", space.name)
+        await cluster.create(service(tune, f"child-{number}"))
+    items, version = await cluster.list("Service", space.name)
     assert [item["metadata"]["name"] for item in items] == [f"child-{number}" for number in range(5)]
     assert version >= max(int(item["metadata"]["resourceVersion"]) for item in items)
-    assert items[0] == tidy(space.get("ConfigMap", "child-0") or {}, RESOURCES["ConfigMap"])
+    assert items[0] == tidy(space.get("Service", "child-0") or {}, RESOURCES["Service"])

@@ -28,7 +28,7 @@ async def test_lost_at_a_sample_of_its_writes_the_operator_comes_to_the_same_end
     # It would serve the lanes too.
     operator_process.stop()
     # With names that the server makes up, what was made unheard of is made again: the defect that this must find.
-    broken = Options(lanes=1, only="create/configmaps/1/lost", prepare=(f"{sabotage.__name__}:{sabotage.generate_names.__name__}",))
+    broken = Options(lanes=1, only="create/services/1/lost", prepare=(f"{sabotage.__name__}:{sabotage.generate_names.__name__}",))
     sound = Options(sample=SAMPLE, seed=SEED)
     # Before pytest's own end of it, which would leave the operators behind.
     async with asyncio.timeout(840):
@@ -36,5 +36,5 @@ async def test_lost_at_a_sample_of_its_writes_the_operator_comes_to_the_same_end
     print(report.summary())
     assert not report.failures
     assert (report.plans, report.shortfall(sound)) == (SAMPLE, "")
-    assert list(found.failures) == ["create/configmaps/1/lost"]
-    assert "times, not" in found.failures["create/configmaps/1/lost"]
+    assert list(found.failures) == ["create/services/1/lost"]
+    assert "times, not" in found.failures["create/services/1/lost"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.integration.operators import RESULTS, Namespace, OperatorProcess
+from tests.orders import orders
 from tunesmith.values import Object
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,8 +63,7 @@ def test_the_strategy_of_an_example_reaches_its_training(
     space.wait(trains, "Train's Job", lambda: space.status("FineTuneJob", tune["metadata"]["name"]))
     (train,) = trains()
     assert train["spec"]["parallelism"] == pods
-    (config,) = (item for item in space.all("ConfigMap") if "-train-1-" in item["metadata"]["name"])
-    stage = json.loads(config["data"]["stage.json"])
+    stage = orders(train)
     assert stage["rendezvous"] | {"nodes": pods, "processesPerNode": processes} == stage["rendezvous"]
     assert {name: stage[name] for name in told} == told
     assert ("baseQuantization" in stage) == ("baseQuantization" in told)

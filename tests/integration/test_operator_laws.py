@@ -20,6 +20,7 @@ from tests.integration.operators import (
     play_all,
     settle,
 )
+from tunesmith.pods import ANNOTATIONS, STAGE_FILE
 from tunesmith.values import Object
 
 
@@ -104,21 +105,19 @@ def test_a_job_deleted_by_hand_leads_to_the_next_attempt_once_its_pods_are_gone(
 def test_what_is_edited_by_hand_is_put_back(operator: OperatorProcess, space: Namespace) -> None:
     space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}})
     space.wait(lambda: space.all("Deployment"), "the Deployment", lambda: space.status("ModelDeployment", "serve"))
-    (config,) = space.all("ConfigMap")
     (deployment,) = space.all("Deployment")
     (policy,) = space.all("NetworkPolicy")
-    space.patch("ConfigMap", config["metadata"]["name"], {"data": {"stage.json": "{}"}})
     space.patch("Service", "serve", {"spec": {"selector": {"app": "mine"}}})
     space.patch("Deployment", deployment["metadata"]["name"], {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}})
+    space.patch("Deployment", deployment["metadata"]["name"], {"spec": {"template": {"metadata": {"annotations": {ANNOTATIONS[STAGE_FILE]: "{}"}}}}})
     space.patch("NetworkPolicy", policy["metadata"]["name"], {"spec": {"ingress": [*policy["spec"]["ingress"], {}]}})
 
     def restored() -> bool:
         service, edited = space.get("Service", "serve"), space.get("Deployment", deployment["metadata"]["name"])
         assert service and edited
         return (
-            (space.get("ConfigMap", config["metadata"]["name"]) or {}).get("data") == config["data"]
-            and "app" not in service["spec"]["selector"]
-            and edited["spec"]["template"]["spec"] == deployment["spec"]["template"]["spec"]
+            "app" not in service["spec"]["selector"]
+            and edited["spec"]["template"] == deployment["spec"]["template"]
             and (space.get("NetworkPolicy", policy["metadata"]["name"]) or {}).get("spec") == policy["spec"]
         )
 
@@ -128,7 +127,7 @@ def test_what_is_edited_by_hand_is_put_back(operator: OperatorProcess, space: Na
 def test_a_deleted_child_of_a_deployment_comes_back(operator: OperatorProcess, space: Namespace) -> None:
     space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}})
     space.wait(lambda: space.get("Service", "serve"), "the Service")
-    kinds = ("ConfigMap", "Service", "Deployment", "NetworkPolicy")
+    kinds = ("Service", "Deployment", "NetworkPolicy")
     before = space.names(*kinds)
     assert {name.split("/")[0] for name in before} == set(kinds)
     for item in space.all(*kinds):

@@ -24,7 +24,7 @@ from tests.integration.schema_server import Server
 from tests.integration.test_chart import ROOT, SYSTEM, TEAM, Machine, is_ready, operator_environment
 from tunesmith.values import Object
 
-CHILDREN = ("Job", "Pod", "ConfigMap", "Service", "Deployment")
+CHILDREN = ("Job", "Pod", "Service", "Deployment")
 JUDGE: Object = {**EVAL_RUN, "model": {"uri": "pvc://models/base"}, "output": {"uri": "pvc://models/out"}}
 OTHER_SETTINGS = ("--set=images.pullPolicy=Always", "--set=imagePullSecrets={mirror}", "--set=networkPolicy.models=false")
 PRESENT = ("-m", "tunesmith")
@@ -88,10 +88,7 @@ def operating(machine: Machine, folder: Path, *program: str) -> Iterator[None]:
 
 def standing(space: Namespace) -> dict[str, Object]:
     """What must not change: which children there are, what is asked of them, how often that changed, what is on record."""
-    children = {
-        f"{item['kind']} {item['metadata']['uid']}": (item["metadata"].get("generation"), item.get("spec", item.get("data")))
-        for item in space.all(*CHILDREN)
-    }
+    children = {f"{item['kind']} {item['metadata']['uid']}": (item["metadata"].get("generation"), item["spec"]) for item in space.all(*CHILDREN)}
     tune, judge, serve = space.status("FineTuneJob", "tune"), space.status("EvalRun", "judge"), space.status("ModelDeployment", "serve")
     recorded = {name: tune[name] for name in ("stages", "attempts", "resolved")}
     judged = {name: judge[name] for name in ("stages", "resolved")}

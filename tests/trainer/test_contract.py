@@ -54,9 +54,10 @@ OF_THE_OPERATOR = sorted((ROOT / "tests" / "unit" / "operator" / "golden").glob(
 
 @pytest.mark.parametrize("path", OF_THE_OPERATOR, ids=lambda path: path.stem)
 def test_what_the_operator_writes_lacks_no_setting(path):
-    maps = [each["data"]["stage.json"] for each in yaml.safe_load_all(path.read_text()) if each["kind"] == "ConfigMap"]
-    assert maps
-    for value in map(json.loads, maps):
+    templates = [each["spec"]["template"] for each in yaml.safe_load_all(path.read_text()) if each["kind"] in ("Job", "Deployment")]
+    orders = [template["metadata"]["annotations"]["tunesmith.dev/stage"] for template in templates]
+    assert orders
+    for value in map(json.loads, orders):
         if value["stage"] != "Serve":
             load(value["stage"]).INPUT.model_validate(value)
 

@@ -1,6 +1,6 @@
 """What must exist for a ModelDeployment.
 
-A NetworkPolicy, of each revision a ConfigMap, a Service and a Deployment, and one Service that selects the active one.
+A NetworkPolicy, of each revision a Service and a Deployment, and one Service that selects the active one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tunesmith.modeldeployment.policy import network_policy
 from tunesmith.modeldeployment.rendering import ANNOTATION, Rendering, recorded
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
-from tunesmith.pods import Workload, child_metadata, config_map, pod_spec, stage_data
+from tunesmith.pods import Workload, child_metadata, pod_template
 from tunesmith.values import Object, Observed, Plan
 
 COMMAND = ("python", "-m", "tunesmith_serving")
@@ -25,7 +25,7 @@ GRACE_PERIOD_SECONDS = 120
 engine's to end its processes (docs/contract.md, Serve). The launcher is told, so that the pod and it cannot disagree."""
 PAUSE_SECONDS = 10
 """New connections still come while the endpoint's removal travels to every proxy."""
-REVISION_KINDS = ("ConfigMap", "Service", "Deployment")
+REVISION_KINDS = ("Service", "Deployment")
 CHILD_KINDS = ("NetworkPolicy", *REVISION_KINDS)
 
 
@@ -59,11 +59,9 @@ def _main_service(observed: Observed, revisions: list[Revision]) -> list[Object]
 def _children(observed: Observed, revision: Revision) -> list[Object]:
     owner = observed.owner
     metadata = child_metadata(owner, child_name(owner, revision.name), {LABEL_REVISION: revision.name})
-    rendering = _rendering(observed, revision, metadata)
     return [
-        config_map(metadata, rendering.data),
         _service(metadata, selector(owner, revision.name)),
-        _deployment(observed, revision, metadata, rendering),
+        _deployment(observed, revision, metadata, _rendering(observed, revision, metadata)),
     ]
 
 
@@ -82,8 +80,7 @@ def _rendering(observed: Observed, revision: Revision, metadata: Object) -> Rend
     rendering = _render(observed, revision, metadata)
     if drift.applied(live) in (None, drift.digest(_deployment(observed, revision, metadata, rendering))):
         return rendering
-    orders = observed.child("ConfigMap", metadata["name"]) or {}
-    return Rendering(live["spec"]["template"], orders.get("data") or rendering.data)
+    return Rendering(live["spec"]["template"])
 
 
 def _service(metadata: Object, labels: Mapping[str, str]) -> Object:
@@ -110,19 +107,17 @@ def _serve_input(owner: Object, revision: Revision) -> Object:
 
 def _render(observed: Observed, revision: Revision, metadata: Object) -> Rendering:
     """As this version of the operator renders it, with its present settings."""
-    orders = _serve_input(observed.owner, revision)
     workload = Workload(
         image=revision.image,
         command=COMMAND,
-        input=orders,
-        config_map=metadata["name"],
+        input=_serve_input(observed.owner, revision),
         resources=revision.inputs.get("resources") or {},
         scheduling=revision.inputs.get("scheduling") or {},
         grace_period_seconds=GRACE_PERIOD_SECONDS,
         container=_container(),
     )
-    spec = pod_spec(workload, observed.config) | _spread(selector(observed.owner, revision.name))
-    return Rendering({"metadata": {"labels": metadata["labels"]}, "spec": spec}, stage_data(orders))
+    spread = _spread(selector(observed.owner, revision.name))
+    return Rendering(pod_template(metadata["labels"], workload, observed.config, spread))
 
 
 def _deployment(observed: Observed, revision: Revision, metadata: Object, rendering: Rendering) -> Object:

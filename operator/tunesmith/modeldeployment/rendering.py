@@ -8,7 +8,6 @@ watch and to be granted, and could be there without its Deployment or miss besid
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,23 +22,20 @@ class Rendering:
     """The rendered inputs of a revision."""
 
     template: Object
-    """The Deployment's pod template."""
-    data: Mapping[str, str]
-    """The ConfigMap's."""
+    """The Deployment's pod template, the pods' orders among its annotations."""
 
     @cached_property
     def annotation(self) -> str:
         """As the Deployment carries it: with a digest, by which an edit is noticed."""
-        content = {"template": self.template, "data": dict(self.data)}
-        return json.dumps({**content, "digest": drift.checksum(content)}, sort_keys=True, separators=(",", ":"))
+        content = {"template": self.template, "digest": drift.checksum(self.template)}
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def recorded(deployment: Object) -> Rendering | None:
     """The rendering that a Deployment carries; None if it carries none, or an edited one."""
     text = (deployment["metadata"].get("annotations") or {}).get(ANNOTATION, "")
     try:
-        content = json.loads(text)
-        rendering = Rendering(content["template"], dict(content["data"]))
+        rendering = Rendering(json.loads(text)["template"])
     except (ValueError, TypeError, KeyError):
         return None
     return rendering if rendering.annotation == text else None

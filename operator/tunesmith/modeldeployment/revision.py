@@ -95,7 +95,7 @@ def name_of(uri: str, digest: str | None, image: str, inputs: Mapping[str, Any])
 
 
 def child_name(owner: Object, revision: str) -> str:
-    """Name of the revision's ConfigMap, Service and Deployment: at most 40 + 1 + 8 + 1 + 5 characters."""
+    """Name of the revision's Service and Deployment: at most 40 + 1 + 8 + 1 + 5 characters."""
     return f"{owner['metadata']['name']}-{revision}-{owner['metadata']['uid'][:5]}"
 
 

@@ -64,13 +64,13 @@ def status(observed: Observed) -> Object:
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
-    """ConfigMaps and a Job; `drop` deletes all children of a kind instead of the Job."""
+    """Services and a Job; `drop` deletes all children of a kind instead of the Job."""
     if observed.spec.get("fail") == "build":
         raise NotReadyYet("Awaiting", "something is missing")
     if observed.spec.get("fail") == "dependency":
         raise DependencyFailed("what is named has failed")
     names = observed.spec.get("configs", ["config"])
-    configs = tuple(desired(child("ConfigMap", name, observed.owner, data={"phase": "any"})) for name in names)
+    configs = tuple(desired(child("Service", name, observed.owner, data={"phase": "any"})) for name in names)
     job = desired(child("Job", "job", observed.owner, spec={}))
     drop = tuple(observed.of_kind(observed.spec.get("drop", "")))
     return Plan(apply=configs, create=() if drop else (job,), delete=drop, wake_after=observed.spec.get("wake"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 
+from tests.orders import orders
 from tests.unit.operator.makers import World, answer, claim, condition, owner
 from tunesmith.evalrun.build import build
 from tunesmith.evalrun.status import status
@@ -77,9 +77,8 @@ class Evaluation(World):
 
     def input(self, stage: str, part: str = "") -> Object:
         """The newest stage.json of a stage."""
-        config_map = self.children["ConfigMap", self.job(stage, part)["metadata"]["name"]]
-        parsed: Object = json.loads(config_map["data"]["stage.json"])
-        return parsed
+        given: Object = orders(self.job(stage, part))
+        return given
 
     def evaluated(self, name: str) -> None:
         """The Evaluate stage of a model succeeds."""

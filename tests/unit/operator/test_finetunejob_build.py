@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from tests.orders import orders
 from tests.unit.operator.makers import World, as_yaml, finetunejob, variant
 from tunesmith import contract, pods
+from tunesmith.errors import InvalidSpec
 from tunesmith.finetunejob import api
 from tunesmith.finetunejob.api import Spec, references
 from tunesmith.finetunejob.build import build
@@ -47,7 +48,7 @@ def whole_life(**spec: Any) -> dict[str, list[Object]]:
 
 def stage_json(manifests: list[Object]) -> Any:
     """The content of the stage.json among the manifests."""
-    return json.loads(next(entry for entry in manifests if entry["kind"] == "ConfigMap")["data"]["stage.json"])
+    return orders(next(entry for entry in manifests if entry["kind"] == "Job"))
 
 
 @pytest.mark.parametrize("stage", ["Prepare", "Train", "Finalize", "Quantize"])
@@ -111,7 +112,7 @@ def test_one_node_needs_no_service_and_no_affinity() -> None:
     world.succeed("Prepare")
     assert not world.names("Service")
     assert "affinity" not in world.job("Train")["spec"]["template"]["spec"]
-    train = stage_json(list(world.plan.apply))
+    train = orders(world.job("Train"))
     assert train["rendezvous"] == {"endpoint": "localhost:29500", "nodes": 1, "processesPerNode": 1}
     assert train["device"] == "CPU"
 
@@ -129,6 +130,13 @@ def test_defaults_are_filled_in_as_the_descriptions_say() -> None:
     assert run["output"]["artifacts"] == ["Adapter"]
     assert stage_json(whole_life()["Finalize"])["artifacts"] == ["Adapter", "Merged"]
     assert stage_json(whole_life()["Quantize"])["variant"]["quantization"]["groupSize"] == 128
+
+
+def test_more_settings_than_a_pod_can_be_given_are_refused_with_what_to_do() -> None:
+    world = World(status, build, finetunejob(training={"overrides": {f"x{number}": "y" * 1000 for number in range(250)}}))
+    with pytest.raises(InvalidSpec, match=r"at most 240000 bytes .* shorten lists, patterns or overrides") as refused:
+        world.step()
+    assert refused.value.reason == "TooManySettings"
 
 
 def test_references_are_the_named_job_and_every_claim() -> None:

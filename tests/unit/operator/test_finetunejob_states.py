@@ -146,15 +146,14 @@ def test_a_job_deleted_by_hand_leads_to_the_next_attempt_once_none_of_its_pods_l
 
 
 @pytest.mark.parametrize("label", [{"tunesmith.dev/attempt": "1x"}, {"tunesmith.dev/attempt": "0"}, {}], ids=["no number", "another attempt", "gone"])
-def test_a_config_map_or_service_whose_attempt_label_was_edited_is_put_back_and_not_deleted(label: Object) -> None:
+def test_a_service_whose_attempt_label_was_edited_is_put_back_and_not_deleted(label: Object) -> None:
     life = trained(parallelism=TWO_NODES)
-    for kind in ("ConfigMap", "Service"):
-        labels = life.children[kind, "support-bot-train-1-5f0c1"]["metadata"]["labels"]
-        del labels["tunesmith.dev/attempt"]
-        labels |= label
+    labels = life.children["Service", "support-bot-train-1-5f0c1"]["metadata"]["labels"]
+    del labels["tunesmith.dev/attempt"]
+    labels |= label
     life.step()
     assert not life.plan.delete
-    assert [entry["kind"] for entry in life.plan.apply] == ["ConfigMap", "Service"]
+    assert [entry["kind"] for entry in life.plan.apply] == ["Service"]
     assert life.states()["Train"] == "Running"
 
 
@@ -204,7 +203,7 @@ def test_the_other_pods_success_is_no_result() -> None:
     assert life.states()["Train"] == "Waiting"
 
 
-@pytest.mark.parametrize("kinds", [("Job",), ("ConfigMap",), ("Job", "Pod", "ConfigMap", "Service")])
+@pytest.mark.parametrize("kinds", [("Job",), ("Service",), ("Job", "Pod", "Service")])
 def test_a_finished_stage_never_runs_again_whatever_vanishes(kinds: tuple[str, ...]) -> None:
     life = trained(parallelism=TWO_NODES, variants=[variant("w8a8")])
     for stage, part in (("Train", ""), ("Finalize", ""), ("Quantize", "w8a8")):
@@ -235,12 +234,11 @@ def test_terminal_is_terminal(last: Object) -> None:
     assert life.status["observedGeneration"] == 2
 
 
-def test_what_superseded_attempts_read_is_removed_but_their_jobs_stay_for_their_logs() -> None:
+def test_services_of_superseded_attempts_are_removed_but_their_jobs_stay_for_their_logs() -> None:
     life = trained(parallelism=TWO_NODES)
     life.end("Train", refusal("Train", 75, "Interrupted", outcome="Interrupted")).step()
     life.step()
     assert life.names("Service") == ["support-bot-train-2-5f0c1"]
-    assert "support-bot-train-1-5f0c1" not in life.names("ConfigMap")
     assert "support-bot-train-1-5f0c1" in life.names("Job")
 
 

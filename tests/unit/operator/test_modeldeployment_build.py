@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.orders import orders
 from tests.unit.operator.deployments import GATED, UNGATED, World, evaluation, job
 from tunesmith.contract import ServeInput
 from tunesmith.values import Object
@@ -37,7 +38,7 @@ def test_the_manifests_are_the_golden_ones() -> None:
 def test_the_policy_comes_first_and_the_service_after_what_it_selects() -> None:
     world = World(UNGATED, job())
     world.step()
-    assert [entry["kind"] for entry in world.plan.apply] == ["NetworkPolicy", "ConfigMap", "Service", "Deployment", "Service"]
+    assert [entry["kind"] for entry in world.plan.apply] == ["NetworkPolicy", "Service", "Deployment", "Service"]
     assert world.plan.apply[-1]["metadata"]["name"] == "support-bot"
     assert world.plan.delete == world.plan.create == ()
 
@@ -45,8 +46,8 @@ def test_the_policy_comes_first_and_the_service_after_what_it_selects() -> None:
 def test_the_launchers_orders_follow_the_contract() -> None:
     world = World(FULL, job(), evaluation())
     world.step()
-    orders = ServeInput.model_validate(json.loads(world.plan.apply[1]["data"]["stage.json"]))
-    assert (orders.device, orders.served_model_name, orders.engine["vllm"]["tensorParallelSize"]) == ("GPU", "support-bot", 2)
+    given = ServeInput.model_validate(orders(deployment(world)))
+    assert (given.device, given.served_model_name, given.engine["vllm"]["tensorParallelSize"]) == ("GPU", "support-bot", 2)
 
 
 def test_pods_are_reached_from_their_namespace_alone_and_reach_name_services_alone() -> None:
@@ -76,9 +77,9 @@ def test_a_pod_may_finish_what_it_has_begun() -> None:
     world = World(UNGATED, job())
     world.step()
     pod = deployment(world)["spec"]["template"]["spec"]
-    orders = json.loads(world.plan.apply[1]["data"]["stage.json"])
-    assert orders["gracePeriodSeconds"] == pod["terminationGracePeriodSeconds"] >= orders["pauseSeconds"] + 60
-    assert 5 <= orders["pauseSeconds"] <= 15
+    given = orders(deployment(world))
+    assert given["gracePeriodSeconds"] == pod["terminationGracePeriodSeconds"] >= given["pauseSeconds"] + 60
+    assert 5 <= given["pauseSeconds"] <= 15
     assert "lifecycle" not in pod["containers"][0], "a sleep there would be taken from the time that the launcher was told"
 
 

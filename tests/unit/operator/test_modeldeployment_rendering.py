@@ -25,11 +25,12 @@ LONGEST: Object = {
 }
 
 
-def rendered(world: World, revision: str) -> tuple[Object, Object]:
-    """What the revision's pods are made from: the template and the ConfigMap's data, as they are applied now."""
+def rendered(world: World, revision: str) -> Object:
+    """What the revision's pods are made from: the template as it is applied now."""
     name = world.child(revision)
     applied = {entry["kind"]: entry for entry in world.plan.apply if entry["metadata"]["name"] == name}
-    return copy.deepcopy((applied["Deployment"]["spec"]["template"], applied["ConfigMap"]["data"]))
+    template: Object = copy.deepcopy(applied["Deployment"]["spec"]["template"])
+    return template
 
 
 def live(world: World, revision: str) -> Object:
@@ -48,7 +49,8 @@ def other_settings(world: World, _: pytest.MonkeyPatch) -> None:
 
 def other_pods(_: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pods, "USER", 1000)
-    patch.setattr(build, "pod_spec", lambda workload, config: pods.pod_spec(workload, config) | {"hostNetwork": False})
+    render = pods.pod_template
+    patch.setattr(build, "pod_template", lambda *given: render(*given[:3], {**given[3], "hostNetwork": False}))
 
 
 def other_probes_and_orders(_: World, patch: pytest.MonkeyPatch) -> None:
@@ -57,7 +59,7 @@ def other_probes_and_orders(_: World, patch: pytest.MonkeyPatch) -> None:
 
 
 def a_stricter_render(_: World, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(build, "pod_spec", a_render_that_fails)
+    patch.setattr(build, "pod_template", a_render_that_fails)
 
 
 UPGRADES = [other_settings, other_pods, other_probes_and_orders, a_stricter_render]
@@ -87,7 +89,7 @@ def test_a_revision_made_after_an_upgrade_is_rendered_by_it_and_the_old_one_is_n
     world.change(engine={"vllm": {"maxModelLen": 64}})
     world.step()
     new = world.named("Candidate")
-    pod = rendered(world, new)[0]["spec"]
+    pod = rendered(world, new)["spec"]
     assert (pod["imagePullSecrets"], pod["containers"][0]["imagePullPolicy"]) == ([{"name": "mirror"}], "Always")
     world.ready(new)
     world.step()
@@ -114,7 +116,7 @@ def test_a_candidate_that_cannot_start_takes_up_new_settings_and_one_that_starts
     world.settings = {"image_pull_secrets": ("mirror",)}
     for _ in range(2):
         world.step()
-        assert ("imagePullSecrets" in rendered(world, name)[0]["spec"]) == mended
+        assert ("imagePullSecrets" in rendered(world, name)["spec"]) == mended
     assert mended or rendered(world, name) == before
 
 
@@ -125,7 +127,7 @@ def test_a_candidate_whose_pods_may_not_be_made_takes_up_what_a_new_version_asks
     live(world, name)["status"] = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]}
     other_pods(world, monkeypatch)
     world.step()
-    assert rendered(world, name)[0]["spec"]["securityContext"]["runAsUser"] == 1000
+    assert rendered(world, name)["spec"]["securityContext"]["runAsUser"] == 1000
 
 
 def test_what_serves_and_cannot_start_a_pod_more_is_not_restarted_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +146,12 @@ def test_what_is_edited_after_an_upgrade_is_put_back_as_it_was_before_it(monkeyp
     before = rendered(world, name)
     other_settings(world, monkeypatch)
     live(world, name)["spec"]["template"]["spec"]["containers"][0]["image"] = "other:1"
-    world.children["ConfigMap", world.child(name)]["data"] = {}
+    live(world, name)["spec"]["template"]["metadata"]["annotations"][pods.ANNOTATIONS[pods.STAGE_FILE]] = "{}"
     world.step()
     assert rendered(world, name) == before
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"template":{},"data":{},"digest":""}', '{"template":{},"data":1}'])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"template":{},"digest":""}', '{"template":1}'])
 def test_a_record_that_is_edited_or_taken_away_is_put_back_and_changes_nothing(text: str | None) -> None:
     world = World(UNGATED, job())
     name = world.serve()
@@ -182,14 +184,14 @@ def test_what_an_older_operator_made_and_another_would_render_otherwise_stays_as
     del live(world, name)["metadata"]["annotations"][ANNOTATION]
     # What the server adds by itself: not to ask for it would be no change either.
     live(world, name)["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst"
-    template, data = copy.deepcopy((live(world, name)["spec"]["template"], world.children["ConfigMap", world.child(name)]["data"]))
+    template = copy.deepcopy(live(world, name)["spec"]["template"])
     upgrade(world, monkeypatch)
     for _ in range(2):
         world.step()
-        assert rendered(world, name) == (template, data)
+        assert rendered(world, name) == template
     live(world, name)["spec"]["template"]["spec"].pop("dnsPolicy")
     world.step()
-    assert rendered(world, name) == (template, data)
+    assert rendered(world, name) == template
 
 
 def test_what_an_older_operator_made_just_so_gets_its_record_and_no_new_stamp() -> None:
@@ -210,7 +212,7 @@ def test_without_both_annotations_a_revision_is_rendered_anew(monkeypatch: pytes
     other_settings(world, monkeypatch)
     live(world, name)["metadata"]["annotations"].clear()
     world.step()
-    assert rendered(world, name)[0]["spec"]["containers"][0]["imagePullPolicy"] == "Always"
+    assert rendered(world, name)["spec"]["containers"][0]["imagePullPolicy"] == "Always"
     assert world.revisions() == {name: "Active"}
 
 
@@ -220,7 +222,7 @@ def test_a_deployment_that_was_deleted_is_rendered_anew_with_the_image_of_its_re
     other_settings(world, monkeypatch)
     del world.children["Deployment", world.child(name)]
     world.step()
-    container = rendered(world, name)[0]["spec"]["containers"][0]
+    container = rendered(world, name)["spec"]["containers"][0]
     assert (container["imagePullPolicy"], container["image"]) == ("Always", "registry.example/serving:1")
 
 
@@ -230,4 +232,4 @@ def test_the_record_of_the_longest_spec_fits_into_an_annotation() -> None:
     name = world.named("Candidate")
     notes = live(world, name)["metadata"]["annotations"]
     assert sum(len(key) + len(value.encode()) for key, value in notes.items()) <= 256 * 1024 - 1024, "the server's limit, and room for others'"
-    assert json.loads(notes[ANNOTATION])["template"] == rendered(world, name)[0]
+    assert json.loads(notes[ANNOTATION])["template"] == rendered(world, name)

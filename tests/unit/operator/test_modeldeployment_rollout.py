@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.orders import orders
 from tests.unit.operator.deployments import GATED, OTHER, UNGATED, World, evaluation, job
 
 NEW_MODEL = {"fineTuneJobRef": {"name": "bot2"}, "artifact": "Merged"}
@@ -112,7 +113,7 @@ def test_replicas_reach_the_serving_revision_while_the_gate_of_the_next_is_close
     world.step()
     deployment = world.children["Deployment", world.child(old)]
     assert deployment["spec"]["replicas"] == 3
-    assert "/bot/merged" in str(world.children["ConfigMap", world.child(old)]["data"])
+    assert "/bot/merged" in orders(deployment)["model"]["uri"]
 
 
 def test_a_change_of_replicas_makes_no_revision() -> None:

@@ -143,7 +143,7 @@ async def test_an_edited_object_is_applied_again() -> None:
     bench, tune = Bench(owner()), owner()
     await bench.run(tune)
     await bench.run(tune)
-    live = bench.store.get(Key("ConfigMap", "team", "config"))
+    live = bench.store.get(Key("Service", "team", "config"))
     assert live is not None
     bench.store.put({**changed(live, 500), "data": {"phase": "edited"}})
     assert await bench.run(tune) == [("apply", "config")]
@@ -151,9 +151,9 @@ async def test_an_edited_object_is_applied_again() -> None:
 
 async def test_what_is_there_unseen_is_looked_at_before_it_is_written() -> None:
     bench, tune = Bench(owner()), owner()
-    bench.cluster.unseen = [child("ConfigMap", "config", tune, 50, data={"phase": "edited"})]
+    bench.cluster.unseen = [child("Service", "config", tune, 50, data={"phase": "edited"})]
     assert ("apply", "config") not in await bench.run(tune)
-    assert bench.store.get(Key("ConfigMap", "team", "config")) is not None
+    assert bench.store.get(Key("Service", "team", "config")) is not None
     assert key(tune) in bench.woken
     assert ("apply", "config") in await bench.run(tune), "at once: nothing of it was put back before"
 
@@ -164,7 +164,7 @@ async def test_a_field_that_somebody_else_sets_again_and_again_is_put_back_once_
     await bench.run(tune)
 
     def edit(version: int, **fields: Any) -> None:
-        live = bench.store.get(Key("ConfigMap", "team", "config"))
+        live = bench.store.get(Key("Service", "team", "config"))
         assert live is not None
         bench.store.put({**changed(live, version), **fields})
 
@@ -187,7 +187,7 @@ async def test_a_field_that_was_not_put_back_lately_is_put_back_at_once() -> Non
     bench, tune = Bench(owner()), owner()
     await bench.run(tune)
     await bench.run(tune)
-    config = bench.store.get(Key("ConfigMap", "team", "config"))
+    config = bench.store.get(Key("Service", "team", "config"))
     assert config is not None
     bench.store.put({**changed(config, 500), "data": {"phase": "edited"}})
     assert await bench.run(tune) == [("apply", "config")]
@@ -208,9 +208,9 @@ async def test_what_an_injector_changes_on_the_way_in_is_not_applied_again_at_on
 
 async def test_a_new_wish_is_carried_out_at_once_though_its_fields_were_just_put_back() -> None:
     corrections = Corrections(lambda: 0.0)
-    corrections.note(Key("ConfigMap", "team", "config"), "old", {".data.phase"})
-    assert corrections.wait(Key("ConfigMap", "team", "config"), "old", {".data.phase"}) == PAUSE
-    assert corrections.wait(Key("ConfigMap", "team", "config"), "new", {".data.phase"}) == 0.0
+    corrections.note(Key("Service", "team", "config"), "old", {".data.phase"})
+    assert corrections.wait(Key("Service", "team", "config"), "old", {".data.phase"}) == PAUSE
+    assert corrections.wait(Key("Service", "team", "config"), "new", {".data.phase"}) == 0.0
 
 
 async def test_a_deletion_is_asked_for_once() -> None:
@@ -290,7 +290,7 @@ async def test_a_refused_apply_keeps_no_deletion_from_happening() -> None:
 
 async def test_after_a_refusal_what_is_there_is_kept_right_and_nothing_new_is_made() -> None:
     tune = owner(configs=["first", "refused", "there", "new"])
-    bench = Bench(tune, child("ConfigMap", "there", tune, data={"phase": "edited"}))
+    bench = Bench(tune, child("Service", "there", tune, data={"phase": "edited"}))
     bench.cluster.refuse["refused"] = Refused(403, "Forbidden", "exceeded quota")
     with pytest.raises(Refused):
         await bench.run(tune)
@@ -364,7 +364,7 @@ async def test_a_child_that_is_seen_to_go_before_its_owner_is_not_made_again() -
     bench, tune = Bench(owner()), owner()
     await bench.run(tune)
     await bench.run(tune)
-    config = bench.store.get(Key("ConfigMap", "team", "config"))
+    config = bench.store.get(Key("Service", "team", "config"))
     assert config is not None
     bench.store.remove(config)
     bench.cluster.refuse = {"confirm": Conflict(409, "Conflict", "it is gone")}
