@@ -14,6 +14,7 @@ _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 _POD = re.compile(r"(<uid>(?:-\d+)?)-[a-z0-9]{5}\b")
 _CHILD = re.compile(r"-[0-9a-f]{5}\b")
 _METADATA = ("name", "generation", "labels", "annotations", "finalizers", "ownerReferences", "deletionTimestamp")
+_ORDERS = "tunesmith.dev/orders"
 _DIGESTS = ("tunesmith.dev/applied", "tunesmith.dev/rendered")
 """Annotations with a digest of what was applied or rendered, owner's uid included."""
 
@@ -51,7 +52,7 @@ def _shown(obj: Object) -> Object:
     kind = obj["kind"]
     metadata = {name: obj["metadata"][name] for name in _METADATA if name in obj["metadata"]}
     metadata["annotations"] = {name: value for name, value in metadata.get("annotations", {}).items() if name not in _DIGESTS}
-    shown = ({"spec": obj["spec"]} if "spec" in obj else {}) | {"metadata": metadata, "status": _timeless(obj.get("status"))}
+    shown = {"spec": _readable(obj["spec"])} | {"metadata": metadata, "status": _timeless(obj.get("status"))}
     if kind == "Service":
         shown["spec"] = {name: value for name, value in obj["spec"].items() if name not in ("clusterIP", "clusterIPs")}
     if kind == "Deployment":
@@ -59,6 +60,16 @@ def _shown(obj: Object) -> Object:
     if kind == "Job":
         shown["status"] = {"conditions": [(each["type"], each["status"]) for each in obj["status"].get("conditions", ())]}
     return shown
+
+
+def _readable(spec: Object) -> Object:
+    """`spec` with the orders of its pods as JSON, for the sake of a difference's readability."""
+    metadata = spec.get("template", {}).get("metadata", {})
+    notes = metadata.get("annotations", {})
+    if _ORDERS not in notes:
+        return spec
+    annotations = {**notes, _ORDERS: json.loads(notes[_ORDERS])}
+    return {**spec, "template": {**spec["template"], "metadata": {**metadata, "annotations": annotations}}}
 
 
 def _timeless(status: Any, counts: bool = False) -> Any:

@@ -1,14 +1,14 @@
 """Pods and the objects around them: what all our workloads share (docs/DESIGN.md sections 3 and 5).
 
 Every pod passes Pod Security "restricted", holds no credential but the progress token, and carries its orders in annotations, which the
-kubelet gives it as files. (A ConfigMap would be one more object for each attempt to make, watch, put right and remove; it could be edited, be
-there without its Job or miss beside it. A Job's template cannot change.)
+kubelet gives it as files. (A ConfigMap would be one more object for each attempt to make, watch, put right and remove, and could be there
+without its Job or miss beside it. Once a Job has begun its template cannot change.)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,8 @@ from tunesmith.values import API_VERSION, GROUP, LABEL_KIND, LABEL_NAME, LABEL_U
 USER = 65532
 MAX_CLAIMS = 8
 STAGE_FOLDER, STAGE_FILE, CA_FILE = "/etc/tunesmith", "stage.json", "ca.crt"
-ANNOTATIONS = {STAGE_FILE: f"{GROUP}/stage", CA_FILE: f"{GROUP}/progress-ca"}
+ANNOTATIONS = {STAGE_FILE: f"{GROUP}/orders", CA_FILE: f"{GROUP}/progress-ca"}
 """Of a pod: where each of its files stands."""
-ORDERS_LIMIT = 240_000
-"""Bytes. The API server takes 256 KiB of annotations for an object; others may add theirs."""
 TOKEN_FOLDER = f"/var/run/secrets/{GROUP}"
 TOKEN_SECONDS = 3600
 UNREACHABLE_SECONDS = 10
@@ -127,22 +125,18 @@ def stage_job(metadata: Object, workload: Workload, config: Config, nodes: int =
 
 
 def pod_template(labels: Mapping[str, str], workload: Workload, config: Config, spec: Mapping[str, Any]) -> Object:
-    """Pods with one container and its orders; `spec`: further fields of theirs. Raises InvalidSpec where the orders are too many."""
-    files = _files(workload, config)
-    if (size := sum(len(text.encode()) for text in files.values())) > ORDERS_LIMIT:
-        why = f"a pod is told at most {ORDERS_LIMIT} bytes of settings, and these are {size} as JSON: shorten lists, patterns or overrides"
-        raise InvalidSpec("TooManySettings", why)
+    """Pods with one container and its orders; `spec`: further fields of theirs.
+
+    An object takes 256 KiB of annotations: the longest orders that the CRDs let in are two thirds of that.
+    """
+    files = {STAGE_FILE: json.dumps(workload.input, sort_keys=True, separators=(",", ":"), ensure_ascii=False)}
+    if _reports(workload, config) and config.progress_ca:
+        files[CA_FILE] = config.progress_ca
     annotations = {ANNOTATIONS[name]: text for name, text in files.items()}
-    return {"metadata": {"labels": dict(labels), "annotations": annotations}, "spec": _pod_spec(workload, config) | dict(spec)}
+    return {"metadata": {"labels": dict(labels), "annotations": annotations}, "spec": _pod_spec(workload, config, files) | dict(spec)}
 
 
-def _files(workload: Workload, config: Config) -> dict[str, str]:
-    """What a pod finds in STAGE_FOLDER."""
-    orders = json.dumps(workload.input, sort_keys=True, separators=(",", ":"))
-    return {STAGE_FILE: orders} | ({CA_FILE: config.progress_ca} if _reports(workload, config) and config.progress_ca else {})
-
-
-def _pod_spec(workload: Workload, config: Config) -> Object:
+def _pod_spec(workload: Workload, config: Config, files: Iterable[str]) -> Object:
     spec = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -156,7 +150,7 @@ def _pod_spec(workload: Workload, config: Config) -> Object:
         },
         "terminationGracePeriodSeconds": workload.grace_period_seconds,
         "containers": [_container(workload, config)],
-        "volumes": _volumes(workload, config),
+        "volumes": _volumes(workload, config, files),
     }
     if config.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in config.image_pull_secrets]
@@ -232,15 +226,12 @@ def _mounts(workload: Workload, config: Config) -> list[Object]:
     return mounts
 
 
-def _volumes(workload: Workload, config: Config) -> list[Object]:
+def _volumes(workload: Workload, config: Config, files: Iterable[str]) -> list[Object]:
     # With its version, which the server would fill in: the list is compared as a whole.
-    files = [
-        {"path": name, "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{ANNOTATIONS[name]}']"}}
-        for name in _files(workload, config)
-    ]
+    items = [{"path": name, "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{ANNOTATIONS[name]}']"}} for name in files]
     memory = {"medium": "Memory", "sizeLimit": workload.resources.get("sharedMemory", SHARED_MEMORY)}
     volumes: list[Object] = [
-        {"name": "stage", "downwardAPI": {"items": files}},
+        {"name": "stage", "downwardAPI": {"items": items}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},
         {"name": "shm", "emptyDir": memory},

@@ -11,6 +11,7 @@ from pathlib import Path
 from tunesmith.values import Config, Images
 
 PREFIX = "TUNESMITH_"
+CA_LIMIT = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,17 @@ class Settings:
             image_pull_policy=self.image_pull_policy,
             image_pull_secrets=self.image_pull_secrets,
             progress_url=self.progress.url if self.progress.enabled else "",
-            progress_ca=Path(self.progress.ca).read_text() if self.progress.ca else "",
+            progress_ca=_read_ca(self.progress.ca) if self.progress.ca else "",
             network_policies=self.network_policies,
         )
+
+
+def _read_ca(path: str) -> str:
+    """The CA's certificates. Every training pod carries them in an annotation, and there is no room for a whole trust store beside its orders."""
+    text = Path(path).read_text()
+    if len(text) > CA_LIMIT:
+        raise ValueError(f"{path} has {len(text)} characters, at most {CA_LIMIT} are taken: give the CA of the progress certificate alone")
+    return text
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:

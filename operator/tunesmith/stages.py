@@ -113,13 +113,14 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     apply, create = [], []
     for key, entry in active.items():
         attempt = entry["attempt"]
-        missing = observed.child("Job", job_name(observed.owner, key, attempt)) is None
-        if missing and ("jobUID" in entry or (key, attempt) in begun):
+        job = observed.child("Job", job_name(observed.owner, key, attempt))
+        if job is None and ("jobUID" in entry or (key, attempt) in begun):
             continue  # It was deleted, and its pods are still ending: it must not come back.
-        if entry.get("nodes", 0) > 1:
+        if job is None:
+            job = stage_job(observed.owner, observed.config, key, attempt, make(key, attempt))
+            create.append(job)
+        if job["spec"].get("parallelism", 1) > 1:
             apply.append(stage_service(observed.owner, key, attempt))
-        if missing:
-            create.append(stage_job(observed.owner, observed.config, key, attempt, make(key, attempt)))
     expired = limits.expired(observed, status)
     # A label edited by hand makes nothing superfluous that is about to be put back.
     needed = {(desired["kind"], desired["metadata"]["name"]) for desired in apply}

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 Object = dict[str, Any]
-"""A Kubernetes object as JSON, `managedFields` removed."""
+"""A Kubernetes object as JSON, as the store keeps it (`resources.tidy`)."""
 
 GROUP = "tunesmith.dev"
 VERSION = "v1alpha1"

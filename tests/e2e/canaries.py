@@ -5,7 +5,7 @@ from __future__ import annotations
 from dev.demo.kube import DemoError, Kube
 from dev.demo.stack import SYSTEM
 
-KINDS = ("finetunejobs", "evalruns", "modeldeployments", "configmaps", "jobs", "pods", "events.events.k8s.io")
+KINDS = ("finetunejobs", "evalruns", "modeldeployments", "jobs", "deployments", "services", "pods", "events.events.k8s.io")
 HEALTH_PORT, ENGINE_PORT = 8080, 8000
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,9 +29,12 @@ class SmallVolume:
     def __enter__(self) -> Self:
         self._run("mkdir", "-p", FOLDER)
         self._run("mount", "-t", "tmpfs", "-o", f"size={MIB}m,mode=0777", "tmpfs", FOLDER)
-        self._kube.apply(self._volume())
-        claim = {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": NAME, "resources": {"requests": {"storage": f"{MIB}Mi"}}}
-        self._kube.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": NAME}, "spec": claim})
+        with ExitStack() as undo:
+            undo.callback(self._run, "umount", "--lazy", FOLDER)
+            self._kube.apply(self._volume())
+            undo.callback(self._kube.run, "delete", f"pv/{NAME}", "--wait=false")
+            self._kube.apply(self._claim())
+            undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -63,6 +66,10 @@ class SmallVolume:
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
         }
         return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": NAME}, "spec": spec}
+
+    def _claim(self) -> Object:
+        spec = {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": NAME, "resources": {"requests": {"storage": f"{MIB}Mi"}}}
+        return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": NAME}, "spec": spec}
 
     def _run(self, *command: str) -> None:
         nodes.inside(self._cluster.processes, self._node, *command)

@@ -22,7 +22,7 @@ def test_deleting_a_finished_job_removes_its_children_and_keeps_its_artefacts(ku
     kube.run("apply", f"--filename={ROOT / 'examples/full-fine-tuning'}")
     uri = follow.follow(kube, [("FineTuneJob", "full")], say, 900)["FineTuneJob", "full"]["status"]["artifacts"][0]["uri"]
     kube.run("delete", "finetunejob", "full", "--wait")
-    kube.run("wait", "jobs,configmaps,pods,services", "--selector=tunesmith.dev/name=full", "--for=delete", "--timeout=120s")
+    kube.run("wait", "jobs,pods,services", "--selector=tunesmith.dev/name=full", "--for=delete", "--timeout=120s")
     kube.run("exec", "loader", "--", "test", "-e", "/mnt/pvc/" + uri.removeprefix("pvc://") + "/manifest.json")
 
 
@@ -35,7 +35,7 @@ def test_a_job_that_is_applied_again_when_all_of_it_is_gone_adopts_its_artefacts
 
     first, curve = run_to_the_end()
     kube.run("delete", "finetunejob", "full", "--wait")
-    kube.run("wait", "jobs,configmaps,pods,services", "--selector=tunesmith.dev/name=full", "--for=delete", "--timeout=120s")
+    kube.run("wait", "jobs,pods,services", "--selector=tunesmith.dev/name=full", "--for=delete", "--timeout=120s")
     again, untouched = run_to_the_end()
     assert again["artifacts"] == first["artifacts"]
     assert untouched == curve

@@ -13,7 +13,7 @@ from dev.cluster.processes import wait_until
 from tests.integration.fields import Field, edits, owned
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, Writes, settle
 from tests.integration.schema_server import APPLY, JSON_PATCH
-from tunesmith.values import FIELD_MANAGER, LABEL_STAGE, Object
+from tunesmith.values import FIELD_MANAGER, Object
 
 STRATEGIC = "application/strategic-merge-patch+json"
 SOMEBODY = "?fieldManager=somebody"
@@ -87,8 +87,7 @@ def test_every_field_of_ours_that_is_edited_by_hand_is_put_back(operator: Operat
     space.wait_pods(tune, "Train", count=2)
     space.wait(lambda: len(space.all(*APPLIED)) == CHILDREN, "the children", lambda: sorted(space.names(*APPLIED)))
     operator.wait_resyncs(1)
-    # What a stage that is over has read is never written again.
-    vandals = [Vandal(space, child) for child in space.all(*APPLIED) if child["metadata"]["labels"].get(LABEL_STAGE) != "Prepare"]
+    vandals = [Vandal(space, child) for child in space.all(*APPLIED)]
     with ThreadPoolExecutor(len(vandals)) as threads:
         for done in [threads.submit(vandal.edit_all, how) for vandal in vandals]:
             done.result()

@@ -143,7 +143,7 @@ def test_a_job_that_took_the_name_of_the_next_attempt_is_let_alone_and_waited_fo
     taken = space.api.send("POST", space.path("Job"), {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec})
     assert taken.code == 201, taken.body
     space.patch("FineTuneJob", "tune", {"spec": {"suspend": False}})
-    space.wait(lambda: space.status("FineTuneJob", "tune").get("stages"), "the attempt to be on record")
+    space.wait(lambda: space.status("FineTuneJob", "tune")["stages"][0]["state"] == "Pending", "the attempt to be on record")
     assert settle(1, lambda: (space.get("Job", name) or {})["metadata"]["uid"] == taken.body["metadata"]["uid"])
     space.delete("Job", name)
     space.wait_pods(tune, "Prepare")

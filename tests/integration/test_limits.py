@@ -44,11 +44,11 @@ def test_children_go_after_their_time_and_the_object_stays_as_it_was(operator: O
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB | {"ttlSecondsAfterFinished": 2})
     play_all(space, tune)
     status = space.wait_condition("FineTuneJob", "tune", "Succeeded")
-    space.wait(lambda: not space.names("Job", "Pod", "Service"), "the children to be gone", lambda: sorted(space.names("Job", "Pod", "Service")))
+    space.wait(lambda: not space.names("Job", "Pod"), "the children to be gone", lambda: sorted(space.names("Job", "Pod")))
     operator.kill()
     operator.start()
     operator.wait_resyncs(2)
-    assert space.names("Job", "Pod", "Service") == set()
+    assert space.names("Job", "Pod") == set()
     assert space.status("FineTuneJob", "tune") == status
 
 

@@ -55,7 +55,7 @@ OF_THE_OPERATOR = sorted((ROOT / "tests" / "unit" / "operator" / "golden").glob(
 @pytest.mark.parametrize("path", OF_THE_OPERATOR, ids=lambda path: path.stem)
 def test_what_the_operator_writes_lacks_no_setting(path):
     templates = [each["spec"]["template"] for each in yaml.safe_load_all(path.read_text()) if each["kind"] in ("Job", "Deployment")]
-    orders = [template["metadata"]["annotations"]["tunesmith.dev/stage"] for template in templates]
+    orders = [template["metadata"]["annotations"]["tunesmith.dev/orders"] for template in templates]
     assert orders
     for value in map(json.loads, orders):
         if value["stage"] != "Serve":

@@ -1,4 +1,4 @@
-"""What must exist for a FineTuneJob: the Jobs of the attempts under way and what they read."""
+"""What must exist for a FineTuneJob: the Jobs of the attempts under way, and the Services by which their pods meet."""
 
 from __future__ import annotations
 

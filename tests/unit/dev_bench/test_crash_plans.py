@@ -165,7 +165,7 @@ def test_the_seed_decides_the_order() -> None:
     assert plans(lives, seed=1) == plans(lives, seed=1) != plans(lives, seed=2)
 
 
-REFERENCE = lived(entry(JOB, 201), entry(Write("delete", "configmaps", "old", "")))
+REFERENCE = lived(entry(JOB, 201), entry(Write("delete", "services", "old", "")))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ REFERENCE = lived(entry(JOB, 201), entry(Write("delete", "configmaps", "old", ""
     [
         (lived(*REFERENCE.entries, entry(JOB, 201)), "created 2 times, not 1"),
         (lived(*REFERENCE.entries, entry(JOB, 201, agent="kube-controller-manager/1")), "created 2 times, not 1"),
-        (lived(entry(Write("delete", "configmaps", "old", ""))), "created 0 times, not 1"),
+        (lived(entry(Write("delete", "services", "old", ""))), "created 0 times, not 1"),
         (lived(*REFERENCE.entries, entry(Write("delete", "jobs", "tune", ""))), "jobs/tune was deleted"),
-        (lived(entry(JOB, 201)), "configmaps/old was not deleted"),
+        (lived(entry(JOB, 201)), "services/old was not deleted"),
         (lived(*REFERENCE.entries, end="badly"), '+ "tune": "badly"'),
         (lived(*REFERENCE.entries, deaths=[1]), "ended by itself with status 1"),
         (lived(*REFERENCE.entries, error="waited for nothing"), "waited for nothing"),
@@ -187,14 +187,14 @@ def test_another_end_is_complained_about(life: Lived, complaint: str) -> None:
 
 
 def test_a_write_that_was_refused_or_made_again_to_no_effect_is_no_complaint() -> None:
-    again = (entry(JOB, 409), entry(STATUS, 409), entry(Write("delete", "configmaps", "old", ""), 404))
+    again = (entry(JOB, 409), entry(STATUS, 409), entry(Write("delete", "services", "old", ""), 404))
     assert complaints(lived(*REFERENCE.entries, *again), REFERENCE) == []
 
 
 def test_a_write_whose_sender_was_killed_before_the_answer_may_have_been_done() -> None:
-    cut = (entry(JOB, 504), entry(Write("delete", "configmaps", "old", ""), 504))
+    cut = (entry(JOB, 504), entry(Write("delete", "services", "old", ""), 504))
     assert complaints(lived(*cut), REFERENCE) == []
-    others = (entry(JOB, 504, agent="kube-controller-manager/1"), entry(Write("update", "configmaps", "old", ""), 504))
+    others = (entry(JOB, 504, agent="kube-controller-manager/1"), entry(Write("update", "services", "old", ""), 504))
     assert len(complaints(lived(*others), REFERENCE)) == 2
     assert complaints(lived(*cut, *REFERENCE.entries, entry(JOB, 201)), REFERENCE) == [f"jobs/{JOB.name} was created 2 times, not 1"]
 

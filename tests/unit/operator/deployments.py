@@ -11,6 +11,7 @@ from tunesmith.conditions import find
 from tunesmith.drift import stamp
 from tunesmith.modeldeployment.build import build
 from tunesmith.modeldeployment.status import status
+from tunesmith.resources import RESOURCES, tidy
 from tunesmith.status_schema import ModelDeploymentStatus
 from tunesmith.values import Config, Images, Key, Object, Observed, Plan
 
@@ -69,7 +70,7 @@ class World:
     def observed(self) -> Observed:
         """What the edge would hand to the core now."""
         config = Config(Images("registry.example/trainer:1", self.image), **self.settings)
-        children = (*copy.deepcopy(list(self.children.values())), *self.pods.values())
+        children = tuple(tidy(child, RESOURCES[child["kind"]]) for child in copy.deepcopy([*self.children.values(), *self.pods.values()]))
         return Observed(copy.deepcopy(self.owner), self.now, config, children, self.references, problem=self.problem)
 
     def step(self) -> Object:

@@ -70,7 +70,7 @@ def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
     if observed.spec.get("fail") == "dependency":
         raise DependencyFailed("what is named has failed")
     names = observed.spec.get("configs", ["config"])
-    configs = tuple(desired(child("Service", name, observed.owner, data={"phase": "any"})) for name in names)
+    configs = tuple(desired(child("Service", name, observed.owner, spec={"phase": "any"})) for name in names)
     job = desired(child("Job", "job", observed.owner, spec={}))
     drop = tuple(observed.of_kind(observed.spec.get("drop", "")))
     return Plan(apply=configs, create=() if drop else (job,), delete=drop, wake_after=observed.spec.get("wake"))

@@ -15,6 +15,7 @@ import yaml
 
 from tunesmith.conditions import find, timestamp
 from tunesmith.pods import claims
+from tunesmith.resources import RESOURCES, tidy
 from tunesmith.stages import StageKey, attempt_of
 from tunesmith.values import LABEL_STAGE, Config, Images, Key, Object, Observed, Plan
 
@@ -122,7 +123,7 @@ class World:
 
     def observed(self) -> Observed:
         """What the edge would hand to the core now."""
-        children = tuple(copy.deepcopy(list(self.children.values())))
+        children = tuple(tidy(child, RESOURCES[child["kind"]]) for child in copy.deepcopy(list(self.children.values())))
         return Observed(copy.deepcopy(self.owner), self.now, self.config, children, self.references, self.progress, self.problem)
 
     def step(self) -> Object:

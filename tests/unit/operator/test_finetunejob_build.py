@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from tests.orders import orders
 from tests.unit.operator.makers import World, as_yaml, finetunejob, variant
 from tunesmith import contract, pods
-from tunesmith.errors import InvalidSpec
 from tunesmith.finetunejob import api
 from tunesmith.finetunejob.api import Spec, references
 from tunesmith.finetunejob.build import build
@@ -130,13 +129,6 @@ def test_defaults_are_filled_in_as_the_descriptions_say() -> None:
     assert run["output"]["artifacts"] == ["Adapter"]
     assert stage_json(whole_life()["Finalize"])["artifacts"] == ["Adapter", "Merged"]
     assert stage_json(whole_life()["Quantize"])["variant"]["quantization"]["groupSize"] == 128
-
-
-def test_more_settings_than_a_pod_can_be_given_are_refused_with_what_to_do() -> None:
-    world = World(status, build, finetunejob(training={"overrides": {f"x{number}": "y" * 1000 for number in range(250)}}))
-    with pytest.raises(InvalidSpec, match=r"at most 240000 bytes .* shorten lists, patterns or overrides") as refused:
-        world.step()
-    assert refused.value.reason == "TooManySettings"
 
 
 def test_references_are_the_named_job_and_every_claim() -> None:

@@ -12,7 +12,9 @@ from tests.unit.operator.finetunejobs import Life, trained
 from tests.unit.operator.makers import finetunejob, refusal, unplace
 from tunesmith import pods
 from tunesmith.conditions import timestamp
+from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.sizing import size
+from tunesmith.ledger import SIZE
 from tunesmith.stages import StageKey
 from tunesmith.values import Object
 
@@ -171,11 +173,24 @@ def test_a_status_that_was_wiped_finds_the_smaller_attempt_again_as_it_is() -> N
     life.step()
     life.vanish().step()
     life.run("Train").step()
-    before, prepared = told(life), life.status["stages"][0]
+    prepared = life.status["stages"][0]
     life.owner["status"] = {"stages": [prepared], "resolved": life.status["resolved"]}
     life.step()
     assert life.status["stages"][1]["nodes"] == 3
-    assert told(life) == before
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["its Job is there", "its Job is yet to be made"])
+def test_an_attempt_that_has_no_size_on_record_gets_its_service_too(there: bool) -> None:
+    life = trained(parallelism={"nodes": 2, "ddp": {}})
+    job = life.job("Train")["metadata"]["name"]
+    gone = [("Service", job)] if there else [key for key in life.children if key[0] != "Job" or key[1] == job]
+    for key in gone:
+        del life.children[key]
+    (entry,) = (entry for entry in life.status["stages"] if entry["name"] == "Train")
+    for name in (*SIZE, "jobUID"):
+        entry.pop(name, None)
+    plan = build(life.observed(), life.status)
+    assert [(made["kind"], made["metadata"]["name"]) for made in (*plan.apply, *plan.create)] == [("Service", job)] + [("Job", job)] * (not there)
 
 
 def test_what_the_run_is_does_not_depend_on_how_small_its_attempts_may_be() -> None:

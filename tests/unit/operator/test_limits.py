@@ -181,9 +181,10 @@ def test_a_success_outruns_a_limit() -> None:
 
 
 def test_children_go_so_long_after_the_end_and_never_come_back() -> None:
-    life = Life(ttlSecondsAfterFinished=3600)
+    life = Life(ttlSecondsAfterFinished=3600, parallelism={"nodes": 2, "ddp": {}})
     life.step()
     life.succeed("Prepare").succeed("Train").succeed("Finalize")
+    assert life.names("Service")
     assert life.plan.wake_after == 3600
     life.later(3599).step()
     assert len(life.names("Job")) == 3

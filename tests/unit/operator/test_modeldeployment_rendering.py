@@ -50,7 +50,7 @@ def other_settings(world: World, _: pytest.MonkeyPatch) -> None:
 def other_pods(_: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pods, "USER", 1000)
     render = pods.pod_template
-    patch.setattr(build, "pod_template", lambda *given: render(*given[:3], {**given[3], "hostNetwork": False}))
+    patch.setattr(build, "pod_template", lambda labels, workload, config, spec: render(labels, workload, config, {**spec, "hostNetwork": False}))
 
 
 def other_probes_and_orders(_: World, patch: pytest.MonkeyPatch) -> None:

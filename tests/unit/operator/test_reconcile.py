@@ -145,13 +145,13 @@ async def test_an_edited_object_is_applied_again() -> None:
     await bench.run(tune)
     live = bench.store.get(Key("Service", "team", "config"))
     assert live is not None
-    bench.store.put({**changed(live, 500), "data": {"phase": "edited"}})
+    bench.store.put({**changed(live, 500), "spec": {"phase": "edited"}})
     assert await bench.run(tune) == [("apply", "config")]
 
 
 async def test_what_is_there_unseen_is_looked_at_before_it_is_written() -> None:
     bench, tune = Bench(owner()), owner()
-    bench.cluster.unseen = [child("Service", "config", tune, 50, data={"phase": "edited"})]
+    bench.cluster.unseen = [child("Service", "config", tune, 50, spec={"phase": "edited"})]
     assert ("apply", "config") not in await bench.run(tune)
     assert bench.store.get(Key("Service", "team", "config")) is not None
     assert key(tune) in bench.woken
@@ -168,14 +168,14 @@ async def test_a_field_that_somebody_else_sets_again_and_again_is_put_back_once_
         assert live is not None
         bench.store.put({**changed(live, version), **fields})
 
-    edit(500, data={"phase": "edited"})
+    edit(500, spec={"phase": "edited"})
     assert await bench.run(tune) == [("apply", "config")]
     bench.seconds += 15
     bench.cluster.version = 600
-    edit(601, data={"phase": "edited"})
+    edit(601, spec={"phase": "edited"})
     assert await bench.run(tune) == []
     assert await bench.reconciler.reconcile(key(tune)) == PAUSE - 15
-    edit(602, data={})
+    edit(602, spec={})
     assert await bench.run(tune) == [], "the same field, taken away"
     edit(603)
     bench.seconds += PAUSE - 15
@@ -189,7 +189,7 @@ async def test_a_field_that_was_not_put_back_lately_is_put_back_at_once() -> Non
     await bench.run(tune)
     config = bench.store.get(Key("Service", "team", "config"))
     assert config is not None
-    bench.store.put({**changed(config, 500), "data": {"phase": "edited"}})
+    bench.store.put({**changed(config, 500), "spec": {"phase": "edited"}})
     assert await bench.run(tune) == [("apply", "config")]
     bench.cluster.version = 600
     bench.store.put(changed(config, 601, labels={}))
@@ -198,7 +198,7 @@ async def test_a_field_that_was_not_put_back_lately_is_put_back_at_once() -> Non
 
 async def test_what_an_injector_changes_on_the_way_in_is_not_applied_again_at_once() -> None:
     bench, tune = Bench(owner()), owner()
-    bench.cluster.inject = {"data": {"phase": "injected"}}
+    bench.cluster.inject = {"spec": {"phase": "injected"}}
     assert ("apply", "config") in await bench.run(tune)
     assert ("apply", "config") not in await bench.run(tune) + await bench.run(tune)
     bench.seconds += PAUSE
@@ -208,9 +208,9 @@ async def test_what_an_injector_changes_on_the_way_in_is_not_applied_again_at_on
 
 async def test_a_new_wish_is_carried_out_at_once_though_its_fields_were_just_put_back() -> None:
     corrections = Corrections(lambda: 0.0)
-    corrections.note(Key("Service", "team", "config"), "old", {".data.phase"})
-    assert corrections.wait(Key("Service", "team", "config"), "old", {".data.phase"}) == PAUSE
-    assert corrections.wait(Key("Service", "team", "config"), "new", {".data.phase"}) == 0.0
+    corrections.note(Key("Service", "team", "config"), "old", {".spec.phase"})
+    assert corrections.wait(Key("Service", "team", "config"), "old", {".spec.phase"}) == PAUSE
+    assert corrections.wait(Key("Service", "team", "config"), "new", {".spec.phase"}) == 0.0
 
 
 async def test_a_deletion_is_asked_for_once() -> None:
@@ -290,7 +290,7 @@ async def test_a_refused_apply_keeps_no_deletion_from_happening() -> None:
 
 async def test_after_a_refusal_what_is_there_is_kept_right_and_nothing_new_is_made() -> None:
     tune = owner(configs=["first", "refused", "there", "new"])
-    bench = Bench(tune, child("Service", "there", tune, data={"phase": "edited"}))
+    bench = Bench(tune, child("Service", "there", tune, spec={"phase": "edited"}))
     bench.cluster.refuse["refused"] = Refused(403, "Forbidden", "exceeded quota")
     with pytest.raises(Refused):
         await bench.run(tune)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tunesmith.settings import Settings, from_environment
+import pytest
+
+from tunesmith.settings import ProgressSettings, Settings, from_environment
 
 
 def test_an_empty_environment_means_the_defaults() -> None:
@@ -35,3 +37,10 @@ def test_each_variable_is_taken(tmp_path: Path) -> None:
 
 def test_without_a_certificate_no_pod_is_told_to_report() -> None:
     assert from_environment({"TUNESMITH_PROGRESS_URL": "https://operator:8443"}).config().progress_url == ""
+
+
+def test_a_whole_trust_store_as_the_progress_ca_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ca.crt"
+    path.write_text("PEM\n" * 20_000)
+    with pytest.raises(ValueError, match="at most 65536 are taken: give the CA of the progress certificate alone"):
+        Settings(progress=ProgressSettings(ca=str(path))).config()
