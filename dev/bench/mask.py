@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tunesmith.pods import ANNOTATIONS, STAGE_FILE
+
 Object = dict[str, Any]
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -14,7 +16,7 @@ _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 _POD = re.compile(r"(<uid>(?:-\d+)?)-[a-z0-9]{5}\b")
 _CHILD = re.compile(r"-[0-9a-f]{5}\b")
 _METADATA = ("name", "generation", "labels", "annotations", "finalizers", "ownerReferences", "deletionTimestamp")
-_ORDERS = "tunesmith.dev/orders"
+_ORDERS = ANNOTATIONS[STAGE_FILE]
 _DIGESTS = ("tunesmith.dev/applied", "tunesmith.dev/rendered")
 """Annotations with a digest of what was applied or rendered, owner's uid included."""
 
@@ -52,7 +54,7 @@ def _shown(obj: Object) -> Object:
     kind = obj["kind"]
     metadata = {name: obj["metadata"][name] for name in _METADATA if name in obj["metadata"]}
     metadata["annotations"] = {name: value for name, value in metadata.get("annotations", {}).items() if name not in _DIGESTS}
-    shown = {"spec": _readable(obj["spec"])} | {"metadata": metadata, "status": _timeless(obj.get("status"))}
+    shown = {"spec": _readable(obj["spec"]), "metadata": metadata, "status": _timeless(obj.get("status"))}
     if kind == "Service":
         shown["spec"] = {name: value for name, value in obj["spec"].items() if name not in ("clusterIP", "clusterIPs")}
     if kind == "Deployment":
