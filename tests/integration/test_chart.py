@@ -23,6 +23,7 @@ import yaml
 
 from dev.cluster import tools
 from dev.cluster.controlplane import ControlPlane
+from dev.cluster.errors import ClusterError
 from dev.cluster.ports import free_ports
 from dev.cluster.processes import wait_until
 
@@ -67,14 +68,33 @@ class Machine:
 
     def everything(self) -> set[str]:
         """Names of all objects of all kinds, but for Events (they expire), addresses of Services, and what the control plane is elected by."""
-        kinds = self.run("kubectl", "api-resources", "--verbs=list", "--output=name").split()
-        told = {"events", "events.events.k8s.io", "componentstatuses", "ipaddresses.networking.k8s.io"}
-        # A kind may go between the two commands; then nothing is listed, which is not what was there before.
-        get = ("get", ",".join(sorted(set(kinds) - told)), "--all-namespaces", "--output=json", "--ignore-not-found")
-        listed = self.run("kubectl", *get, check=False)
-        items = json.loads(listed)["items"] if listed else []
+        items = json.loads(wait_until(self._list, "a list of all objects", 60, 0.5))["items"]
         names = {f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}" for item in items}
         return {name for name in names if not name.startswith("Lease kube-system/")}
+
+    def _list(self) -> str:
+        told = {"events", "events.events.k8s.io", "componentstatuses", "ipaddresses.networking.k8s.io"}
+        try:
+            kinds = set(self.run("kubectl", "api-resources", "--verbs=list", "--output=name").split()) - told
+            return self.run("kubectl", "get", ",".join(sorted(kinds)), "--all-namespaces", "--output=json")
+        except AssertionError as error:
+            # A kind may go between the two commands, and in the midst of one.
+            print(error)
+            return ""
+
+    def without_crds(self) -> set[str]:
+        """Take the CRDs away, and return what is there without them."""
+        self.run("kubectl", "delete", "crd", "--wait", "--ignore-not-found", *sorted(CRDS))
+        # The CRDs' APIService goes a moment later than they.
+        wait_until(lambda: not self.everything() & KEPT, "the CRDs to go", 60)
+        return self.everything()
+
+    def wait_left(self, what: set[str]) -> None:
+        """Wait until nothing but that is there; says what else is."""
+        try:
+            wait_until(lambda: self.everything() <= what, "the rest to go", 60)
+        except ClusterError as error:
+            raise AssertionError(f"{error}: {', '.join(sorted(self.everything() - what))}") from None
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +129,16 @@ def test_uninstalling_leaves_nothing_but_the_crds(machine: Machine) -> None:
     machine.install()
     assert len(machine.everything() - before) > 10
     machine.uninstall()
-    wait_until(lambda: machine.everything() - before <= KEPT and KEPT <= machine.everything(), "all but the CRDs to go", 60)
+    machine.wait_left(before | KEPT)
+    wait_until(lambda: machine.everything() >= KEPT, "the CRDs to be there", 60)
 
 
 def test_with_crds_let_go_uninstalling_leaves_nothing_at_all(machine: Machine) -> None:
-    if machine.run("kubectl", "get", "crd", "--output=name").strip():
-        machine.run("kubectl", "delete", "crd", "--wait", *sorted(CRDS))
-    before = machine.everything()
+    before = machine.without_crds()
     machine.install("crds.keep=false")
+    assert len(machine.everything() - before) > 10
     machine.uninstall()
-    wait_until(lambda: machine.everything() == before, "all to go", 60)
+    machine.wait_left(before)
 
 
 POD_MONITOR_CRD: dict[str, Any] = {
@@ -163,7 +183,7 @@ def test_all_options_install_roll_back_and_uninstall_without_a_trace(machine: Ma
     wait_until(lambda: not OPTIONAL & machine.everything(), "the options to go", 60)
     assert {name for name in plain if not name.startswith(("Secret", "Pod ", "ReplicaSet"))} <= machine.everything()
     machine.uninstall()
-    wait_until(lambda: machine.everything() - before <= KEPT, "all but the CRDs to go", 60)
+    machine.wait_left(before | KEPT)
 
 
 def test_a_monitor_without_its_crd_is_refused_with_its_name(machine: Machine) -> None:
@@ -306,13 +326,11 @@ def test_uninstalled_beside_objects_and_an_operator_that_runs_only_what_is_the_u
     assert {f"ModelDeployment {TEAM}/left", f"PersistentVolumeClaim {TEAM}/models"} < machine.everything() - before
     assert pods(machine, TEAM), "what serves goes on serving"
     machine.run("kubectl", "delete", "modeldeployment/left", "pvc/models", f"--namespace={TEAM}", "--wait=false")
-    wait_until(lambda: machine.everything() <= before, "all to go with it", 60)
+    machine.wait_left(before)
 
 
 def test_uninstalled_with_the_crds_nothing_of_the_objects_stays_either(machine: Machine, tmp_path: Path) -> None:
-    if machine.run("kubectl", "get", "crd", "--output=name").strip():
-        machine.run("kubectl", "delete", "crd", "--wait", *sorted(CRDS))
-    before = machine.everything()
+    before = machine.without_crds()
     machine.install("crds.keep=false")
     machine.run("kubectl", "wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in sorted(CRDS)))
     with operating(machine, tmp_path) as operator:
@@ -320,4 +338,4 @@ def test_uninstalled_with_the_crds_nothing_of_the_objects_stays_either(machine: 
         machine.uninstall()
         operator.wait(60)
     machine.run("kubectl", "delete", "pvc/models", f"--namespace={TEAM}", "--wait=false")
-    wait_until(lambda: machine.everything() <= before, "all to go", 60)
+    machine.wait_left(before)

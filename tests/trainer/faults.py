@@ -1,9 +1,9 @@
 """Faults for a training process that the zygote forks, told in $FAULT as JSON: what to do at which step, in which rank.
 
 `{"step": 14, "rank": 1, "do": "kill"}`; the deeds are the functions below, done when the step ends, or `"in": "on_prediction_step"`,
-in the evaluation after it. `{"errno": 28, "while": PATH}` makes fsync of
-the store's files fail with that error while PATH exists, and `{"kill_at_fsync": 5, "step": 20}` kills the process at its fifth
-fsync from that step on.
+in the evaluation after it. `{"errno": 28, "while": PATH}` makes fsync of the store's files fail with that error while PATH exists,
+`{"kill_at_fsync": 5, "step": 20}` kills the process at its fifth fsync from that step on, and `{"slow": 0.5}` makes each fsync take
+half a second, in all ranks.
 """
 
 import errno
@@ -21,6 +21,8 @@ CALLS = {"fsync": 0}
 def install():
     """Arrange for the faults that the environment asks for."""
     fault = json.loads(os.environ.get("FAULT", "{}"))
+    if seconds := fault.get("slow"):
+        slow_fsync(seconds)
     if not fault or fault.get("rank", 0) != int(os.environ["RANK"]):
         return
     reached = {"step": 0}
@@ -59,6 +61,17 @@ def watch_fsync(fault, reached):
         fsync(file)
 
     os.fsync = failing
+
+
+def slow_fsync(seconds):
+    """Take so long in each fsync, as a store that is far away does."""
+    fsync = os.fsync
+
+    def slow(file):
+        time.sleep(seconds)
+        fsync(file)
+
+    os.fsync = slow
 
 
 def kill(_fault, _callback):

@@ -131,6 +131,14 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_none_and_the_one_before_is_
     assert "attempt-2/step-20 is not complete and is deleted" in bruised.logs[2].read_text()
 
 
+@pytest.mark.parametrize(("deed", "rank", "reason"), [("exhaust", 0, "OutOfMemory"), ("kill", 1, "ProcessLost")])
+def test_a_process_that_fails_lets_the_checkpoint_under_way_be_published(make_trial, deed, rank, reason):
+    trial = make_trial()
+    code, result = trial.run(1, {"do": deed, "rank": rank, "step": EVERY + 1, "slow": 0.3})
+    assert (code, result["reason"]) == (70, reason), result
+    assert trial.complete() == [f"attempt-1/step-{EVERY}"]
+
+
 def test_out_of_memory_is_told_with_its_step_and_what_helps(bruised):
     code, result = bruised.ends[2]
     assert (code, result["reason"], result["step"]) == (70, "OutOfMemory", 44)

@@ -277,7 +277,12 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     publisher = trainer.publisher
     for callback in (saving, metrics, ProgressReport(lambda: publisher.published), measuring):
         trainer.add_callback(callback)
-    output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    try:
+        output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    except Exception:
+        vitals.phase = "ending"
+        publisher.let_finish()
+        raise
     vitals.phase = "ending"
     eval_loss = None
     with suppress(EvaluationStopped):

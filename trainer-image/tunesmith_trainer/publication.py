@@ -26,6 +26,9 @@ from tunesmith_trainer.fence import Fence
 BLOCK_BYTES = 4 << 20
 # The slowest node's copy, retries and all; the nodes' threads wait so long for one another.
 MEETING = timedelta(hours=2)
+# How long a process that fails lets the checkpoint under way be published, which its end would end: as long as a node's other processes
+# may go on then (FAILED_SECONDS in train.py).
+LAST_SECONDS = 10.0
 
 Files = dict[str, tuple[str, int]]
 
@@ -78,6 +81,11 @@ class Publisher:
             self._thread = None
         if self._failure:
             raise self._failure
+
+    def let_finish(self) -> None:
+        """Give what was started some seconds to be published; for a process that fails, and is to tell of that alone."""
+        if self._thread:
+            self._thread.join(LAST_SECONDS)
 
     def _run(self, step: int) -> None:
         try:

@@ -32,7 +32,8 @@ LAUNCHER_SECONDS = 5
 # How long a node's other processes may go on once one of them has failed by itself: they only wait for it.
 FAILED_SECONDS = 10
 # How long a pod that only lost its peers waits before it says so. The first pod that ends ends the Job, and what the others would
-# have told is lost with them: the one that knows why must be the first. Longer than FAILED_SECONDS and its node's way to its end.
+# have told is lost with them: the one that knows why must be the first. Longer than FAILED_SECONDS, what a checkpoint under way is
+# given (publication.py) and its node's way to its end.
 ECHO_SECONDS = 30
 POLL_SECONDS = 0.2
 
