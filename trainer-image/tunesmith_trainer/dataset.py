@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from tunesmith_trainer import store
 from tunesmith_trainer.chat import encode
@@ -20,6 +21,8 @@ Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 SUFFIXES = (".jsonl", ".json")
 ALPACA_HEAD = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
+# CPU time that one pattern may take for one text: some backtrack for ever.
+PATTERN_SECONDS = 5.0
 
 
 class RowError(ValueError):
@@ -143,8 +146,8 @@ class Filter:
         self._patterns = [_compile(pattern) for pattern in preparation.drop_patterns]
 
     def reason(self, row: Row) -> str | None:
-        """Return why a row is dropped, or None for a row to keep."""
-        if any(pattern.search(text) for pattern in self._patterns for text in texts(row)):
+        """Return why a row is dropped, or None for a row to keep; raises StageError(InvalidSettings) for a pattern that finds no end."""
+        if any(_matches(pattern, text) for pattern in self._patterns for text in texts(row)):
             return "matches a dropPattern"
         encoded = encode(self._tokenizer, row, self._template)
         if len(encoded.ids) < self._min_tokens:
@@ -154,11 +157,22 @@ class Filter:
         return None
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> regex.Pattern[str]:
+    # Compatible with Python's `re`, which knows no time limit.
     try:
-        return re.compile(pattern)
-    except re.error as error:
+        return regex.compile(pattern, regex.VERSION0)
+    except regex.error as error:
         raise StageError("InvalidSettings", f"preparation.dropPatterns: {pattern!r} is no regular expression: {error}") from None
+
+
+def _matches(pattern: regex.Pattern[str], text: str) -> bool:
+    try:
+        return pattern.search(text, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        message = (
+            f"preparation.dropPatterns: {pattern.pattern!r} took {PATTERN_SECONDS:.0f} s for one text: it tries too many ways, as nested +, * do"
+        )
+        raise StageError("InvalidSettings", f"{message}; word it with fewer") from None
 
 
 def load(name: str, uri: str, data_format: DataFormat, rule: Filter) -> Loaded:
