@@ -7,7 +7,7 @@ memory and drop fields that they do not know, and the dynamic client would need 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
@@ -23,7 +23,8 @@ from tunesmith.store import owner_uid, version_of
 from tunesmith.values import FIELD_MANAGER, Object
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
-PAGE = 500
+PAGE = 100
+"""A page is in memory as JSON and as what that means: some 50 KiB an object, most of it `managedFields`."""
 
 JSON = "application/json"
 APPLY = "application/apply-patch+yaml"
@@ -164,18 +165,17 @@ class Cluster:
         if [live["metadata"]["resourceVersion"] for live in found["items"]] != [metadata["resourceVersion"]]:
             raise Conflict(409, "Conflict", f"{owner['kind']} {metadata['name']} has changed since it was read")
 
-    async def list(self, kind: str, namespace: str | None, selector: str | None = None) -> tuple[list[Object], int]:
-        """All objects of `kind` that we watch, or those that `selector` takes, and the version of the list."""
+    async def pages(self, kind: str, namespace: str | None, selector: str | None = None) -> AsyncIterator[tuple[list[Object], int]]:
+        """All objects of `kind` that we watch, or those that `selector` takes, page by page; with each the version of the whole list."""
         resource = RESOURCES[kind]
-        items: list[Object] = []
         query = [("limit", str(PAGE)), ("labelSelector", selector or resource.selector)]
         more = ""
         while True:
             answer = await self.request("GET", resource.path(namespace), query=(*query, ("continue", more)) if more else query)
-            items += (tidy(item, resource) for item in answer["items"])
+            yield [tidy(item, resource) for item in answer["items"]], version_of(answer)
             more = answer["metadata"].get("continue") or ""
             if not more:
-                return items, version_of(answer)
+                return
 
     async def serves(self, resource: Resource) -> bool:
         """Whether the API server has that resource, as far as we may know."""

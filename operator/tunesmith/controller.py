@@ -15,6 +15,7 @@ from tunesmith.kinds import Kind
 from tunesmith.kueue import QUEUE
 from tunesmith.logs import current_key
 from tunesmith.reconcile import Reconciler
+from tunesmith.relist import relist
 from tunesmith.resources import RESOURCES, tidy
 from tunesmith.settings import Settings
 from tunesmith.store import Store, version_of
@@ -88,10 +89,9 @@ class Controller:
         with metrics.RESYNC_SECONDS.time():
             for kind in (resource.kind for resource in self.watched):
                 for namespace in self._settings.namespaces or (None,):
-                    items, version = await self._cluster.list(kind, namespace)
-                    concerned = self.store.sweep(kind, items, version, namespace)
-                    if self.synced is not None:
-                        self.wake(concerned)
+                    async for concerned in relist(self._cluster, self.store, kind, namespace):
+                        if self.synced is not None:
+                            self.wake(concerned)
         if self.synced is None:
             for resource in self.watched:
                 if resource.ours:

@@ -7,7 +7,7 @@ from typing import Any
 
 import kopf
 
-from tunesmith.cluster import configure
+from tunesmith.cluster import PAGE, configure
 from tunesmith.controller import Controller
 from tunesmith.resources import RESOURCES
 
@@ -76,7 +76,7 @@ def settings() -> kopf.OperatorSettings:
     # dead. The next goes on where it ended; the server tells where it stands two seconds before it ends a watch, so none is too old for that.
     chosen.watching.server_timeout = WATCH_SECONDS
     chosen.watching.client_timeout = WATCH_SECONDS + 2
-    chosen.watching.chunk_size = 500
+    chosen.watching.chunk_size = PAGE
     # What kopf would keep on the objects between two events. It copies and compares every object for it, wanted or not.
     chosen.persistence.diffbase_storage = _NoEssence()
     chosen.persistence.progress_storage = _NoProgress()

@@ -16,8 +16,9 @@ from tunesmith.drift import ANNOTATION, differences, stamp
 from tunesmith.errors import InvalidSpec, TunesmithError
 from tunesmith.events import Event, events
 from tunesmith.kinds import Kind
+from tunesmith.relist import relist
 from tunesmith.store import Store, key_of
-from tunesmith.values import LABEL_UID, Config, Key, Object, Observed, Plan
+from tunesmith.values import Config, Key, Object, Observed, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ class Reconciler:
         watch or a relist tells of them meanwhile is news too, though not to the list.
         """
         namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
-        pods, version = await self._cluster.list("Pod", namespace, f"{LABEL_UID}={uid}")
-        self._store.sweep("Pod", pods, version, namespace, uid)
+        async for _ in relist(self._cluster, self._store, "Pod", namespace, uid):
+            pass  # whom that concerns is being looked at
 
     async def _carry_out(self, key: Key, plan: Plan) -> float | None:
         """Do what the plan says; remember a refusal for the next status. Returns in how many seconds the rest is due.

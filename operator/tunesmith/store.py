@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from tunesmith.resources import RESOURCES
@@ -156,14 +156,13 @@ class Store:
         del self._objects[key]
         return concerned
 
-    def sweep(self, kind: str, listed: Sequence[Object], version: int, namespace: str | None = None, uid: str | None = None) -> frozenset[Key]:
-        """Take in a list of `kind` made at `version`: put what it has, remove what it lacks and is not newer.
+    def sweep(self, kind: str, present: Collection[str], version: int, namespace: str | None = None, uid: str | None = None) -> frozenset[Key]:
+        """Remove what a list of `kind` made at `version` lacks, unless it is newer; `present` has the uids of what it holds, which was put before.
 
         kopf loses deletions when it lists anew after a break, so without this the store would keep ghosts.
         The list is complete within `namespace` (None: all of them), for what belongs to the object with that `uid` (None: everything).
         """
-        concerned = frozenset[Key]().union(*(self.put(item) for item in listed))
-        present = {item["metadata"]["uid"] for item in listed}
+        concerned = NOBODY
         known = self.keys(kind) if uid is None else [key for key in self._children.get(Parent(namespace or "", uid), ()) if key.kind == kind]
         for obj in [self._objects[key] for key in known if namespace in (None, key.namespace)]:
             if obj["metadata"]["uid"] not in present and version_of(obj) <= version:

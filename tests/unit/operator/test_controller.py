@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -27,9 +28,9 @@ class Double:
         self.asked.append(resource.kind)
         return self.kueue
 
-    async def list(self, kind: str, namespace: str | None) -> tuple[list[Object], int]:
+    async def pages(self, kind: str, namespace: str | None, selector: str | None) -> AsyncIterator[tuple[list[Object], int]]:
         self.listed.append(kind)
-        return (self.jobs if kind == "Job" else [owner()] if kind == "FineTuneJob" else []), 9
+        yield (self.jobs if kind == "Job" else [owner()] if kind == "FineTuneJob" else []), 9
 
 
 def controller(cluster: Any, *installed: str) -> Controller:

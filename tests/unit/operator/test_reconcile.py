@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,9 +63,9 @@ class Double:
         self._write("delete", obj)
         return None
 
-    async def list(self, kind: str, namespace: str, selector: str) -> tuple[list[Object], int]:
+    async def pages(self, kind: str, namespace: str, selector: str) -> AsyncIterator[tuple[list[Object], int]]:
         self.lists.append(f"{kind} {selector}")
-        return self.pods, self.version
+        yield self.pods, self.version
 
     def _write(self, verb: str, obj: Object) -> None:
         for refused in {verb, obj["metadata"]["name"]} & self.refuse.keys():
@@ -329,11 +329,11 @@ async def test_a_pod_that_a_watch_tells_of_while_its_attempts_pods_are_looked_at
     tune = owner(judge=True)
     bench = Bench(tune, child("Job", "job", tune))
 
-    async def told_before_the_answer(kind: str, namespace: str, selector: str) -> tuple[list[Object], int]:
+    async def told_before_the_answer(kind: str, namespace: str, selector: str) -> AsyncIterator[tuple[list[Object], int]]:
         bench.store.put(child("Pod", "pod", tune))
-        return [child("Pod", "pod", tune)], bench.cluster.version
+        yield [child("Pod", "pod", tune)], bench.cluster.version
 
-    monkeypatch.setattr(bench.cluster, "list", told_before_the_answer)
+    monkeypatch.setattr(bench.cluster, "pages", told_before_the_answer)
     await bench.run(tune)
     assert [entry["outcome"] for entry in bench.status(tune)["attempts"]] == ["Succeeded"]
 
