@@ -72,7 +72,7 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
 }
 
 
-LIMITS: dict[str, float] = {"build": 2700, "unit": 600, "integration": 1500, "trainer": 1500, "serving": 900, "e2e": 2700, "down": 600}
+LIMITS: dict[str, float] = {"build": 2700, "unit": 900, "integration": 2400, "trainer": 2400, "serving": 900, "e2e": 3600, "down": 600}
 """Seconds that a part's commands may take, with nothing cached: what hangs must not keep the others, and the table, from being seen."""
 
 

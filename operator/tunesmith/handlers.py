@@ -11,8 +11,8 @@ from tunesmith.cluster import PAGE, configure
 from tunesmith.controller import Controller
 from tunesmith.resources import RESOURCES
 
-WATCH_SECONDS = 7
-"""What is silent is noticed within two seconds more. A request for each kind watched is the price."""
+WATCH_SECONDS = 6
+"""What is silent is noticed within two seconds more, and one that aiohttp rounds up. A request for each kind watched is the price."""
 
 
 def registry(controller: Controller) -> kopf.OperatorRegistry:

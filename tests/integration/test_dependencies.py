@@ -78,8 +78,10 @@ def test_what_was_read_may_be_deleted_and_other_settings_still_roll_out(
     operator: OperatorProcess, space: Namespace, control_plane: ControlPlane
 ) -> None:
     old = chain(space)
+    # Events come after the status that they tell of.
+    operator.wait_resyncs(2)
     before = served.status(space)
-    writes = Writes(control_plane)
+    writes = Writes(control_plane, space.name)
     space.delete("EvalRun", "judge")
     space.delete("FineTuneJob", "tune")
     space.wait(lambda: not space.all("EvalRun", "FineTuneJob", "Job"), "both to go")

@@ -121,7 +121,7 @@ def applied(writes: Writes) -> list[str]:
 def test_what_an_injector_adds_stays_and_costs_no_write(operator: OperatorProcess, space: Namespace, control_plane: ControlPlane) -> None:
     name = deployed(space)["metadata"]["name"]
     operator.wait_resyncs(1)
-    writes = Writes(control_plane)
+    writes = Writes(control_plane, space.name)
     body = {"apiVersion": "apps/v1", "kind": "Deployment", **INJECTED}
     assert space.api.send("PATCH", space.path("Deployment", name) + "?fieldManager=injector", body, APPLY).code == 200
     operator.wait_resyncs(3)
@@ -142,7 +142,7 @@ def test_a_rival_for_a_field_of_ours_is_answered_once_and_not_fought(
 ) -> None:
     name = deployed(space)["metadata"]["name"]
     operator.wait_resyncs(1)
-    writes = Writes(control_plane)
+    writes = Writes(control_plane, space.name)
 
     def insist() -> bool:
         return space.api.send("PATCH", space.path("Deployment", name) + "?fieldManager=rival", change, STRATEGIC).code == 200

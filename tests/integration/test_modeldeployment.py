@@ -177,6 +177,6 @@ def test_a_deployment_that_loses_both_annotations_takes_up_the_present_settings(
 def test_a_deployment_that_serves_is_written_no_more(operator: OperatorProcess, space: Namespace, control_plane: ControlPlane) -> None:
     served.serve(space, SPEC)
     operator.wait_resyncs(2)
-    writes = Writes(control_plane)
+    writes = Writes(control_plane, space.name)
     operator.wait_resyncs(3)
     assert writes.seen() == []

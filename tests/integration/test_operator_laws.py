@@ -42,8 +42,9 @@ def test_the_chain_runs_to_its_end_and_then_nothing_is_written(operator: Operato
     play_all(space, tune)
     status = space.wait_condition("FineTuneJob", "tune", "Finished")
     assert status["stage"] == "Succeeded"
-    operator.wait_resyncs(1)
-    writes = Writes(control_plane)
+    # Events come after the status that they tell of.
+    operator.wait_resyncs(2)
+    writes = Writes(control_plane, space.name)
     operator.wait_resyncs(3)
     assert writes.seen() == []
     (found,) = space.all("FineTuneJob")

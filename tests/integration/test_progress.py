@@ -57,13 +57,13 @@ def post(operator: OperatorProcess, tune: Object, bearer: str | None, body: Any 
 
 
 @pytest.fixture
-def training(operator: OperatorProcess, space: Namespace) -> tuple[Object, Object]:
-    """A FineTuneJob in training, and the pod that trains."""
+def training(operator: OperatorProcess, space: Namespace, unscheduled: None) -> tuple[Object, Object]:
+    """A FineTuneJob in training, and the pod that trains, as the operator has seen."""
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
     space.play(tune, "Prepare", RESULTS["Prepare"])
     (pod,) = space.wait_pods(tune, "Train")
     space.run_pod(pod)
-    space.wait(lambda: space.status("FineTuneJob", "tune")["stage"] == "Train", "training to run")
+    space.wait_running(tune, "Train")
     return tune, pod
 
 

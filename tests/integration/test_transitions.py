@@ -18,6 +18,8 @@ from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 from tunesmith.values import Object
 
+pytestmark = pytest.mark.timeout(1200)
+
 NAME = "serve"
 TRAINING = "running FineTuneJob in training"
 EVAL_RUN: Object = {

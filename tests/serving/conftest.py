@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.cluster.ports import free_port
+from dev.cluster.ports import free_ports
 from dev.cluster.processes import wait_until
 from tunesmith_serving import verify
 
@@ -80,7 +80,7 @@ class Running:
     def __init__(self, tmp_path, stage, engine, env):
         self.log = tmp_path / "log"
         self.termination = tmp_path / "termination-log"
-        self.engine_port, self.ready_port = free_port(), free_port()
+        self.engine_port, self.ready_port = free_ports(2)
         stage_file = tmp_path / "stage.json"
         stage_file.write_text(json.dumps(stage | {"port": self.engine_port, "readyPort": self.ready_port}))
         paths = {"TUNESMITH_STAGE_FILE": str(stage_file), "TUNESMITH_TERMINATION_LOG": str(self.termination)}
@@ -96,7 +96,7 @@ class Running:
     def probe(self, path):
         return get(f"http://127.0.0.1:{self.ready_port}{path}")
 
-    def wait_ready(self, timeout=10):
+    def wait_ready(self, timeout=60):
         def ready_or_ended():
             assert self.process.poll() is None, self.log.read_text()
             return self.probe("/ready")[0] == 200
@@ -106,7 +106,7 @@ class Running:
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
 
-    def exit_code(self, timeout=10):
+    def exit_code(self, timeout=60):
         return self.process.wait(timeout)
 
     def engine_pids(self):

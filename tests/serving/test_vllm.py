@@ -37,7 +37,7 @@ def chat(running, max_tokens):
     data = json.dumps(body | {"ignore_eos": True, "temperature": 0}).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(running.engine_url("/v1/chat/completions"), data, headers)
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with urllib.request.urlopen(request, timeout=600) as response:
         return response.status, json.load(response)
 
 
@@ -62,7 +62,7 @@ def requests_running(running):
 
 def test_vllm_serves_a_model_tells_nobody_what_is_said_and_finishes_its_requests_on_sigterm(tmp_path, tiny_llama):
     model = {"uri": "pvc://models/tiny", "digest": tiny_llama}
-    stage = plain_stage() | {"model": model, "engine": {"vllm": {"maxModelLen": 2048}}}
+    stage = plain_stage(gracePeriodSeconds=600) | {"model": model, "engine": {"vllm": {"maxModelLen": 2048}}}
     running = Running(tmp_path, stage, None, {"HOME": str(tmp_path)})
     try:
         running.wait_ready(START_SECONDS)
@@ -74,11 +74,11 @@ def test_vllm_serves_a_model_tells_nobody_what_is_said_and_finishes_its_requests
         request = threading.Thread(target=lambda: answers.append(chat(running, 1500)))
         others = threading.Thread(target=chat_until_told_to_leave, args=(running, short))
         request.start()
-        wait_until(lambda: requests_running(running), "the request", 10)
+        wait_until(lambda: requests_running(running), "the request", 120)
         others.start()
-        wait_until(lambda: len(short) > 1, "other answers", 10)
+        wait_until(lambda: len(short) > 1, "other answers", 120)
         running.stop()
-        assert running.exit_code(timeout=110) == 0
+        assert running.exit_code(timeout=600) == 0
 
         request.join()
         others.join()

@@ -106,7 +106,7 @@ def bruised(make_trial):
         file.write(b"\xff\xff")
     trial.ends += [
         trial.run(4, {"do": "drain", "step": 47}),
-        trial.run(5, {"do": "burn", "step": 48, "seconds": 9}, TUNESMITH_HUNG_SECONDS="4"),
+        trial.run(5, {"do": "burn", "step": 48, "seconds": 25}, TUNESMITH_HUNG_SECONDS="15"),
     ]
     return trial
 
@@ -134,7 +134,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_none_and_the_one_before_is_
 @pytest.mark.parametrize(("deed", "rank", "reason"), [("exhaust", 0, "OutOfMemory"), ("kill", 1, "ProcessLost")])
 def test_a_process_that_fails_lets_the_checkpoint_under_way_be_published(make_trial, deed, rank, reason):
     trial = make_trial()
-    code, result = trial.run(1, {"do": deed, "rank": rank, "step": EVERY + 1, "slow": 0.3})
+    code, result = trial.run(1, {"do": deed, "rank": rank, "step": EVERY + 1, "slow": 0.15})
     assert (code, result["reason"]) == (70, reason), result
     assert trial.complete() == [f"attempt-1/step-{EVERY}"]
 
@@ -247,7 +247,7 @@ def test_a_node_whose_disk_is_full_of_a_checkpoint_can_tell_so(make_trial):
 @pytest.mark.parametrize("how", ["stop", "sleep"])
 def test_a_process_that_hangs_is_named_and_all_pods_of_its_attempt_end(make_trial, how):
     trial = make_trial()
-    pods = trial.start(1, {"do": how, "rank": 1, "step": 12}, nodes=2, processes=1, TUNESMITH_HUNG_SECONDS="5")
+    pods = trial.start(1, {"do": how, "rank": 1, "step": 12}, nodes=2, processes=1, TUNESMITH_HUNG_SECONDS="15")
     (code, waiting), (hung_code, hung) = [pod.wait() for pod in pods]
     assert (hung_code, hung["reason"]) == (69, "Hung"), hung
     assert "rank 1 in pod" in hung["message"]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from dev.cluster.ports import free_port
+from dev.cluster.processes import wait_until
 from tunesmith_trainer import checkpoint, fence, store
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.publication import Place, Publisher, copy_file
@@ -324,6 +325,7 @@ def test_a_superseded_attempt_writes_no_more_into_the_loss_curve(tmp_path, capsy
     metrics = MetricsFile(old.run / "metrics.jsonl", old.claim)
     state = SimpleNamespace(global_step=0, epoch=0.0, is_world_process_zero=True)
     metrics.on_train_begin(None, state, None)
+    wait_until((old.run / "metrics.jsonl").exists, "the loss curve to be begun", 30)
     Writer(tmp_path, attempt=2)
     metrics.on_log(None, state, None, logs={"loss": 1.5})
     metrics.close()

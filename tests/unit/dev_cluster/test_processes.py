@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 
 import pytest
 
@@ -49,9 +48,9 @@ def test_a_zombie_counts_as_gone():
 
 
 def test_grace_lets_a_process_finish(table):
-    table.start("trapper", ["sh", "-c", "trap 'echo bye; exit' TERM; while :; do sleep 0.05; done"])
-    time.sleep(0.3)
-    table.stop("trapper", grace=5)
+    table.start("trapper", ["sh", "-c", "trap 'echo bye; exit' TERM; echo ready; while :; do sleep 0.05; done"])
+    wait_until(lambda: "ready" in table.tail("trapper"), "its trap", 30)
+    table.stop("trapper", grace=30)
     assert "bye" in table.tail("trapper")
 
 

@@ -52,10 +52,10 @@ async def test_anothers_kind_is_listed_only_where_it_is_installed(installed: tup
     assert set(cluster.listed) == {resource.kind for resource in made.watched}
 
 
-async def runs(made: Controller) -> bool:
-    """Whether it still runs after some relists."""
+async def runs(made: Controller, seconds: float = 0.2) -> bool:
+    """Whether it still runs after so long a time, and some relists."""
     run = asyncio.create_task(made.run())
-    await asyncio.wait([run], timeout=0.2)
+    await asyncio.wait([run], timeout=seconds)
     alive = not run.done()
     made.stop()
     await run
@@ -65,7 +65,7 @@ async def runs(made: Controller) -> bool:
 async def test_it_ends_when_kueue_has_come_and_jobs_wait_for_it() -> None:
     cluster: Any = Double(job(**{QUEUE: "gpus"}), kueue=True)
     cluster.write_status = cluster.create = cluster.apply = lambda *_: asyncio.sleep(1)
-    assert not await runs(controller(cluster))
+    assert not await runs(controller(cluster), 30)
 
 
 @pytest.mark.parametrize("installed", [(), ("Workload",)])

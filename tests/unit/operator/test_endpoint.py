@@ -16,7 +16,7 @@ from dev.cluster.pki import Identity, Pki
 from dev.cluster.ports import free_port
 from tunesmith import endpoint
 
-MOMENT = 0.3
+MOMENT = 1.0
 """What the endpoint's deadlines are in these tests."""
 GENEROUS = 10.0
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
