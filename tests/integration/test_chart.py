@@ -144,6 +144,7 @@ def test_with_crds_let_go_uninstalling_leaves_nothing_at_all(machine: Machine) -
     assert len(machine.everything() - before) > 10
     machine.uninstall()
     machine.wait_left(before)
+    assert machine.everything() == before
 
 
 POD_MONITOR_CRD: dict[str, Any] = {

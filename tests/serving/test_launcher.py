@@ -121,7 +121,7 @@ def test_a_client_that_never_leaves_does_not_outlast_the_grace_period(launch):
     running.wait_ready()
     with socket.create_connection(("127.0.0.1", running.engine_port)):
         running.stop()
-        wait_until(lambda: "1 connections are open" in running.log.read_text(), "the connection to be told", 60)
+        wait_until(lambda: "1 connections are open" in running.log.read_text(), "the connection to be told", TEARDOWN_SECONDS - 5)
         # Told a moment before it is so.
         wait_until(lambda: running.probe("/ready") == (503, "the engine is being stopped\n"), "the pod to be unready", 10)
 
@@ -129,7 +129,7 @@ def test_a_client_that_never_leaves_does_not_outlast_the_grace_period(launch):
 
 
 def test_an_engine_that_still_loads_is_stopped_at_once(launch):
-    running = launch("load", stage=plain_stage(pauseSeconds=60))
+    running = launch("load", stage=plain_stage(pauseSeconds=300, gracePeriodSeconds=600))
     wait_until(running.engine_pids, "the engine", 60)
 
     running.stop()

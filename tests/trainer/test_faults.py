@@ -139,6 +139,13 @@ def test_a_process_that_fails_lets_the_checkpoint_under_way_be_published(make_tr
     assert trial.complete() == [f"attempt-1/step-{EVERY}"]
 
 
+def test_a_failure_before_the_first_step_tells_no_place_in_training(make_trial):
+    trial = make_trial()
+    code, result = trial.run(1, {"do": "exhaust", "in": "on_train_begin", "step": 0}, processes=1)
+    assert (code, result["reason"]) == (70, "OutOfMemory"), result
+    assert result.keys().isdisjoint({"step", "resumedFromStep"})
+
+
 def test_out_of_memory_is_told_with_its_step_and_what_helps(bruised):
     code, result = bruised.ends[2]
     assert (code, result["reason"], result["step"]) == (70, "OutOfMemory", 44)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
-
-import regex
 
 from tunesmith_trainer import store
 from tunesmith_trainer.chat import encode
@@ -21,7 +23,7 @@ Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 SUFFIXES = (".jsonl", ".json")
 ALPACA_HEAD = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
-# CPU time that one pattern may take for one text: some backtrack for ever.
+# CPU time that a row's patterns may take: some backtrack for ever.
 PATTERN_SECONDS = 5.0
 
 
@@ -147,7 +149,7 @@ class Filter:
 
     def reason(self, row: Row) -> str | None:
         """Return why a row is dropped, or None for a row to keep; raises StageError(InvalidSettings) for a pattern that finds no end."""
-        if any(_matches(pattern, text) for pattern in self._patterns for text in texts(row)):
+        if self._matches(row):
             return "matches a dropPattern"
         encoded = encode(self._tokenizer, row, self._template)
         if len(encoded.ids) < self._min_tokens:
@@ -156,23 +158,44 @@ class Filter:
             return f"nothing to train on within maxLength ({self._max_length})"
         return None
 
+    def _matches(self, row: Row) -> bool:
+        tried = ""
+        try:
+            with cpu_limit(PATTERN_SECONDS):
+                for pattern in self._patterns:
+                    tried = pattern.pattern
+                    if any(pattern.search(text) for text in texts(row)):
+                        return True
+        except TimeoutError:
+            message = f"preparation.dropPatterns: {tried!r} found no end in one row within {PATTERN_SECONDS:.0f} s"
+            raise StageError("InvalidSettings", f"{message}: it tries too many ways, as nested + and * do; word it with fewer") from None
+        return False
 
-def _compile(pattern: str) -> regex.Pattern[str]:
-    # Compatible with Python's `re`, which knows no time limit.
+
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
-        return regex.compile(pattern, regex.VERSION0)
-    except regex.error as error:
+        return re.compile(pattern)
+    except re.error as error:
         raise StageError("InvalidSettings", f"preparation.dropPatterns: {pattern!r} is no regular expression: {error}") from None
 
 
-def _matches(pattern: regex.Pattern[str], text: str) -> bool:
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes more CPU time than that. In the main thread alone; `re` looks for signals while it searches.
+
+    The package `regex` has a time limit of its own, but takes other patterns than `re`: `a{e}` is a fuzzy match, `\\frac{d}{dx}` an error.
+    """
+
+    def expire(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, expire)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
-        return pattern.search(text, timeout=PATTERN_SECONDS) is not None
-    except TimeoutError:
-        message = (
-            f"preparation.dropPatterns: {pattern.pattern!r} took {PATTERN_SECONDS:.0f} s for one text: it tries too many ways, as nested +, * do"
-        )
-        raise StageError("InvalidSettings", f"{message}; word it with fewer") from None
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def load(name: str, uri: str, data_format: DataFormat, rule: Filter) -> Loaded:

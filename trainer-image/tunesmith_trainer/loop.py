@@ -280,7 +280,9 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     try:
         output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except Exception:
-        vitals.phase = "ending"
+        # One that fails before its first step has no place in training to tell (vitals.py).
+        if vitals.phase != "starting":
+            vitals.phase = "ending"
         publisher.let_finish()
         raise
     vitals.phase = "ending"

@@ -26,8 +26,8 @@ from tunesmith_trainer.fence import Fence
 BLOCK_BYTES = 4 << 20
 # The slowest node's copy, retries and all; the nodes' threads wait so long for one another.
 MEETING = timedelta(hours=2)
-# How long a process that fails lets the checkpoint under way be published, which its end would end: as long as a node's other processes
-# may go on then (FAILED_SECONDS in train.py).
+# How long, at most, a process that fails lets the checkpoint under way be published, which its end would end. Where another one failed
+# by itself, that one's FAILED_SECONDS (train.py) may be over before.
 LAST_SECONDS = 10.0
 
 Files = dict[str, tuple[str, int]]

@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.edge import KINDS, child, owner
+from tunesmith.cluster import ApiError
 from tunesmith.controller import Controller
 from tunesmith.kueue import QUEUE
 from tunesmith.resources import RESOURCES, Resource, tidy
 from tunesmith.settings import Settings
-from tunesmith.values import Object
+from tunesmith.values import Key, Object
 
 
 class Double:
     """An API server with or without Kueue; lists what it is given."""
 
-    def __init__(self, *jobs: Object, kueue: bool = False) -> None:
-        self.jobs, self.kueue = list(jobs), kueue
+    def __init__(self, *jobs: Object, kueue: bool = False, broken: bool = False) -> None:
+        self.jobs, self.kueue, self.broken = list(jobs), kueue, broken
         self.asked: list[str] = []
         self.listed: list[str] = []
 
@@ -31,6 +32,8 @@ class Double:
     async def pages(self, kind: str, namespace: str | None, selector: str | None) -> AsyncIterator[tuple[list[Object], int]]:
         self.listed.append(kind)
         yield (self.jobs if kind == "Job" else [owner()] if kind == "FineTuneJob" else []), 9
+        if self.broken:
+            raise ApiError(410, "Expired", "the list has grown too old")
 
 
 def controller(cluster: Any, *installed: str) -> Controller:
@@ -50,6 +53,15 @@ async def test_anothers_kind_is_listed_only_where_it_is_installed(installed: tup
     await made.resync()
     assert ("Workload" in cluster.listed) is bool(installed)
     assert set(cluster.listed) == {resource.kind for resource in made.watched}
+
+
+async def test_what_a_page_concerns_is_queued_though_the_next_page_fails_to_come() -> None:
+    cluster = Double(broken=True)
+    made = controller(cluster)
+    made.synced = 0.0
+    with pytest.raises(ApiError):
+        await made.resync()
+    assert made.queue.take() == Key("FineTuneJob", "team", "tune")
 
 
 async def runs(made: Controller, seconds: float = 0.2) -> bool:
