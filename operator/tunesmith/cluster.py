@@ -24,7 +24,7 @@ from tunesmith.values import FIELD_MANAGER, Object
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 PAGE = 100
-"""A page is in memory as JSON and as what that means: some 50 KiB an object, most of it `managedFields`."""
+"""A page is in memory as it came, `managedFields` and all: with 1000 FineTuneJobs, pages of 500 were 32 MiB more at the peak."""
 
 JSON = "application/json"
 APPLY = "application/apply-patch+yaml"

@@ -16,7 +16,7 @@ from aiohttp import web
 from dev.bench.proxy import Exchange, Proxy, pass_on
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import rights
-from tests.integration.operators import RESULTS, Namespace, OperatorProcess
+from tests.integration.operators import PATIENT_LEASE, RESULTS, Namespace, OperatorProcess
 from tunesmith.conditions import is_true
 from tunesmith.resources import RESOURCES
 from tunesmith.values import Object
@@ -182,8 +182,8 @@ class Meddled:
             "TUNESMITH_NAMESPACES": space.name,
         }
         # What the Lease does when it is meddled with is what is looked at.
-        for name in ("DURATION", "DEADLINE"):
-            del self.process.environment[f"TUNESMITH_LEASE_{name}_SECONDS"]
+        for name in PATIENT_LEASE:
+            del self.process.environment[name]
         self.exits = 0
 
     def revive(self) -> bool:

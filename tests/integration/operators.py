@@ -30,6 +30,8 @@ from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, LABEL_UID, 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 120.0
 """Seconds that anything may take on a busy machine. What must come sooner has a limit of its own."""
+PATIENT_LEASE = {"TUNESMITH_LEASE_DURATION_SECONDS": "40", "TUNESMITH_LEASE_DEADLINE_SECONDS": "30"}
+"""Long, so that a machine that stands still for some seconds ends no operator."""
 
 
 class OperatorProcess:
@@ -60,10 +62,8 @@ class OperatorProcess:
             "TUNESMITH_PROGRESS_CA": str(self.ca),
             # Short, so that a test sees several relists.
             "TUNESMITH_RESYNC_SECONDS": "1",
-            # Long, so that a machine that stands still for some seconds ends no operator.
-            "TUNESMITH_LEASE_DURATION_SECONDS": "40",
-            "TUNESMITH_LEASE_DEADLINE_SECONDS": "30",
             "TUNESMITH_IDENTITY": identity,
+            **PATIENT_LEASE,
         }
 
     def start(self, ready: bool = True) -> None:

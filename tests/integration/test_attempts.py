@@ -19,7 +19,7 @@ from tunesmith.values import Object
 
 WHOLE = FINE_TUNE_JOB | {"scheduling": {"tolerations": TOLERATIONS}}
 REPLACED = 120
-"""Seconds from a node's stop to the pod that takes its pod's place: 60 to 75 by attempts.py's reckoning, the rest a busy machine's.
+"""Seconds from a node's stop to the pod that takes its pod's place: 60 to 80 by attempts.py's reckoning, the rest a busy machine's.
 That it is less than 90 is looked at where the nodes are real (tests/e2e/test_drills.py)."""
 
 

@@ -124,11 +124,6 @@ def pods(machine: Machine, namespace: str) -> list[dict[str, Any]]:
     return items
 
 
-def claims(machine: Machine, namespace: str) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = machine.get("persistentvolumeclaims", f"--namespace={namespace}")["items"]
-    return items
-
-
 def test_uninstalling_leaves_nothing_but_the_crds(machine: Machine) -> None:
     before = machine.everything()
     machine.install()
@@ -320,7 +315,7 @@ def test_the_operator_works_with_the_charts_rights_and_settings(installed: Machi
         assert installed.get("modeldeployment", name, f"--namespace={TEAM}")["status"]["stage"] == "Starting"
         installed.run("kubectl", "delete", f"modeldeployment/{name}", "pvc/models", f"--namespace={TEAM}", "--wait=false")
         # The claim goes after them, which it is protected for.
-        wait_until(lambda: not pods(installed, TEAM) and not claims(installed, TEAM), "the pods to go with their owner", 180)
+        wait_until(lambda: not installed.get("pods,persistentvolumeclaims", f"--namespace={TEAM}")["items"], "the pods to go with their owner", 180)
     assert "forbidden" not in (tmp_path / "log").read_text().lower()
 
 

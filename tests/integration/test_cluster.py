@@ -111,10 +111,10 @@ async def test_a_list_comes_in_pages_and_only_what_is_ours(cluster: Cluster, spa
     monkeypatch.setattr("tunesmith.cluster.PAGE", 2)
     for number in range(5):
         await cluster.create(service(tune, f"child-{number}"))
-    pages = [(len(items), version, items) async for items, version in cluster.pages("Service", space.name)]
-    assert [count for count, _, _ in pages] == [2, 2, 1]
-    items = [item for _, _, page in pages for item in page]
+    pages = [page async for page in cluster.pages("Service", space.name)]
+    assert [len(listed) for listed, _ in pages] == [2, 2, 1]
+    items = [item for listed, _ in pages for item in listed]
     assert [item["metadata"]["name"] for item in items] == [f"child-{number}" for number in range(5)]
-    (version,) = {version for _, version, _ in pages}
+    (version,) = {version for _, version in pages}
     assert version >= max(int(item["metadata"]["resourceVersion"]) for item in items)
     assert items[0] == tidy(space.get("Service", "child-0") or {}, RESOURCES["Service"])

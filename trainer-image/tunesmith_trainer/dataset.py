@@ -149,7 +149,7 @@ class Filter:
 
     def reason(self, row: Row) -> str | None:
         """Return why a row is dropped, or None for a row to keep; raises StageError(InvalidSettings) for a pattern that finds no end."""
-        if self._matches(row):
+        if self._patterns and self._matches(row):
             return "matches a dropPattern"
         encoded = encode(self._tokenizer, row, self._template)
         if len(encoded.ids) < self._min_tokens:

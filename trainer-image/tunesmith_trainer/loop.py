@@ -280,7 +280,7 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     try:
         output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except Exception:
-        # One that fails before its first step has no place in training to tell (vitals.py).
+        # To wait for the store is no hang. One that fails before its first step has no place in training to tell (vitals.py).
         if vitals.phase != "starting":
             vitals.phase = "ending"
         publisher.let_finish()

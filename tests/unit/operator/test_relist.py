@@ -52,8 +52,9 @@ async def test_each_page_is_told_by_itself_and_what_no_page_has_is_removed_at_th
 
 async def test_where_a_page_fails_to_come_those_before_it_are_told_and_nothing_is_removed(store: Store) -> None:
     later, seen = changed(KEPT, 9), []
+    cluster: Any = Pages([later], broken=True)
     with pytest.raises(ApiError, match="grown too old"):
-        async for keys in relist(Pages([later], broken=True), store, "FineTuneJob", "team"):  # type: ignore[arg-type]
+        async for keys in relist(cluster, store, "FineTuneJob", "team"):
             seen.append(keys)
     assert seen == [{key(KEPT)}]
     assert store.get(key(GHOST)) == GHOST
