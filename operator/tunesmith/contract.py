@@ -2,6 +2,9 @@
 
 Blocks that come from a spec are `SpecBlock` here: their models are the kinds' `api.py`, which this module must not import; a test
 parses the golden files' blocks with those.
+
+An object keeps the image that it was first given, and images refuse fields that they do not know. So the status records the contract
+version of that image beside it (absent: 1), and `stage_json` writes an input in that version: a field that is newer is left out.
 """
 
 from __future__ import annotations
@@ -9,13 +12,20 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
+from pydantic.fields import FieldInfo
 
-from tunesmith.spec import Block, dump
+from tunesmith.spec import Block
 
-SCHEMA_VERSION: Literal[1] = 1
+CONTRACT_VERSION: Literal[2] = 2
+"""The version of the present images."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 SpecBlock = dict[str, Any]
+
+
+def since(version: int) -> Any:
+    """An optional field of an input that contract versions before `version` do not have."""
+    return Field(None, json_schema_extra={"since": version})
 
 
 class ObjectRef(Block):
@@ -57,9 +67,11 @@ class Checkpoint(Block):
 class Input(Block):
     """What every stage is told."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = CONTRACT_VERSION
     stage: str
     device: Literal["CPU", "GPU"]
+    gpus: int | None = since(2)
+    """GPUs of each pod."""
     object: ObjectRef
 
 
@@ -209,6 +221,22 @@ class ServeInput(Input):
     pause_seconds: int
 
 
-def stage_json(stage_input: Input) -> dict[str, Any]:
-    """The content of a stage's stage.json."""
-    return dump(stage_input)
+def stage_json(stage_input: Input, version: int) -> dict[str, Any]:
+    """The content of a stage's stage.json in a contract version."""
+    content: dict[str, Any] = _in_version(stage_input, version)
+    return content | {"schemaVersion": version}
+
+
+def _in_version(value: Any, version: int) -> Any:
+    """`value` as JSON, without absent fields and those that the version does not have."""
+    if isinstance(value, list):
+        return [_in_version(item, version) for item in value]
+    if not isinstance(value, Block):
+        return value
+    known = {name: field for name, field in type(value).model_fields.items() if _since(field) <= version and getattr(value, name) is not None}
+    return {field.alias or name: _in_version(getattr(value, name), version) for name, field in known.items()}
+
+
+def _since(field: FieldInfo) -> int:
+    extra = field.json_schema_extra
+    return int(str(extra["since"])) if isinstance(extra, dict) and "since" in extra else 1

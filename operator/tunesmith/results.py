@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from tunesmith.contract import Checkpoint, Digest, Model
 from tunesmith.spec import Block, dump
@@ -18,13 +18,19 @@ Figure = Annotated[float, Field(allow_inf_nan=False)]
 """What is no number in JSON the API server takes in no status: such a result is none."""
 
 
-class Result(Block):
-    """What every stage answers. A field that only some outcomes have is None in the others."""
+class Answered(Block):
+    """A part of a result. Fields that this operator does not know are left out: a newer image may have written it before a rollback."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Result(Answered):
+    """What every stage answers. A field that only some outcomes have, or only newer images, is None in the others."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields without which a success cannot be believed."""
 
-    schema_version: Literal[1]
+    schema_version: int = Field(ge=1)
     stage: str
     attempt: int
     outcome: Literal["Succeeded", "Failed", "Interrupted"]
@@ -63,7 +69,7 @@ class Result(Block):
 COMMON = frozenset(field.alias or name for name, field in Result.model_fields.items())
 
 
-class PreparedModel(Model):
+class PreparedModel(Model, Answered):
     """The base model as Prepare found it."""
 
     parameters: int
@@ -71,7 +77,7 @@ class PreparedModel(Model):
     architecture: str
 
 
-class PreparedDataset(Block):
+class PreparedDataset(Answered):
     """A dataset as Prepare found it."""
 
     name: str
@@ -94,7 +100,11 @@ class PrepareResult(Result):
     memory_estimate_bytes: int | None = None
 
 
-class Sharding(Block):
+class MadeCheckpoint(Checkpoint, Answered):
+    """A complete checkpoint."""
+
+
+class Sharding(Answered):
     """What one training process held after its first step, at most."""
 
     parameter_bytes_per_rank: int
@@ -117,10 +127,10 @@ class TrainResult(Result):
     world_size: int | None = None
     resumed_from_step: int | None = None
     sharding: Sharding | None = None
-    checkpoint: Checkpoint | None = None
+    checkpoint: MadeCheckpoint | None = None
 
 
-class Artifact(Block):
+class Artifact(Answered):
     """A finished artefact."""
 
     name: str
@@ -139,7 +149,7 @@ class FinalizeResult(Result):
     artifacts: list[Artifact] | None = None
 
 
-class Effect(Block):
+class Effect(Answered):
     """What quantization did, read back from the files."""
 
     quantized_modules: int
@@ -155,7 +165,7 @@ class QuantizeResult(Result):
     effect: Effect | None = None
 
 
-class Metric(Block):
+class Metric(Answered):
     """One measurement."""
 
     metric: str
@@ -164,7 +174,7 @@ class Metric(Block):
     higher_is_better: bool | None = None
 
 
-class EvaluatedModel(Model):
+class EvaluatedModel(Model, Answered):
     """A model under test, pinned."""
 
     name: str
@@ -181,7 +191,7 @@ class EvaluateResult(Result):
     metrics: list[Metric] | None = None
 
 
-class Judged(Block):
+class Judged(Answered):
     """One criterion of the gate, judged."""
 
     outcome: Literal["Passed", "Failed", "Missing"]
@@ -190,7 +200,7 @@ class Judged(Block):
     baseline_value: DecimalString | None = None
 
 
-class Compared(Block):
+class Compared(Answered):
     """One metric of the model under test beside its baselines'."""
 
     metric: str

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tunesmith import attempts, conditions, kueue, limits, pods
-from tunesmith.contract import JobInput, ObjectRef, stage_json
+from tunesmith.contract import CONTRACT_VERSION, JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
 Entry = dict[str, Any]
@@ -51,6 +51,8 @@ class Stage:
 
     input: JobInput
     image: str
+    contract_version: int
+    """Of that image."""
     resources: Mapping[str, Any]
     scheduling: Mapping[str, Any] = field(default_factory=dict)
     nodes: int = 0
@@ -88,7 +90,20 @@ def common_input(owner: Object, attempt: int, resources: Mapping[str, Any]) -> d
     """The keyword arguments that every JobInput takes."""
     meta = owner["metadata"]
     reference = ObjectRef(kind=owner["kind"], namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
-    return {"attempt": attempt, "device": "GPU" if resources.get("gpus") else "CPU", "object": reference}
+    gpus = resources.get("gpus") or None
+    return {"attempt": attempt, "device": "GPU" if gpus else "CPU", "gpus": gpus, "object": reference}
+
+
+def pinned_image(config: Config, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """`{images, contractVersion}` of a status' `resolved`: as recorded, or of the present image where none is."""
+    if "images" not in resolved:
+        return {"images": {"trainer": config.images.trainer}, "contractVersion": CONTRACT_VERSION}
+    return {name: resolved[name] for name in ("images", "contractVersion") if name in resolved}
+
+
+def contract_version(pinned: Mapping[str, Any]) -> int:
+    """The contract version recorded beside an image; what was recorded before there was a second is of the first."""
+    return int(pinned.get("contractVersion", 1))
 
 
 def attempt_of(child: Object) -> tuple[StageKey, int]:
@@ -136,7 +151,7 @@ def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage:
     workload = pods.Workload(
         image=stage.image,
         command=TRAINER,
-        input=stage_json(stage.input),
+        input=stage_json(stage.input, stage.contract_version),
         resources=stage.resources,
         scheduling=stage.scheduling,
         grace_period_seconds=stage.grace_period_seconds,

@@ -80,6 +80,7 @@ class Resolved(Block):
     """What names in the spec turned out to mean, and settings fixed for the run."""
 
     images: Images | None = Field(None, description="Pinned images.")
+    contract_version: Count | None = Field(None, description="Stage contract of the pinned image; absent: 1.")
     run_uri: Location | None = Field(None, alias="runURI", description="Folder of this run.")
 
 
@@ -339,6 +340,7 @@ class Revision(Block):
     verdict: Word | None = Field(None, description="Passed, or NoGate.")
     eval_runs: Annotated[list[Word], Field(max_length=8)] | None = Field(None, description="EvalRuns that passed it.")
     image: Text | None = Field(None, description="Pinned image.")
+    contract_version: Count | None = Field(None, description="Stage contract of that image; absent: 1.")
     inputs: RevisionInputs | None = Field(None, description="What else it was made from.")
     created_time: Time | None = Field(None, description="When it was made.")
     switched_time: Time | None = Field(None, description="While Draining: when the Service was seen to select another revision.")

@@ -1,4 +1,4 @@
-"""What Serve is given and what it answers, as in docs/contract.md (version 1).
+"""What Serve is given and what it answers, as in docs/contract.md (version 2; version 1 is read too).
 
 Names are snake_case in Python and camelCase in JSON; an unknown key is refused, so that a misspelt setting is never
 served silently with a default.
@@ -53,9 +53,11 @@ class Engine(Contract):
 class ServeInput(Contract):
     """The stage file of a serving pod."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     stage: Literal["Serve"]
     device: Literal["CPU", "GPU"]
+    gpus: Annotated[int, Field(ge=1)] | None = None
+    """GPUs of each pod; absent in version 1."""
     object: ObjectReference
     model: ModelReference
     engine: Engine
@@ -71,7 +73,7 @@ class ServeInput(Contract):
 class ServeFailure(Contract):
     """Why serving ended; a pod that was drained answers nothing."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     stage: Literal["Serve"] = "Serve"
     outcome: Literal["Failed"] = "Failed"
     start_time: str

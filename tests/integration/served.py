@@ -60,7 +60,7 @@ def fail_to_start(space: Namespace, name: str, restarts: int, **ended: Any) -> N
 def refusal(reason: str, code: int, message: str) -> str:
     """What a serving pod tells when it gives up."""
     times = {"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:01Z"}
-    told = {"schemaVersion": 1, "stage": "Serve", "outcome": "Failed", **times, "exitCode": code, "reason": reason, "message": message}
+    told = {"schemaVersion": 2, "stage": "Serve", "outcome": "Failed", **times, "exitCode": code, "reason": reason, "message": message}
     return json.dumps(told)
 
 

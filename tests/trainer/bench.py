@@ -114,7 +114,7 @@ def training(**changes):
 def prepare_input(**changes):
     """Prepare's stage file for the tiny model."""
     return {
-        "schemaVersion": 1, "stage": "Prepare", "attempt": 1, "device": "CPU", "object": OBJECT,
+        "schemaVersion": 2, "stage": "Prepare", "attempt": 1, "device": "CPU", "object": OBJECT,
         "outputURI": "pvc://models/out", "run": run_block(**changes),
     }  # fmt: skip
 
@@ -123,7 +123,7 @@ def train_input(prepared, port, nodes=1, attempt=1, processes=1, checkpoints=Non
     """Train's stage file for a run that was prepared with the same blocks."""
     block = run_block(**changes)
     return present({
-        "schemaVersion": 1, "stage": "Train", "attempt": attempt, "device": "CPU", "object": OBJECT,
+        "schemaVersion": 2, "stage": "Train", "attempt": attempt, "device": "CPU", "object": OBJECT,
         "runURI": prepared["runURI"], "model": {key: prepared["model"][key] for key in ("uri", "digest")},
         "method": block["method"], "adapter": block.get("adapter"), "training": block["training"],
         "checkpoints": {"everySteps": 40, "keep": 2, "gracePeriodSeconds": 60} | (checkpoints or {}),

@@ -53,7 +53,7 @@ def write_task(folder, count=24):
 def quantize_input(name, quantization, model="pvc://models/base"):
     """Quantize's stage file."""
     return {
-        "schemaVersion": 1, "stage": "Quantize", "attempt": 1, "device": "CPU", "object": OBJECT | {"kind": "FineTuneJob"},
+        "schemaVersion": 2, "stage": "Quantize", "attempt": 1, "device": "CPU", "object": OBJECT | {"kind": "FineTuneJob"},
         "runURI": "pvc://models/run", "model": {"uri": model}, "variant": {"name": name, "quantization": quantization},
         "training": {"maxLength": 64},
     }  # fmt: skip
@@ -68,7 +68,7 @@ SUITES = [
 def evaluate_input(uri, name="tested", **changes):
     """Evaluate's stage file."""
     return {
-        "schemaVersion": 1, "stage": "Evaluate", "attempt": 1, "device": "CPU", "object": OBJECT, "runURI": "pvc://out/team-a/eval/0123456789ab",
+        "schemaVersion": 2, "stage": "Evaluate", "attempt": 1, "device": "CPU", "object": OBJECT, "runURI": "pvc://out/team-a/eval/0123456789ab",
         "outputURI": "pvc://out", "model": {"name": name, "uri": uri}, "suites": SUITES, "precision": "BF16",
     } | changes  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a stage is given and what it answers, as in docs/contract.md (version 1).
+"""What a stage is given and what it answers, as in docs/contract.md (version 2; version 1 is read too).
 
 The models here are shared by all stages or belong to Prepare, Train and Finalize; spec.py has the blocks that they share with an object's spec.
 """
@@ -26,8 +26,6 @@ from tunesmith_trainer.spec import (
     Validation,
     Variant,
 )
-
-SCHEMA_VERSION = 1
 
 Device = Literal["CPU", "GPU"]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -57,10 +55,12 @@ class ModelReference(Contract):
 class StageInput(Contract):
     """The fields that every stage's input has."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     stage: str
     attempt: Positive
     device: Device
+    gpus: Positive | None = None
+    """GPUs of each pod; absent in version 1."""
     object: ObjectReference
     run_uri: str | None = None
 
@@ -162,7 +162,7 @@ class Answer(Contract):
 class Result(Contract):
     """The common fields of every result."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     stage: str
     attempt: Positive
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""What Quantize, Evaluate and Compare are given and what they answer, as in docs/contract.md (version 1)."""
+"""What Quantize, Evaluate and Compare are given and what they answer, as in docs/contract.md (version 2; version 1 is read too)."""
 
 from __future__ import annotations
 

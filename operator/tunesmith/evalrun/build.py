@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.contract import CompareInput, EvaluateInput, JobInput, Lineage, NamedModel
 from tunesmith.evalrun.api import TESTED
 from tunesmith.evalrun.pins import COMPARE, EVALUATE, PRECISION
-from tunesmith.stages import Stage, StageKey, common_input, plan, result_of
+from tunesmith.stages import Stage, StageKey, common_input, contract_version, plan, result_of
 from tunesmith.values import Object, Observed, Plan
 
 PERPLEXITY_MAX_LENGTH = 1024
@@ -28,6 +28,7 @@ def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt
     return Stage(
         input=make(observed.spec, status, key, common),
         image=status["resolved"]["images"]["trainer"],
+        contract_version=contract_version(status["resolved"]),
         resources=resources,
         scheduling=observed.spec.get("scheduling") or {},
     )

@@ -11,7 +11,7 @@ from tunesmith.conditions import is_true
 from tunesmith.errors import InvalidSpec, NotReadyYet
 from tunesmith.evalrun.api import TESTED
 from tunesmith.sources import artifact_of, model_of, named_job, require_claims, require_hope, status_of
-from tunesmith.stages import StageKey, key_of
+from tunesmith.stages import StageKey, key_of, pinned_image
 from tunesmith.values import Object, Observed
 
 PRECISION = "BF16"
@@ -38,7 +38,7 @@ def _read(observed: Observed) -> Object:
     output, lineage = _output_uri(observed), _lineage(observed)
     require_claims(observed, spec, output, *(model for source, model in _sources(spec, tested, baselines) if "modelDeploymentRef" not in source))
     resolved = {
-        "images": {"trainer": observed.config.images.trainer},
+        **pinned_image(observed.config, {}),
         "outputURI": output,
         "runURI": _run_uri(observed, output, tested, baselines),
         "baselines": baselines,

@@ -10,7 +10,7 @@ from tunesmith import contract
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
 from tunesmith.ledger import SIZE
-from tunesmith.stages import Stage, StageKey, common_input, key_of, plan, rendezvous_endpoint
+from tunesmith.stages import Stage, StageKey, common_input, contract_version, key_of, plan, rendezvous_endpoint
 from tunesmith.values import Observed, Plan
 
 TRAIN = StageKey("Train")
@@ -27,6 +27,7 @@ def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt
     return Stage(
         input=stage_input(observed, status, key, attempt),
         image=status["resolved"]["images"]["trainer"],
+        contract_version=contract_version(status["resolved"]),
         resources=defaults.resources(spec, key.name),
         scheduling=spec.get("scheduling", {}),
         nodes=_size(observed, status)["nodes"] if training else 0,

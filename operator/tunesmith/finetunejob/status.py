@@ -17,7 +17,7 @@ from tunesmith.finetunejob.sources import check_volumes, model_uri
 from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
 from tunesmith.spec import dump
-from tunesmith.stages import StageKey, attempt_of, result_of
+from tunesmith.stages import StageKey, attempt_of, pinned_image, result_of
 from tunesmith.standing import End, standing
 from tunesmith.values import LABEL_STAGE, Observed
 
@@ -71,7 +71,8 @@ def _kept(observed: Observed) -> dict[str, Any]:
 
 def _resolve(observed: Observed) -> tuple[dict[str, Any], TunesmithError | None]:
     """What is pinned, and what stands in the way of the next attempt."""
-    resolved: dict[str, Any] = {"images": {"trainer": observed.config.images.trainer}} | dict(observed.recorded.get("resolved", {}))
+    recorded = observed.recorded.get("resolved", {})
+    resolved: dict[str, Any] = {**recorded, **pinned_image(observed.config, recorded)}
     resolved["worldSize"] = defaults.world_size(observed.spec)
     try:
         model = model_uri(observed)

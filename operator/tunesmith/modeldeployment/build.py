@@ -95,13 +95,15 @@ def _serve_input(owner: Object, revision: Revision) -> Object:
     return stage_json(
         ServeInput(
             device="GPU" if gpus else "CPU",
+            gpus=gpus or None,
             object=ObjectRef(kind=owner["kind"], namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"]),
             model=UnpinnedModel(uri=revision.uri, digest=revision.digest),
             engine={"vllm": engine},
             served_model_name=metadata["name"],
             grace_period_seconds=GRACE_PERIOD_SECONDS,
             pause_seconds=PAUSE_SECONDS,
-        )
+        ),
+        revision.contract_version,
     )
 
 

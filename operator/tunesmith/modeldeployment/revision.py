@@ -37,6 +37,8 @@ class Revision:
     image: str
     inputs: Mapping[str, Any]
     created_time: str
+    contract_version: int = 1
+    """Of the image."""
     switched_time: str | None = None
     """While Draining: when the Service was seen to select another revision."""
 
@@ -52,7 +54,8 @@ class Revision:
             "inputs": dict(self.inputs),
             "createdTime": self.created_time,
         }
-        optional = {"digest": self.digest, "switchedTime": self.switched_time}
+        version = self.contract_version if self.contract_version > 1 else None
+        optional = {"digest": self.digest, "switchedTime": self.switched_time, "contractVersion": version}
         return entry | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -68,6 +71,7 @@ def from_json(entry: Mapping[str, Any]) -> Revision:
         image=entry["image"],
         inputs=entry["inputs"],
         created_time=entry["createdTime"],
+        contract_version=int(entry.get("contractVersion", 1)),
         switched_time=entry.get("switchedTime"),
     )
 

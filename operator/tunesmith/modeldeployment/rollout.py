@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.attempts import moment
 from tunesmith.conditions import timestamp
+from tunesmith.contract import CONTRACT_VERSION
 from tunesmith.modeldeployment.health import failure_of, is_complete
 from tunesmith.modeldeployment.judgement import Judgement, Model
 from tunesmith.modeldeployment.revision import DRAIN_SECONDS, LABEL_REVISION, Revision, in_state, inputs_of, name_of
@@ -46,6 +47,7 @@ def want(observed: Observed, revisions: list[Revision], model: Model, judgement:
         image=image,
         inputs=inputs,
         created_time=timestamp(observed.now),
+        contract_version=CONTRACT_VERSION,
     )
 
 

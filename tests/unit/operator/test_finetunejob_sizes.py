@@ -12,7 +12,7 @@ from tests.unit.operator.finetunejobs import Life, trained
 from tests.unit.operator.makers import finetunejob, refusal, unplace
 from tunesmith import pods
 from tunesmith.conditions import timestamp
-from tunesmith.contract import stage_json
+from tunesmith.contract import CONTRACT_VERSION, stage_json
 from tunesmith.finetunejob.build import build, stage_input
 from tunesmith.finetunejob.sizing import size
 from tunesmith.ledger import SIZE
@@ -179,7 +179,7 @@ def test_a_status_that_was_wiped_finds_the_smaller_attempt_again_as_it_is() -> N
     life.step()
     train = life.status["stages"][1]
     assert train["nodes"] == 3
-    assert stage_json(stage_input(life.observed(), life.status, StageKey("Train"), train["attempt"])) == told(life)
+    assert stage_json(stage_input(life.observed(), life.status, StageKey("Train"), train["attempt"]), CONTRACT_VERSION) == told(life)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["its Job is there", "its Job is yet to be made"])

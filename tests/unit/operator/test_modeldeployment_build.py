@@ -1,4 +1,4 @@
-"""What is made for a ModelDeployment. The golden file shows all of it; write it anew with TUNESMITH_UPDATE_GOLDEN=1."""
+"""What is made for a ModelDeployment. The golden file shows all of it; write it anew with UPDATE_GOLDEN=1."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def test_the_manifests_are_the_golden_ones() -> None:
     world = World(FULL, job(), evaluation())
     world.step()
     text = yaml.safe_dump_all(json.loads(json.dumps(world.plan.apply)), sort_keys=False, width=150)
-    if os.environ.get("TUNESMITH_UPDATE_GOLDEN"):
+    if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
 
