@@ -50,6 +50,10 @@ bench-crash: ## kill the operator around each write of a life; all must end alik
 bench-train: ## the Train stage's speed beside the same TRL script by hand, and what its checkpoints cost (ARGS="--steps 20 --every 5 --repeats 1" for a short run)
 	$(PYTHON) -m dev.bench.train $(ARGS)
 
+.PHONY: bench-gate
+bench-gate: ## how often a gate passes and fails what it must not, simulated (ARGS="--samples 200" for a short run)
+	PYTHONPATH=trainer-image $$($(PYTHON) -m dev.venv trainer) -m dev.bench.gate $(ARGS)
+
 .PHONY: generate
 generate: ## write what is generated: CRDs, the chart's copies, docs/api.md
 	$(PYTHON) -m dev.checks generate
