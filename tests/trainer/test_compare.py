@@ -1,27 +1,22 @@
 import copy
 import json
+import os
 import re
 from html.parser import HTMLParser
 
 import pytest
 
+from dev.rows import write_rows
+from tests.trainer import evaluations
 from tests.trainer.bench import GOLDEN
+from tests.trainer.evaluations import golden, held_out, support
 from tunesmith_trainer import compare, report
 from tunesmith_trainer.contract_eval import Metric
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.result import cut
+from tunesmith_trainer.result import TERMINATION_LIMIT, cut
 
 EVIL = "<script>alert('owned')</script>"
-VALUES = {
-    "tested": {"heldOut/perplexity": "12.481906255104", "support/support_choice/acc": "0.61"},
-    "base": {"heldOut/perplexity": "31.7052", "support/support_choice/acc": "0.52"},
-    "unquantized": {"heldOut/perplexity": "12.3117", "support/support_choice/acc": "0.6"},
-}
 RUN = "models/team-a/default/support-bot/0123456789ab"
-
-
-def golden(name):
-    return json.loads((GOLDEN / name).read_text())
 
 
 @pytest.fixture
@@ -30,16 +25,9 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_PVC_ROOT", str(tmp_path))
     value = golden("compare.stage.json")
     for model in (value["tested"], *value["baselines"]):
-        write_evaluation(tmp_path, value, model, VALUES[model["name"]])
+        evaluations.write(tmp_path, value, model, evaluations.MODELS[model["name"]])
+    write_rows(tmp_path / RUN / "data" / "train.jsonl", [{"text": "row number five hundred"}, {"text": "Row  number 7"}])
     return value
-
-
-def write_evaluation(root, value, model, figures):
-    metrics = [{"metric": name, "value": figure, "stderr": "0.05", "higherIsBetter": "perplexity" not in name} for name, figure in figures.items()]
-    found = golden("evaluate.result.json") | {"model": model, "metrics": metrics}
-    path = root / value["evaluations"][model["name"]].removeprefix("pvc://")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
 
 
 def run(value):
@@ -50,25 +38,26 @@ def page(root):
     return (root / "models/team-a/default/support-bot-eval/ba9876543210/report.html").read_text()
 
 
-def test_the_golden_stage_gives_the_golden_verdict_and_gate(stage):
-    answer, expected = run(stage), golden("compare.result.json")
-    assert answer.verdict == expected["verdict"]
-    assert [item.outcome for item in answer.gate] == [item["outcome"] for item in expected["gate"]]
-    assert [item.value for item in answer.gate] == [item["value"] for item in expected["gate"]]
-    assert [item.baseline_value for item in answer.gate] == [item.get("baselineValue") for item in expected["gate"]]
-    assert (answer.results_uri, answer.report_uri) == (expected["resultsURI"], expected["reportURI"])
+def test_the_golden_stage_gives_the_golden_result(stage):
+    answer = json.loads(json.dumps(run(stage).dump()))
+    if os.environ.get("UPDATE_GOLDEN"):
+        common = {name: value for name, value in golden("compare.result.json").items() if name not in answer}
+        (GOLDEN / "compare.result.json").write_text(json.dumps(common | answer, indent=2) + "\n")
+    expected = golden("compare.result.json")
+    assert answer == {name: expected[name] for name in answer}
+    assert [item["outcome"] for item in answer["gate"]] == ["Passed"] * 6
 
 
 def test_results_hold_the_gates_metrics_first_and_up_to_twenty_more(stage, tmp_path):
-    many = {f"big/t{number:02}/acc": "0.5" for number in range(40)}
-    write_evaluation(tmp_path, stage, stage["tested"], many | VALUES["tested"])
+    many = [support(200, path=f"support/t{number:02}/acc") for number in range(40)]
+    evaluations.write(tmp_path, stage, stage["tested"], [*many, *evaluations.MODELS["tested"]])
     answer = run(stage)
     assert [item.metric for item in answer.results[:2]] == ["heldOut/perplexity", "support/support_choice/acc"]
     assert len(answer.results) == 22
-    assert len(cut(answer.dump())) <= 2048
+    assert len(cut(answer.dump())) <= TERMINATION_LIMIT
     whole = json.loads((tmp_path / "models/team-a/default/support-bot-eval/ba9876543210/results.json").read_text())
     assert len(whole["models"][0]["metrics"]) == 42
-    assert whole["models"][0]["metrics"][-2]["value"] == "12.481906255104"
+    assert len(whole["models"][0]["metrics"][-2]["value"]) > 8
 
 
 def test_a_gate_on_a_metric_that_no_suite_measures_fails(stage):
@@ -78,20 +67,79 @@ def test_a_gate_on_a_metric_that_no_suite_measures_fails(stage):
 
 
 def test_a_figure_that_is_not_a_number_fails_and_is_shown(stage, tmp_path):
-    write_evaluation(tmp_path, stage, stage["tested"], VALUES["tested"] | {"heldOut/perplexity": "NaN"})
+    wrong = held_out(2.5)
+    wrong.metrics = [wrong.metrics[0].model_copy(update={"value": "NaN"})]
+    evaluations.write(tmp_path, stage, stage["tested"], [wrong.checked(), support(244)])
     answer = run(stage)
     assert answer.verdict == "Failed"
     assert answer.gate[0].value == "NaN"
     assert "NaN" in page(tmp_path)
 
 
-def test_without_a_gate_the_verdict_is_passed_and_the_report_says_that_nothing_was_asked(stage, tmp_path):
-    assert run(stage | {"gate": []}).verdict == "Passed"
+def test_without_a_gate_the_verdict_is_no_criteria_and_the_report_says_that_nothing_was_asked(stage, tmp_path):
+    assert run(stage | {"gate": []}).verdict == "NoCriteria"
     assert "nothing was asked" in page(tmp_path)
 
 
+def test_a_gate_that_so_few_items_cannot_decide_is_inconclusive_and_says_how_many_would(stage, tmp_path):
+    for model in (stage["tested"], *stage["baselines"]):
+        evaluations.write(tmp_path, stage, model, [held_out(2.5, rows=50), support(30, documents=50)])
+    stage["gate"] = [{"metric": "heldOut/perplexity", "baseline": "unquantized", "maxRatio": "1.05"}]
+    answer = run(stage)
+    assert answer.verdict == "Inconclusive"
+    (found,) = answer.gate
+    assert (found.samples, found.needed) == (50, 712)
+    assert float(found.lower) < 1 < 1.05 < float(found.upper)
+    assert "needs about 712" in page(tmp_path)
+    assert "could not be decided" in page(tmp_path)
+
+
+def test_items_that_were_changed_after_the_evaluation_are_refused(stage, tmp_path):
+    for path in (tmp_path / "items").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"1.0", b"0.0", 1))
+    with pytest.raises(StageError, match="was changed") as caught:
+        run(stage)
+    assert caught.value.reason == "DigestMismatch"
+
+
+def test_models_that_were_measured_on_other_rows_are_not_compared(stage, tmp_path):
+    evaluations.write(tmp_path, stage, stage["baselines"][0], [held_out(3.46, rows=999), support(208)])
+    with pytest.raises(StageError, match="only one of them has") as caught:
+        run(stage)
+    assert caught.value.reason == "DigestMismatch"
+
+
+def test_perplexities_over_unlike_tokenizers_are_refused_and_bits_per_byte_advised(stage, tmp_path):
+    evaluations.write(tmp_path, stage, stage["baselines"][0], [held_out(3.46, units="other tokens"), support(208)])
+    with pytest.raises(StageError, match="heldOut/bits_per_byte"):
+        run(stage)
+    run(stage | {"gate": []})
+    assert "other tokens" in page(tmp_path)
+
+
+def test_rows_that_were_trained_on_are_counted_shown_and_judged(stage, tmp_path):
+    answer = run(stage)
+    assert [found.dump() for found in answer.overlap] == [
+        {"suite": "heldOut", "items": 1000, "equal": 1, "similar": 0},
+        {"suite": "support", "items": 400, "equal": 0, "similar": 0},
+    ]
+    assert "Found whole" in page(tmp_path)
+    assert run(stage | {"gate": [{"metric": "heldOut/overlap", "max": "0"}]}).verdict == "Failed"
+    stage.pop("lineage")
+    answer = run(stage | {"gate": [{"metric": "heldOut/overlap", "max": "0"}]})
+    assert (answer.overlap, answer.gate[0].outcome) == (None, "Missing")
+
+
+def test_models_that_were_measured_on_unlike_devices_are_shown_as_such(stage, tmp_path):
+    run(stage)
+    assert "unlike devices" not in page(tmp_path)
+    evaluations.write(tmp_path, stage, stage["baselines"][0], evaluations.MODELS["base"], environment={"device": "1 x NVIDIA A100"})
+    run(stage)
+    assert "unlike devices" in page(tmp_path)
+
+
 def test_an_evaluation_of_another_model_is_refused(stage, tmp_path):
-    write_evaluation(tmp_path, stage, stage["baselines"][0] | {"digest": "sha256:" + "9" * 64}, VALUES["base"])
+    evaluations.write(tmp_path, stage, stage["baselines"][0] | {"digest": "sha256:" + "9" * 64}, evaluations.MODELS["base"])
     with pytest.raises(StageError) as caught:
         run(stage)
     assert caught.value.reason == "DigestMismatch"
@@ -126,7 +174,7 @@ class Page(HTMLParser):
 def full_page(stage, tmp_path):
     """The report of a run whose every user-supplied text tries to be a script."""
     folder = tmp_path / RUN
-    (folder / "data").mkdir(parents=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     logs = [{"step": 5, "loss": 2.0}, {"step": 10, "loss": 1.5}, {"step": 10, "eval_loss": 1.7}, {"train_loss": 1.7, "step": 10}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logs) + '{"step": 15, "lo')
     tokens = [{"text": "<|im_start|>user\n" + EVIL, "trained": False}, {"text": "</pre>" + EVIL, "trained": True}]
@@ -143,7 +191,7 @@ def full_page(stage, tmp_path):
     value["gate"].append({"metric": EVIL, "max": "1"})
     value["suites"].append({"name": EVIL, "perplexity": {"dataset": {"uri": EVIL, "format": "Text"}, "maxLength": 8}})
     value["object"]["name"] = EVIL
-    write_evaluation(tmp_path, value, value["tested"], VALUES["tested"] | {f"s/{EVIL}/acc": "1"})
+    evaluations.write(tmp_path, value, value["tested"], [*evaluations.MODELS["tested"], support(400, path=f"s/{EVIL}/acc")])
     run(value)
     return page(tmp_path)
 

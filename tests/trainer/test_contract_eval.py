@@ -31,7 +31,7 @@ def test_a_golden_result_is_read_without_loss_and_fits_into_a_termination_messag
 
 def test_a_gate_of_sixteen_conditions_reaches_the_termination_message_whole():
     value = golden("Compare", "result")
-    value["gate"] = [{"outcome": "Missing"} | value["gate"][0]] * 16
+    value["gate"] = [value["gate"][0] | {"outcome": "Inconclusive", "lower": "-0.378983", "upper": "-0.404935", "needed": 12345}] * 16
     value["results"] *= 8
     message = cut(value)
     assert len(message) <= TERMINATION_LIMIT

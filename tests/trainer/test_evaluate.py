@@ -10,6 +10,7 @@ from tunesmith_trainer import evaluate, harness, perplexity, store
 from tunesmith_trainer.contract_eval import Metric
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.harness_tasks import copy_tasks
+from tunesmith_trainer.items import Figure, Item, Measured
 
 BASE = "pvc://models/base"
 
@@ -29,7 +30,8 @@ def fake_measuring(monkeypatch):
 
     def measure(suite, *_):
         asked.append(suite.name)
-        return [Metric(metric=f"{suite.name}/m", value=str(len(asked)))]
+        path, value = f"{suite.name}/m", float(len(asked))
+        return Measured([Metric(metric=path, value=str(value))], {path: Figure()}, [Item("0-a", {path: (value, 1.0)})])
 
     monkeypatch.setattr(evaluate, "measure", measure)
     return asked
@@ -39,6 +41,8 @@ def fake_measuring(monkeypatch):
 def data_store(base_store):
     write_rows(base_store / "data" / "test.jsonl", [{"messages": [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]}])
     write_task(base_store / "data" / "tasks")
+    colours = (base_store / "data" / "tasks" / "colours.yaml").read_text()
+    (base_store / "data" / "tasks" / "shades.yaml").write_text(colours.replace("task: colours", "task: shades"))
     return base_store
 
 
@@ -104,7 +108,15 @@ def change_limit(value, root):
 
 
 def change_tasks(value, root):
-    value["suites"][1]["harness"]["tasks"] = ["colours", "arc_easy"]
+    value["suites"][1]["harness"]["tasks"] = ["shades"]
+
+
+def change_chat(value, root):
+    value["suites"][1]["harness"]["applyChatTemplate"] = True
+
+
+def change_sample(value, root):
+    value["suites"][1]["harness"] |= {"limit": 3, "sampleSeed": 1}
 
 
 def change_name(value, root):
@@ -128,6 +140,8 @@ BOTH = {"heldOut", "knowledge"}
         (change_fewshot, {"knowledge"}),
         (change_limit, {"knowledge"}),
         (change_tasks, {"knowledge"}),
+        (change_chat, {"knowledge"}),
+        (change_sample, {"knowledge"}),
         (change_name, {"other"}),
     ],
 )
@@ -140,11 +154,16 @@ def test_every_ingredient_of_a_figure_is_in_the_cache_key(data_store, fake_measu
     assert set(fake_measuring) == measured_anew
 
 
-def test_a_library_a_template_and_the_method_are_in_the_cache_key_too(data_store, fake_measuring, monkeypatch):
+def test_libraries_the_device_a_template_the_batch_and_the_method_are_in_the_cache_key_too(data_store, fake_measuring, monkeypatch):
     run(evaluate_input(BASE))
     for target, name, value, expected in (
         (evaluate, "versions", lambda: {"torch": "0"}, ["heldOut", "knowledge"]),
-        (perplexity, "METHOD", perplexity.METHOD + 1, ["heldOut", "knowledge"]),
+        (evaluate, "environment", lambda _: {"device": "1 x another GPU"}, ["heldOut", "knowledge"]),
+        (evaluate, "environment", lambda _: {"device": "2 x another GPU"}, ["heldOut", "knowledge"]),
+        (perplexity, "METHOD", perplexity.METHOD + 1, ["heldOut"]),
+        (perplexity, "BATCH_TOKENS", 1, ["heldOut"]),
+        (harness, "METHOD", harness.METHOD + 1, ["knowledge"]),
+        (harness, "BATCH_SIZE", 1, ["knowledge"]),
         (perplexity, "template_of", lambda *_: "another", ["heldOut"]),
     ):
         del fake_measuring[:]
@@ -169,7 +188,7 @@ def test_where_the_same_data_lies_is_not_in_the_cache_key(data_store, fake_measu
 @pytest.mark.parametrize("damage", ["", "{", '{"key": {}, "metrics": []}', None])
 def test_a_damaged_cache_file_is_measured_again(data_store, fake_measuring, damage):
     run(evaluate_input(BASE))
-    for path in (data_store / "out" / "eval-cache").iterdir():
+    for path in (data_store / "out" / "eval-cache").glob("*.json"):
         kept = json.loads(path.read_text())
         path.write_text(json.dumps(kept | {"metrics": [{"metric": "x"}]}) if damage is None else damage)
     run(evaluate_input(BASE))
@@ -241,4 +260,4 @@ def test_the_paths_of_lm_evals_metrics_drop_the_filter_none_and_keep_the_others(
 
 def test_a_copy_of_tasks_is_what_lm_eval_reads(data_store, tmp_path):
     copied = copy_tasks(data_store / "data" / "tasks", tmp_path / "copy")
-    assert set(harness.data_digests(copied)) == {"colours.yaml", "colours.jsonl"}
+    assert set(harness.data_digests(copied)) == {"colours.yaml", "shades.yaml", "colours.jsonl"}

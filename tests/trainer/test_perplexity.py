@@ -3,7 +3,7 @@ import math
 import pytest
 
 from dev.rows import write_rows
-from tunesmith_trainer import perplexity
+from tunesmith_trainer import evaluate, perplexity
 from tunesmith_trainer.contract_eval import Perplexity
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import load_tokenizer
@@ -98,3 +98,28 @@ def test_rows_are_cut_at_max_length_and_those_with_nothing_left_are_left_out(bas
     with pytest.raises(StageError) as caught:
         perplexity.read_rows(settings("n.jsonl", "PromptCompletion", 8), tokenizer)
     assert caught.value.reason == "EmptyDataset"
+
+
+def test_a_template_that_writes_the_day_writes_the_same_one_always(base_store):
+    tokenizer = load_tokenizer(base_store / "models" / "base")
+    template = "{{ strftime_now('%d %b %Y') }}"
+    with evaluate.one_day():
+        written = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template, tokenize=False)
+    assert written == "26 Jul 2024"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template, tokenize=False) != written
+
+
+def test_items_are_the_rows_in_the_datas_order(in_zoo):
+    suite = perplexity.measure(
+        "s", settings("test.jsonl", "Messages"), evaluate.load_model(in_zoo.root / "models" / "base", "FP32", "CPU"), in_zoo_tokenizer(in_zoo)
+    )
+    sample = suite.sample("s/perplexity")
+    assert [int(name.split("-")[0]) for name in sample.ids] == list(range(40))
+    assert len(set(sample.column.bottoms)) > 3
+    assert sample.figure.ends == (0.0, math.log(512))
+    assert sample.figure.units.startswith("sha256:")
+    assert suite.sample("s/bits_per_byte").column.tops[0] == pytest.approx(sample.column.tops[0] / math.log(2))
+
+
+def in_zoo_tokenizer(zoo):
+    return load_tokenizer(zoo.root / "models" / "base")

@@ -5,9 +5,7 @@ import json
 import pytest
 
 from tests.trainer.bench import ROOT
-from tunesmith_trainer import evaluate, store
 from tunesmith_trainer.contract import PrepareInput, ResolvedDataset
-from tunesmith_trainer.contract_eval import EvaluateInput
 from tunesmith_trainer.prepare import Data, digest_run
 
 CORPUS = json.loads((ROOT / "tests/unit/operator/recorded/contract-1.json").read_text())
@@ -27,20 +25,6 @@ def run_digest(given):
     return digest_run(run, DIGEST, Data(data, DIGEST if run.validation and run.validation.dataset else None, [], []))
 
 
-def cache_keys(given, monkeypatch):
-    """The cache keys of the suites that need no template, under no library's version."""
-    monkeypatch.setattr(evaluate, "versions", dict)
-    monkeypatch.setattr(evaluate.perplexity, "template_of", lambda *_: "template")
-    monkeypatch.setattr(evaluate.perplexity, "data_digest", lambda *_: DIGEST)
-    stage = EvaluateInput.model_validate(given)
-    return [store.digest_of(evaluate.ingredients(suite, None, DIGEST, stage, None)) for suite in stage.suites]
-
-
 @pytest.mark.parametrize("name", sorted(orders("Prepare")))
 def test_a_recorded_run_keeps_its_digest(name):
     assert run_digest(orders("Prepare")[name]) == RECORDED["runs"][name]
-
-
-@pytest.mark.parametrize("name", sorted(orders("Evaluate")))
-def test_a_recorded_suite_keeps_its_cache_key(name, monkeypatch):
-    assert cache_keys(orders("Evaluate")[name], monkeypatch) == RECORDED["suites"][name]

@@ -100,7 +100,7 @@ def test_a_long_result_is_cut_to_whole_json_in_the_order_of_the_contract():
         "results": [{"metric": "y" * 60}] * 40, "datasets": [{"name": "d"}], "message": "z" * 400,
     }  # fmt: skip
     cut = json.loads(result.cut(whole))
-    assert len(result.cut(whole)) <= 2048
+    assert len(result.cut(whole)) <= result.TERMINATION_LIMIT
     assert "versions" not in cut
     assert "metrics" not in cut
     assert 0 < len(cut["results"]) < 40
@@ -108,8 +108,8 @@ def test_a_long_result_is_cut_to_whole_json_in_the_order_of_the_contract():
 
 
 def test_a_cut_counts_bytes_not_letters():
-    cut = result.cut({"outcome": "Failed", "message": "ü" * 1024})
-    assert len(cut) <= 2048
+    cut = result.cut({"outcome": "Failed", "message": "ü" * 2048})
+    assert len(cut) <= result.TERMINATION_LIMIT
     assert json.loads(cut)["message"].endswith("…")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import report, store
+from tunesmith_trainer import dataset, items, overlap, report, store
 from tunesmith_trainer.contract_eval import (
     CompareAnswer,
     CompareInput,
@@ -15,9 +15,12 @@ from tunesmith_trainer.contract_eval import (
     EvaluateResult,
     GateOutcome,
     Measured,
+    Metric,
+    Overlap,
 )
+from tunesmith_trainer.criterion import OVERLAP
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.gate import Decision, judge, short, verdict
+from tunesmith_trainer.gate import Decision, Measurement, Measurements, judge, short, verdict
 
 INPUT = CompareInput
 EXTRA_RESULTS = 20
@@ -27,25 +30,56 @@ EXTRA_RESULTS = 20
 def run(stage: CompareInput) -> CompareAnswer:
     """Judge the gate and write `results.json` and `report.html` into the EvalRun's folder.
 
-    Without a gate the verdict is Passed: nothing was asked. Raises StageError: SourceNotFound for a model without an
-    evaluation, DigestMismatch for an evaluation of another model than the one to compare.
+    Without a gate the verdict is NoCriteria: nothing was asked. Raises StageError: SourceNotFound for a model without an
+    evaluation, DigestMismatch for an evaluation of another model than the one to compare or of other items than the tested
+    model's, InvalidSettings for a criterion that cannot be judged.
     """
     evaluations = {model.name: read_evaluation(stage, model) for model in (stage.tested, *stage.baselines)}
-    figures = {name: {metric.metric: metric for metric in found.metrics} for name, found in evaluations.items()}
-    tested = figures[stage.tested.name]
+    measured = {name: items.read(found.items or []) for name, found in evaluations.items()}
+    overlaps = count_overlap(stage, evaluations[stage.tested.name])
+    figures = {name: measurements(found, measured[name]) for name, found in evaluations.items()}
+    tested = figures[stage.tested.name] | {metric.metric: Measurement(metric, counted=True) for metric in map(overlap_metric, overlaps or ())}
     baselines = {model.name: figures[model.name] for model in stage.baselines}
     decisions = [judge(criterion, tested, baselines) for criterion in stage.gate]
     folder = store.path_of(stage.run_uri)
-    whole = report.Comparison(stage, evaluations, decisions, verdict(decisions))
+    whole = report.Comparison(stage, evaluations, decisions, verdict(decisions), overlaps, unlike_tokens(measured))
     store.write_json(folder / "results.json", document(whole))
     store.write_bytes(folder / "report.html", report.render(whole).encode())
     return CompareAnswer(
         verdict=whole.verdict,
         gate=[outcome(decision) for decision in decisions],
         results=results(stage, evaluations),
+        overlap=overlaps,
         results_uri=store.join(stage.run_uri, "results.json"),
         report_uri=store.join(stage.run_uri, "report.html"),
     )
+
+
+def measurements(evaluation: EvaluateResult, measured: items.Measured) -> Measurements:
+    """Return a model's figures with their items."""
+    return {metric.metric: Measurement(metric, measured.sample(metric.metric)) for metric in evaluation.metrics}
+
+
+def unlike_tokens(measured: dict[str, items.Measured]) -> frozenset[str]:
+    """Return the metrics whose models count unlike tokens: they cannot be compared."""
+    paths = {path for found in measured.values() for path in found.figures}
+    units = {path: {found.figures[path].units for found in measured.values() if path in found.figures} for path in paths}
+    return frozenset(path for path, different in units.items() if len(different) > 1)
+
+
+def count_overlap(stage: CompareInput, tested: EvaluateResult) -> list[Overlap] | None:
+    """Return for each suite how many of its items are in the data that the tested model was trained on; None where none is known."""
+    path = store.path_of(stage.lineage.run_uri) / "data" / "train.jsonl" if stage.lineage else None
+    if path is None or not path.is_file() or not tested.items:
+        return None
+    found = overlap.find({file.suite: items.read([file]).items for file in tested.items}, dataset.read_normal(path))
+    return [Overlap(suite=suite, items=one.items, equal=one.equal, similar=one.similar) for suite, one in found.items()]
+
+
+def overlap_metric(found: Overlap) -> Metric:
+    """Return a suite's overlap as the share of its items, which is counted and not estimated."""
+    share = (found.equal + found.similar) / found.items if found.items else 0.0
+    return Metric(metric=f"{found.suite}/{OVERLAP}", value=repr(share), higher_is_better=False)
 
 
 def read_evaluation(stage: CompareInput, model: EvaluatedModel) -> EvaluateResult:
@@ -70,6 +104,10 @@ def outcome(decision: Decision) -> GateOutcome:
         value=short(decision.tested.value) if decision.tested else None,
         stderr=_short(decision.tested.stderr) if decision.tested else None,
         baseline_value=short(decision.baseline.value) if decision.baseline else None,
+        lower=_short(decision.lower),
+        upper=_short(decision.upper),
+        samples=decision.samples,
+        needed=decision.needed,
     )
 
 
@@ -88,6 +126,7 @@ def results(stage: CompareInput, evaluations: dict[str, EvaluateResult]) -> list
             metric=name,
             tested=short(metrics[name].value),
             stderr=_short(metrics[name].stderr),
+            samples=metrics[name].samples,
             baselines={model: short(values[name]) for model, values in baselines.items() if name in values},
         )
         for name in [*gated, *others[:EXTRA_RESULTS]]
@@ -107,8 +146,11 @@ def document(whole: report.Comparison) -> dict[str, Any]:
             for criterion, decision in zip(stage.gate, whole.decisions, strict=True)
         ],
         "models": [
-            evaluation.model.dump() | {"versions": evaluation.versions, "metrics": [metric.dump() for metric in evaluation.metrics]}
+            evaluation.model.dump()
+            | {"versions": evaluation.versions, "environment": evaluation.environment, "metrics": [metric.dump() for metric in evaluation.metrics]}
+            | {"items": [file.dump() for file in evaluation.items or ()], "tokenizer": evaluation.tokenizer}
             for evaluation in whole.evaluations.values()
         ],
+        "overlap": None if whole.overlap is None else [found.dump() for found in whole.overlap],
         "suites": [suite.dump() for suite in stage.suites],
     }

@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunesmith_trainer.contract import Answer, Artifact, Digest, ModelReference, Result, StageInput
-from tunesmith_trainer.spec import Contract, DataSource, DecimalString, Natural, Positive, Variant, json_name
+from tunesmith_trainer.criterion import Criterion
+from tunesmith_trainer.spec import Contract, DataSource, Natural, Positive, Variant
 
 Precision = Literal["BF16", "FP32"]
+Outcome = Literal["Passed", "Failed", "Inconclusive", "Missing"]
+Verdict = Literal["Passed", "Failed", "Inconclusive", "NoCriteria"]
 Measured = Annotated[str, Field(pattern=r"^(-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity)$")]
 """A measured figure. Unlike a limit in a spec it may be negative, and it may have gone wrong."""
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -62,7 +65,10 @@ class Harness(Contract):
     tasks: list[TaskName] = Field(min_length=1)
     num_fewshot: Natural | None = None
     limit: Positive | None = None
+    sample_seed: Natural | None = None
+    """Absent: the first `limit` documents; else that many drawn with this seed."""
     include_path: str | None = None
+    apply_chat_template: bool | None = None
 
 
 class Perplexity(Contract):
@@ -100,6 +106,8 @@ class EvaluateInput(StageInput):
     model: NamedModel
     suites: list[Suite] = Field(min_length=1)
     precision: Precision
+    gate: list[Criterion] | None = None
+    """What Compare will judge: names and directions are checked before anything is measured."""
 
     @property
     def result_name(self) -> str:
@@ -119,6 +127,16 @@ class Metric(Contract):
     value: Measured
     stderr: Measured | None = None
     higher_is_better: bool | None = None
+    samples: Positive | None = None
+    """Items that it was made of; absent: they are not kept, and a gate cannot judge it."""
+
+
+class ItemsFile(Contract):
+    """Where the items of a suite's figures lie."""
+
+    suite: str
+    uri: str
+    digest: Digest
 
 
 class EvaluatedModel(Contract):
@@ -136,29 +154,14 @@ class EvaluateAnswer(Answer):
     result_uri: str
     versions: dict[str, str]
     metrics: list[Metric]
+    items: list[ItemsFile] | None = None
+    environment: dict[str, str] | None = None
+    """What the figures were computed on."""
+    tokenizer: Digest | None = None
+    """Of the model's vocabulary."""
 
 
 # Compare.
-
-
-class Criterion(Contract):
-    """One condition of the gate: exactly one of min, max, maxDrop, maxRatio; the last two against a baseline."""
-
-    metric: str
-    baseline: str | None = None
-    min: DecimalString | None = None
-    max: DecimalString | None = None
-    max_drop: DecimalString | None = None
-    max_ratio: DecimalString | None = None
-
-    @model_validator(mode="after")
-    def _one_condition(self) -> Criterion:
-        given = [name for name in ("min", "max", "max_drop", "max_ratio") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError("exactly one of min, max, maxDrop, maxRatio must be given")
-        if (self.baseline is not None) != (given[0] in ("max_drop", "max_ratio")):
-            raise ValueError(f"{json_name(given[0])} {'must not' if self.baseline else 'must'} have a baseline")
-        return self
 
 
 class StageTime(Contract):
@@ -196,10 +199,16 @@ class CompareInput(StageInput):
 class GateOutcome(Contract):
     """How one criterion came out; figures have six significant digits."""
 
-    outcome: Literal["Passed", "Failed", "Missing"]
+    outcome: Outcome
     value: Measured | None = None
     stderr: Measured | None = None
     baseline_value: Measured | None = None
+    lower: Measured | None = None
+    upper: Measured | None = None
+    """One-sided bounds of what the criterion limits: the value, the drop or the ratio."""
+    samples: Positive | None = None
+    needed: Positive | None = None
+    """Inconclusive: about so many items would decide, were the figures as measured."""
 
 
 class Comparison(Contract):
@@ -208,15 +217,29 @@ class Comparison(Contract):
     metric: str
     tested: Measured
     stderr: Measured | None = None
+    samples: Positive | None = None
     baselines: dict[str, Measured] = Field(default_factory=dict)
+
+
+class Overlap(Contract):
+    """How many items of a suite are in the data that the tested model was trained on."""
+
+    suite: str
+    items: Natural
+    equal: Natural
+    """Found whole."""
+    similar: Natural
+    """Found in part: a stretch of thirteen words."""
 
 
 class CompareAnswer(Answer):
     """What Compare adds to its result."""
 
-    verdict: Literal["Passed", "Failed"]
+    verdict: Verdict
     gate: list[GateOutcome]
     results: list[Comparison]
+    overlap: list[Overlap] | None = None
+    """Absent: no training data is known."""
     results_uri: str
     report_uri: str
 

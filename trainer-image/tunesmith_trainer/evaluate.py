@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,23 +17,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import harness, perplexity, result, store
+from tunesmith_trainer import gate_check, harness, items, perplexity, result, store
 from tunesmith_trainer.contract import Device
-from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, Metric, Precision, Suite
-from tunesmith_trainer.harness_tasks import TaskFolder
+from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, ItemsFile, Metric, Precision, Suite
+from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.harness import Tasks
+from tunesmith_trainer.items import Measured
 from tunesmith_trainer.model import load_tokenizer, refuse_unsafe
 
 INPUT = EvaluateInput
 DTYPES = {"BF16": "bfloat16", "FP32": "float32"}
-LIBRARIES = ("torch", "transformers", "tokenizers", "compressed-tensors", "lm_eval", "datasets")
+LIBRARIES = ("torch", "transformers", "tokenizers", "compressed-tensors", "accelerate", "lm_eval", "datasets")
 """The libraries whose versions may change a figure."""
+DAY = datetime(2024, 7, 26)
+"""What a chat template that writes the day takes for today: the figures of two models must not be of two days."""
 
 
 def run(stage: EvaluateInput) -> EvaluateAnswer:
     """Measure the model and return all its metrics.
 
     Raises StageError: SourceNotFound, DigestMismatch, UnsafeWeights, RemoteCodeRefused and InvalidModel for the model;
-    InvalidSettings, InvalidDataset and EmptyDataset for a suite.
+    InvalidSettings, InvalidDataset and EmptyDataset for a suite; InvalidSettings for a criterion of the gate that could not be judged.
     """
     folder, digest = store.verify(stage.model.uri, stage.model.digest)
     refuse_unsafe(folder, stage.model.uri)
@@ -35,16 +45,24 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
     # Loaded by the first suite that is not in the cache, if any.
     model = cache(partial(load_model, folder, stage.precision, stage.device))
     metrics: list[Metric] = []
-    with tempfile.TemporaryDirectory() as workspace:
+    files: list[ItemsFile] = []
+    with tempfile.TemporaryDirectory() as workspace, one_day():
+        tasks = {suite.name: harness.load(suite.harness, Path(workspace) / suite.name) for suite in stage.suites if suite.harness}
+        gate_check.check(stage.gate or [], stage.suites, tasks)
         for suite in stage.suites:
-            tasks = harness.prepare(suite.harness, Path(workspace) / suite.name) if suite.harness else None
-            key = ingredients(suite, tasks, digest, stage, tokenizer)
-            metrics += measured(stage.output_uri, key, partial(measure, suite, tasks, model, tokenizer))
+            own = tasks.get(suite.name)
+            key = ingredients(suite, own, digest, stage, tokenizer)
+            found, file = measured(stage.output_uri, suite, key, partial(measure, suite, own, model, tokenizer))
+            metrics += found
+            files.append(file)
     return EvaluateAnswer(
         model=EvaluatedModel(name=stage.model.name, uri=stage.model.uri, digest=digest),
         result_uri=store.uri_of(result.result_path(stage.run_uri, stage.result_name)),
         versions=versions(),
         metrics=metrics,
+        items=files,
+        environment=environment(stage.device),
+        tokenizer=vocabulary_digest(tokenizer),
     )
 
 
@@ -63,12 +81,31 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
     return model.eval()
 
 
-def measure(suite: Suite, tasks: TaskFolder | None, model: Callable[[], Any], tokenizer: Any) -> list[Metric]:
-    """Return one suite's metrics of the model that `model()` loads."""
+def measure(suite: Suite, tasks: Tasks | None, model: Callable[[], Any], tokenizer: Any) -> Measured:
+    """Return one suite's metrics of the model that `model()` loads, with their items."""
     if suite.harness:
+        assert tasks is not None
         return harness.measure(suite.name, suite.harness, tasks, model(), tokenizer)
     assert suite.perplexity is not None
     return perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
+
+
+@contextmanager
+def one_day() -> Iterator[None]:
+    """Have chat templates that write the day (`strftime_now`) write the same one always."""
+    from transformers.utils import chat_template_utils as library
+
+    class Day(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Day:
+            return cls(DAY.year, DAY.month, DAY.day, tzinfo=tz)
+
+    own = library.datetime
+    library.datetime = Day
+    try:
+        yield
+    finally:
+        library.datetime = own
 
 
 def versions() -> dict[str, str]:
@@ -76,17 +113,37 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def ingredients(suite: Suite, tasks: TaskFolder | None, digest: str, stage: EvaluateInput, tokenizer: Any) -> dict[str, Any]:
+def environment(device: Device) -> dict[str, str]:
+    """Return what the figures are computed on: other kernels, and sums over other numbers of parts, round otherwise."""
+    import torch
+
+    if device == "GPU":
+        names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        found = ", ".join(f"{count} x {name}" for name, count in sorted(names.items()))
+        return {"device": found or "no GPU", "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"device": f"CPU {kind}", "threads": str(torch.get_num_threads())}
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """Return the digest of a tokenizer's vocabulary."""
+    return "sha256:" + hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def ingredients(suite: Suite, tasks: Tasks | None, digest: str, stage: EvaluateInput, tokenizer: Any) -> dict[str, Any]:
     """Return all that a suite's figures depend on. Where the data lies is left out: its digest says what it is."""
     settings = suite.dump()
     if suite.harness:
+        assert tasks is not None
         settings["harness"].pop("includePath", None)
-        data, template = harness.data_digests(tasks), None
+        data, template = harness.data_digests(tasks.folder), None
+        method = {"harness": harness.METHOD, "batch": harness.BATCH_SIZE, "seeds": harness.SEEDS}
     else:
         assert suite.perplexity is not None
         settings["perplexity"]["dataset"].pop("uri")
         data = {"rows": perplexity.data_digest(suite.perplexity)}
         template = perplexity.template_of(suite.perplexity, tokenizer)
+        method = {"perplexity": perplexity.METHOD, "batch": perplexity.BATCH_TOKENS, "logits": perplexity.LOGITS}
     return {
         "model": digest,
         "suite": settings,
@@ -94,24 +151,37 @@ def ingredients(suite: Suite, tasks: TaskFolder | None, digest: str, stage: Eval
         "versions": versions(),
         "dtype": stage.precision,
         "device": stage.device,
+        "environment": environment(stage.device),
         "template": template,
-        "method": perplexity.METHOD,
+        "day": DAY.date().isoformat(),
+        "method": method,
     }
 
 
-def measured(output_uri: str, key: dict[str, Any], compute: Callable[[], list[Metric]]) -> list[Metric]:
-    """Return the metrics cached under `key`, computing and writing them where there are none.
+def measured(output_uri: str, suite: Suite, key: dict[str, Any], compute: Callable[[], Measured]) -> tuple[list[Metric], ItemsFile]:
+    """Return the metrics cached under `key` and the file of their items, computing and writing them where there are none.
 
-    A cache file holds its key: one that was cut off, or written by another version of this code, is computed anew.
+    A cache file holds its key: one that was cut off, or written by another version of this code, or whose items are gone, is
+    computed again.
     """
     name = store.digest_of(key).removeprefix("sha256:")
-    path = store.path_of(output_uri) / "eval-cache" / f"{name}.json"
+    folder = store.path_of(output_uri) / "eval-cache"
+    path, kept = folder / f"{name}.json", folder / "items"
     found = store.read_json(path)
     if isinstance(found, dict) and found.get("key") == key:
         try:
-            return [Metric.model_validate(metric) for metric in found["metrics"]]
-        except (ValidationError, KeyError, TypeError):
-            print(f"{path.name} in the evaluation cache is damaged: measuring again", flush=True)
-    metrics = compute()
-    store.write_json(path, {"key": key, "metrics": [metric.dump() for metric in metrics]})
-    return metrics
+            metrics = [Metric.model_validate(metric) for metric in found["metrics"]]
+            file = _file(suite, kept, found["items"])
+            items.read([file])
+        except (ValidationError, KeyError, TypeError, ValueError, StageError):
+            print(f"{path.name} in the evaluation cache is damaged, or its items are: measuring again", flush=True)
+        else:
+            return metrics, file
+    new = compute()
+    digest = items.write(kept, new)
+    store.write_json(path, {"key": key, "metrics": [metric.dump() for metric in new.metrics], "items": digest})
+    return new.metrics, _file(suite, kept, digest)
+
+
+def _file(suite: Suite, folder: Path, digest: str) -> ItemsFile:
+    return ItemsFile(suite=suite.name, uri=store.uri_of(items.place(folder, digest)), digest=digest)

@@ -5,24 +5,58 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from tunesmith_trainer import store
+from tunesmith_trainer import fewshot, store
 from tunesmith_trainer.contract_eval import Harness, Metric
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.harness_items import items_of, path_of
 from tunesmith_trainer.harness_tasks import TaskFolder, copy_tasks
+from tunesmith_trainer.items import Measured
 from tunesmith_trainer.perplexity import written
 
+METHOD = 2
+"""Part of the cache key: to be raised whenever a change here changes a figure."""
 BATCH_SIZE = 8
+SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234, "fewshot_random_seed": fewshot.SEED}
+"""lm-eval's own, which a later version of it may change."""
+DRAWS = 100_000
+"""Of lm-eval's bootstrap, its own number: standard errors of figures that are no mean come from it."""
 STDERR = "_stderr"
 
 
-def prepare(settings: Harness, workspace: Path) -> TaskFolder | None:
-    """Return a checked copy of the suite's folder of tasks under `workspace`, or None when lm-eval's own tasks are meant.
+@dataclass(frozen=True)
+class Tasks:
+    """A suite's tasks, checked and with their data read."""
 
-    Raises StageError: SourceNotFound where there is no such folder, InvalidSettings for what is refused in it.
+    folder: TaskFolder | None
+    manager: Any
+    tops: list[Any]
+    """Tasks and groups as the suite names them."""
+    leaves: dict[str, Any]
+    """All tasks, those in groups too, by name."""
+    groups: dict[str, Any]
+
+
+def load(settings: Harness, workspace: Path) -> Tasks:
+    """Return a suite's tasks; a folder of the user's is checked and copied to `workspace` first.
+
+    Raises StageError: InvalidSettings for a task that does not exist, for what is refused in its file, and for more few-shot
+    examples than it has; SourceNotFound for a folder or data that is not here.
     """
+    folder = copied(settings, workspace)
+    manager = _task_manager(settings, folder)
+    with sandboxed_templates():
+        loaded = _loaded(manager, settings.tasks)
+        tasks = Tasks(folder, manager, *loaded)
+    return tasks
+
+
+def copied(settings: Harness, workspace: Path) -> TaskFolder | None:
+    """Return a checked copy of the suite's folder of tasks under `workspace`, or None when lm-eval's own tasks are meant."""
     if settings.include_path is None:
         return None
     source = store.existing(settings.include_path)
@@ -39,25 +73,50 @@ def data_digests(folder: TaskFolder | None) -> dict[str, str]:
     return {path.relative_to(folder.source).as_posix(): store.file_digest(path) for path in files}
 
 
-def measure(suite: str, settings: Harness, folder: TaskFolder | None, model: Any, tokenizer: Any) -> list[Metric]:
-    """Return the figures of lm-eval's tasks for a loaded model.
+def measure(suite: str, settings: Harness, tasks: Tasks, model: Any, tokenizer: Any) -> Measured:
+    """Return the figures of lm-eval's tasks for a loaded model, and their documents.
 
-    Raises StageError: InvalidSettings for a task that does not exist, SourceNotFound for data that is not here.
+    Raises StageError(InvalidSettings) for a template that is wrong, and for a chat template that the model has not.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    manager = _task_manager(settings, folder)
+    chat = bool(settings.apply_chat_template)
+    if chat and not tokenizer.chat_template:
+        raise StageError("InvalidSettings", f"suite {suite}: applyChatTemplate is true, and the model's tokenizer has no chat template")
     with sandboxed_templates():
         results = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE),
-            tasks=_loaded(manager, settings.tasks),
+            tasks=tasks.tops,
             num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            log_samples=False,
-            task_manager=manager,
+            **documents(settings, tasks),
+            log_samples=True,
+            bootstrap_iters=DRAWS,
+            task_manager=tasks.manager,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            **SEEDS,
         )
-    return list(metrics(suite, results["results"], results["higher_is_better"]))
+        figures, items = items_of(suite, tasks.leaves, tasks.groups, results)
+    found = Measured(list(metrics(suite, results["results"], results["higher_is_better"])), figures, items).checked()
+    found.metrics = [_with_samples(metric, found) for metric in found.metrics]
+    return found
+
+
+def _with_samples(metric: Metric, found: Measured) -> Metric:
+    sample = found.sample(metric.metric)
+    return metric.model_copy(update={"samples": len(sample.ids)}) if sample else metric
+
+
+def documents(settings: Harness, tasks: Tasks) -> dict[str, Any]:
+    """Return which of each task's documents are asked, as lm-eval's arguments: the first ones, or some drawn with sampleSeed."""
+    if settings.limit is None or settings.sample_seed is None:
+        return {"limit": settings.limit}
+    drawn = {}
+    for name, task in tasks.leaves.items():
+        total = len(task.eval_docs)
+        drawn[name] = sorted(Random(settings.sample_seed).sample(range(total), min(settings.limit, total)))
+    return {"samples": drawn}
 
 
 def _task_manager(settings: Harness, folder: TaskFolder | None) -> Any:
@@ -76,20 +135,33 @@ def _task_manager(settings: Harness, folder: TaskFolder | None) -> Any:
     return manager
 
 
-def _loaded(manager: Any, names: list[str]) -> list[Any]:
+def _loaded(manager: Any, names: list[str]) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Return the tasks with their data read, so that data that is not here is told as such and not as a bug."""
+    from datasets.exceptions import DatasetGenerationError
     from jinja2 import TemplateError
 
     try:
         loaded = manager.load(names)
     except (StageError, TemplateError):  # a signal's, or a template's: both are told elsewhere
         raise
+    except DatasetGenerationError as error:
+        raise StageError("InvalidDataset", f"the data of {', '.join(names)} cannot be read: {error.__cause__ or error}") from error
     except Exception as error:  # the datasets library raises many kinds, for files and for a hub out of reach alike
+        if all(name in manager.all_subtasks and _is_own(manager, name) for name in names):
+            raise StageError("InvalidSettings", f"tasks {', '.join(names)} cannot be set up: {error!r}. See their files in includePath") from error
         advice = "tasks of lm-eval's own need the hub, which stages do not reach: put the data on a volume (includePath)"
         raise StageError("SourceNotFound", f"the data of {', '.join(names)} cannot be read: {error}. {advice}") from error
-    tops = [loaded["groups"][name] for name in names if name in loaded.get("groups", {})]
+    groups = loaded.get("groups", {})
+    tops = [groups[name] for name in names if name in groups]
     inside = {task.task_name for group in tops for task in group.get_all_tasks()}
-    return [*tops, *(task for name, task in loaded["tasks"].items() if name not in inside)]
+    return [*tops, *(task for name, task in loaded["tasks"].items() if name not in inside)], loaded["tasks"], groups
+
+
+def _is_own(manager: Any, name: str) -> bool:
+    """Return whether a task is one of the user's files, whose data lie beside it."""
+    included = Path(str(manager.include_path)) if manager.include_path else None
+    place = manager.task_index[name].yaml_path
+    return bool(included and place and Path(place).is_relative_to(included))
 
 
 @contextmanager
@@ -125,7 +197,7 @@ def metrics(suite: str, results: Mapping[str, Mapping[str, Any]], higher: Mappin
             error = figures.get(f"{name}{STDERR},{chosen}")
             known = isinstance(error, int | float) and not math.isnan(error)
             yield Metric(
-                metric=f"{suite}/{task}/{name}" + ("" if chosen == "none" else f",{chosen}"),
+                metric=path_of(suite, task, name, chosen),
                 value=written(value),
                 stderr=written(error) if known else None,  # type: ignore[arg-type]
                 higher_is_better=higher.get(task, {}).get(name),

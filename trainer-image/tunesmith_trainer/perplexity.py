@@ -7,15 +7,18 @@ so their standard errors come from the delta method with rows as the independent
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, store
+from tunesmith_trainer import chat, dataset, overlap, store
 from tunesmith_trainer.contract_eval import Metric, Perplexity
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.items import Figure, Item, Measured
 
 METHOD = 1
 """Part of the cache key: to be raised whenever a change here changes a figure."""
@@ -32,6 +35,8 @@ class Row:
     ids: list[int]
     trained: list[bool]
     size: int
+    number: int = 0
+    """Of the row in the data."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +46,50 @@ class Score:
     nll: float
     tokens: int
     size: int
+    number: int = 0
 
 
-def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> list[Metric]:
-    """Return a suite's two metrics for a loaded model.
+METRICS = {"perplexity": False, "bits_per_byte": False}
+"""What a suite measures, and whether more of it is better."""
+
+
+def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> Measured:
+    """Return a suite's two metrics for a loaded model, and its rows.
 
     Raises StageError: SourceNotFound and InvalidDataset for the data, EmptyDataset when no token is left to score,
     UnsupportedTemplate when the model's chat template cannot mark the assistant's tokens.
     """
     rows = read_rows(settings, tokenizer)
     scores = list(score(model, rows))
-    return [
-        _metric(f"{suite}/perplexity", perplexity(scores)),
-        _metric(f"{suite}/bits_per_byte", bits_per_byte(scores)),
+    metrics = [
+        _metric(f"{suite}/perplexity", perplexity(scores), len(scores)),
+        _metric(f"{suite}/bits_per_byte", bits_per_byte(scores), len(scores)),
     ]
+    # A row is at worst as if every token of the vocabulary were as likely as any other.
+    worst = math.log(model.config.get_text_config().vocab_size)
+    tokens_a_byte = sum(one.tokens for one in scores) / max(1, sum(one.size for one in scores))
+    figures = {
+        f"{suite}/perplexity": Figure("Exp", (0.0, worst), tokens_digest(rows, tokenizer)),
+        f"{suite}/bits_per_byte": Figure("Identity", (0.0, worst / math.log(2) * tokens_a_byte)),
+    }
+    return Measured(metrics, figures, list(items(suite, settings, scores))).checked()
+
+
+def items(suite: str, settings: Perplexity, scores: Sequence[Score]) -> Iterator[Item]:
+    """Yield the rows with their scores, in the data's order."""
+    marks = [overlap.marks_of(row) for row in dataset.read(Path(settings.dataset.uri).name, settings.dataset.uri, settings.dataset.format)]
+    for one in sorted(scores, key=lambda one: one.number):
+        values = {f"{suite}/perplexity": (one.nll, float(one.tokens)), f"{suite}/bits_per_byte": (one.nll / math.log(2), float(one.size))}
+        yield Item(f"{one.number}-{marks[one.number].whole[0]}", values, marks[one.number])
+
+
+def tokens_digest(rows: Sequence[Row], tokenizer: Any) -> str:
+    """Return the digest of the tokens that are scored, as texts: models whose digests differ count unlike things."""
+    scored = ([token for token, counts in zip(row.ids, row.trained, strict=True) if counts] for row in rows)
+    digest = hashlib.sha256()
+    for ids in scored:
+        digest.update(json.dumps(tokenizer.convert_ids_to_tokens(ids)).encode() + b"\n")
+    return f"sha256:{digest.hexdigest()}"
 
 
 def template_of(settings: Perplexity, tokenizer: Any) -> str | None:
@@ -72,7 +107,7 @@ def read_rows(settings: Perplexity, tokenizer: Any) -> list[Row]:
     template = template_of(settings, tokenizer)
     source = settings.dataset
     rows = []
-    for row in dataset.read(Path(source.uri).name, source.uri, source.format):
+    for number, row in enumerate(dataset.read(Path(source.uri).name, source.uri, source.format)):
         encoded = chat.encode(tokenizer, row, template)
         ids = encoded.ids[: settings.max_length]
         # The first token has nothing before it that could predict it.
@@ -80,7 +115,7 @@ def read_rows(settings: Perplexity, tokenizer: Any) -> list[Row]:
         scored = [token for token, counts in zip(ids, trained, strict=True) if counts]
         if scored:
             text = tokenizer.decode(scored, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            rows.append(Row(ids, trained, len(text.encode())))
+            rows.append(Row(ids, trained, len(text.encode()), number))
     if not rows:
         raise StageError("EmptyDataset", f"{source.uri} has no token to score within maxLength ({settings.max_length})")
     return rows
@@ -127,7 +162,7 @@ def _score_batch(model: Any, batch: list[Row]) -> Iterator[Score]:
     losses = torch.nn.functional.cross_entropy(logits[:, :-1][wanted].float(), ids[:, 1:][wanted], reduction="none")
     parts = torch.split(losses.double(), wanted.sum(dim=1).tolist())
     for row, part in zip(batch, parts, strict=True):
-        yield Score(float(part.sum()), len(part), row.size)
+        yield Score(float(part.sum()), len(part), row.size, row.number)
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float | None]:
@@ -156,13 +191,14 @@ def bits_per_byte(scores: Sequence[Score]) -> tuple[float, float | None]:
     return mean / math.log(2), None if error is None else error / math.log(2)
 
 
-def _metric(path: str, estimate: tuple[float, float | None]) -> Metric:
+def _metric(path: str, estimate: tuple[float, float | None], samples: int) -> Metric:
     value, error = estimate
     return Metric(
         metric=path,
         value=written(value),
         stderr=None if error is None else written(error),
         higher_is_better=False,
+        samples=samples,
     )
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import store
-from tunesmith_trainer.contract_eval import CompareInput, EvaluateResult, Metric
-from tunesmith_trainer.gate import Decision, Verdict
+from tunesmith_trainer.contract_eval import CompareInput, EvaluateResult, Metric, Overlap, Verdict
+from tunesmith_trainer.criterion import CONFIDENCE, Criterion
+from tunesmith_trainer.gate import Decision
 from tunesmith_trainer.timeline import Span, timeline
 
 DIGITS, ERROR_DIGITS = 5, 2
@@ -34,6 +35,10 @@ class Comparison:
     """By model name, the tested model first."""
     decisions: list[Decision]
     verdict: Verdict
+    overlap: list[Overlap] | None = None
+    """With the data trained on, by suite; None: no such data is known."""
+    unlike: frozenset[str] = frozenset()
+    """Metrics whose models count unlike tokens."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Delta:
     text: str
     tone: str
     """`better`, `worse` or `same`, by the metric's direction; `same` also where it has none."""
+
+
+UNLIKE = Delta("other tokens", "same")
+"""In place of a difference between perplexities over unlike tokens."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,9 @@ def render(comparison: Comparison) -> str:
         metrics=metric_rows(comparison),
         timeline=timeline(spans(comparison)),
         run=run,
+        overlap=comparison.overlap,
+        environments=environments(comparison),
+        bounds=bounds,
         suites=[(suite.name, describe(suite.dump())) for suite in stage.suites],
         digests=[(model.name, model.uri, model.digest) for model in (stage.tested, *stage.baselines)] + run.digests,
         versions=sorted((run.libraries | comparison.evaluations[stage.tested.name].versions).items()),
@@ -91,11 +103,32 @@ def summary(comparison: Comparison) -> str:
     """Return the verdict in one sentence."""
     total = len(comparison.decisions)
     if not total:
-        return "No gate was set: nothing was asked of this model, so the verdict is Passed."
-    met = sum(decision.outcome == "Passed" for decision in comparison.decisions)
-    missing = sum(decision.outcome == "Missing" for decision in comparison.decisions)
-    tail = f" {missing} could not be judged: no suite measured the metric." if missing else ""
+        return "No gate was set: nothing was asked of this model, and a ModelDeployment does not serve it by this EvalRun."
+    met, missing, undecided = (
+        sum(decision.outcome == outcome for decision in comparison.decisions) for outcome in ("Passed", "Missing", "Inconclusive")
+    )
+    tail = f" {missing} could not be judged: the metric was not measured." if missing else ""
+    tail += f" {undecided} could not be decided: too few items, or a figure too close to its limit." if undecided else ""
     return f"{met} of {total} condition{'s' if total > 1 else ''} met.{tail}"
+
+
+def bounds(criterion: Criterion, decision: Decision) -> str:
+    """Return the interval that a criterion was judged by, with its confidence; empty where it was not judged by one."""
+    if decision.lower is None or decision.upper is None:
+        return ""
+    confidence = f"{float(criterion.confidence or CONFIDENCE) * 100:g}"
+    return f"{figure(decision.lower)} … {figure(decision.upper)} ({confidence} % each)"
+
+
+def environments(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return what each model was measured on, the same ones together; more than one line says that rounding differs between models."""
+    found: dict[str, list[str]] = {}
+    for name, evaluation in comparison.evaluations.items():
+        recorded = evaluation.environment or {}
+        words = ", ".join(f"{key} {value}" for key, value in sorted(recorded.items()) if key != "device")
+        place = recorded.get("device", "not recorded")
+        found.setdefault(f"{place} ({words})" if words else place, []).append(name)
+    return [(", ".join(names), where) for where, names in found.items()]
 
 
 def figure(text: str, digits: int = DIGITS) -> str:
@@ -122,7 +155,8 @@ def metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "metric": path,
                 "arrow": {True: "↑", False: "↓", None: ""}[known.higher_is_better],
                 "cells": [figures[name].get(path) for name in (*names, tested)],
-                "deltas": [delta(own, figures[name].get(path)) for name in names],
+                "samples": known.samples,
+                "deltas": [UNLIKE if path in comparison.unlike else delta(own, figures[name].get(path)) for name in names],
             }
         )
     return rows

@@ -13,11 +13,12 @@ from tunesmith_trainer import store
 from tunesmith_trainer.contract import Answer, Failure, Result, StageInput
 from tunesmith_trainer.errors import INTERRUPTED, StageError
 
-TERMINATION_LIMIT = 2048
+# The kubelet keeps 4 KiB: a gate of sixteen criteria with their bounds takes three.
+TERMINATION_LIMIT = 3072
 MESSAGE_LIMIT = 1024
 # What is given up when the message is too long: whole fields that only the file needs, then list items from the end.
-FIELDS_TO_DROP = ("versions", "metrics")
-LISTS_TO_TRIM = ("results", "datasets", "gate", "artifacts")
+FIELDS_TO_DROP = ("versions", "environment", "items", "metrics")
+LISTS_TO_TRIM = ("results", "overlap", "datasets", "gate", "artifacts")
 
 
 def timestamp() -> str:

@@ -33,6 +33,8 @@ STEPS = 24
 """Halvings of a bound's interval: 1e-7 of it is left."""
 POWER = 0.8
 """Probability that as many items as are called needed decide."""
+ROOM = 1.1
+"""By so much more than the formula's, for the error of the bootstrap's draws, which a bound is put further out by."""
 MOST = 10**9
 """More items than this are never called needed."""
 
@@ -220,7 +222,7 @@ def needed(bounds: Bounds, limit: float, items: int, confidence: float) -> int |
 
     gap = abs(bounds.estimate - limit)
     spread = float(norm.ppf(confidence) + norm.ppf(POWER)) * bounds.spread
-    unseen = -math.log(1 - confidence) * bounds.reach
+    unseen = -math.log(1 - confidence) * bounds.reach * ROOM
     # The bound is off by spread / sqrt(n) + unseen / n: for gap, solved for n.
     if not math.isfinite(spread + unseen) or gap * math.sqrt(MOST) <= spread + math.sqrt(gap * unseen):
         return None
