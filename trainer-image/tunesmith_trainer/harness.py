@@ -52,6 +52,8 @@ def load(settings: Harness, workspace: Path) -> Tasks:
     with sandboxed_templates():
         loaded = _loaded(manager, settings.tasks)
         tasks = Tasks(folder, manager, *loaded)
+        for task in tasks.leaves.values():
+            fewshot.guard(task, settings.num_fewshot)
     return tasks
 
 
