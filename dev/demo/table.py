@@ -37,13 +37,16 @@ def limit(criterion: Object) -> str:
         "max": "<= {}",
         "maxDrop": f"worse than {baseline} by <= {{}}",
         "maxRatio": f"<= {{}} x {baseline}",
+        "minRatio": f">= {{}} x {baseline}",
     }
     return next(form.format(criterion[key]) for key, form in forms.items() if key in criterion)
 
 
 def gate(run: Object) -> str:
-    """Table of an EvalRun's gate: criterion, value, baseline's value, outcome."""
-    rows = [["gate", "limit", "value", "baseline", "outcome"]]
+    """Table of an EvalRun's gate: criterion, value, baseline's value, the bounds of what is limited, the items they come from, outcome."""
+    rows = [["gate", "limit", "value", "baseline", "between", "items", "outcome"]]
     for criterion, outcome in zip(run["spec"].get("gate", []), run["status"].get("gate", []), strict=True):
-        rows.append([criterion["metric"], limit(criterion), cell(outcome.get("value")), cell(outcome.get("baselineValue")), outcome["outcome"]])
+        bounds = f"{cell(outcome['lower'])} and {cell(outcome['upper'])}" if "lower" in outcome and "upper" in outcome else ""
+        figures = [cell(outcome.get("value")), cell(outcome.get("baselineValue")), bounds, str(outcome.get("samples", ""))]
+        rows.append([criterion["metric"], limit(criterion), *figures, outcome["outcome"]])
     return columns(rows)

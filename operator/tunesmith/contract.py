@@ -179,6 +179,8 @@ class EvaluateInput(RunInput):
     model: NamedModel
     suites: list[SpecBlock]
     precision: Literal["BF16", "FP32"]
+    gate: list[SpecBlock] | None = since(2)
+    """Checked before anything is measured: names and directions."""
 
 
 class LineageStage(Block):

@@ -67,7 +67,7 @@ def _ends(before: Status, after: Status) -> Iterator[Event]:
     for type_ in ("Stalled", "Succeeded"):
         told = find(after, type_)
         if told and told["status"] == "True" and not is_true(before, type_):
-            good = type_ == "Succeeded" and after.get("verdict") != "Failed"
+            good = type_ == "Succeeded" and after.get("verdict") not in ("Failed", "Inconclusive")
             yield Event("Normal" if good else "Warning", told["reason"], told["message"])
 
 

@@ -194,10 +194,14 @@ class EvaluateResult(Result):
 class Judged(Answered):
     """One criterion of the gate, judged."""
 
-    outcome: Literal["Passed", "Failed", "Missing"]
+    outcome: Literal["Passed", "Failed", "Inconclusive", "Missing"]
     value: DecimalString | None = None
     stderr: DecimalString | None = None
     baseline_value: DecimalString | None = None
+    lower: DecimalString | None = None
+    upper: DecimalString | None = None
+    samples: int | None = None
+    needed: int | None = None
 
 
 class Compared(Answered):
@@ -206,7 +210,17 @@ class Compared(Answered):
     metric: str
     tested: DecimalString
     stderr: DecimalString | None = None
+    samples: int | None = None
     baselines: dict[str, DecimalString] = Field(default_factory=dict)
+
+
+class Overlap(Answered):
+    """How many of a suite's items are in the data that the model under test was trained on."""
+
+    suite: str
+    items: int
+    equal: int
+    similar: int
 
 
 class CompareResult(Result):
@@ -214,9 +228,10 @@ class CompareResult(Result):
 
     needs = ("verdict", "results_uri")
     stage: Literal["Compare"]
-    verdict: Literal["Passed", "Failed"] | None = None
+    verdict: Literal["Passed", "Failed", "Inconclusive", "NoCriteria"] | None = None
     gate: list[Judged] | None = None
     results: list[Compared] | None = None
+    overlap: list[Overlap] | None = None
     results_uri: str | None = Field(None, alias="resultsURI")
     report_uri: str | None = Field(None, alias="reportURI")
 

@@ -29,7 +29,7 @@ Count = Annotated[int, Field(ge=0, le=2147483647)]
 BigCount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Number = Annotated[str, Field(max_length=64)]
 Reason = Annotated[str, Field(max_length=128)]
-Verdict = Literal["Passed", "Failed"]
+Verdict = Literal["Passed", "Failed", "Inconclusive", "NoCriteria"]
 
 
 class Condition(Block):
@@ -136,7 +136,7 @@ class Stage(Size):
     message: Message | None = Field(None, description="For people.")
     result: dict[str, Any] | None = Field(
         None,
-        description="What the stage told when it succeeded, at most 2 KiB: docs/contract.md has the fields of each stage.",
+        description="What the stage told when it succeeded, at most 3 KiB: docs/contract.md has the fields of each stage.",
         # The stage contract is this object's schema and has versions of its own; numbers of a library's log are not the API's to bound.
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
@@ -287,10 +287,22 @@ class GateOutcome(Block):
     max: Number | None = Field(None, description="As in the spec.")
     max_drop: Number | None = Field(None, description="As in the spec.")
     max_ratio: Number | None = Field(None, description="As in the spec.")
-    outcome: Literal["Passed", "Failed", "Missing"] = Field(description="Missing: the metric was not measured, which fails the gate.")
+    min_ratio: Number | None = Field(None, description="As in the spec.")
+    higher_is_better: bool | None = Field(None, description="As in the spec.")
+    min_samples: Count | None = Field(None, description="As in the spec.")
+    confidence: Number | None = Field(None, description="As in the spec.")
+    outcome: Literal["Passed", "Failed", "Inconclusive", "Missing"] = Field(
+        description="Inconclusive: so few items do not decide. Missing: the metric was not measured, which fails the gate."
+    )
     value: Number | None = Field(None, description="Of the model under test.")
     stderr: Number | None = Field(None, description="Standard error of the value.")
     baseline_value: Number | None = Field(None, description="Of the baseline.")
+    lower: Number | None = Field(None, description="Lower bound of what is limited: the value, the change for the worse, or the ratio.")
+    upper: Number | None = Field(None, description="Upper bound of it; each bound is one-sided, at `confidence`.")
+    samples: BigCount | None = Field(None, description="Items that it was judged by.")
+    needed: BigCount | None = Field(
+        None, description="Inconclusive: about so many items would decide, were the figures as measured; absent: none would."
+    )
 
 
 class MetricResult(Block):
@@ -299,7 +311,17 @@ class MetricResult(Block):
     metric: Annotated[str, Field(max_length=256)] = Field(description="suite/task/metric[,filter].")
     tested: Number | None = Field(None, description="Of the model under test.")
     stderr: Number | None = Field(None, description="Standard error of `tested`.")
+    samples: BigCount | None = Field(None, description="Items that it was made of; absent: they are not kept, and a gate cannot judge it.")
     baselines: Annotated[dict[Word, Number], Field(max_length=8)] | None = Field(None, description="Of each baseline, by name.")
+
+
+class Overlap(Block):
+    """How many of a suite's items are in the data that the model under test was trained on."""
+
+    suite: Word = Field(description="The suite.")
+    items: BigCount = Field(description="Its items.")
+    equal: BigCount = Field(description="Found whole.")
+    similar: BigCount = Field(description="Found in part: a stretch of thirteen words.")
 
 
 class EvalRunStatus(JobStatus):
@@ -307,11 +329,14 @@ class EvalRunStatus(JobStatus):
 
     resolved: EvalRunResolved | None = Field(None, description="What the names in the spec turned out to mean.")
     evaluated: PinnedModel | None = Field(None, description="The model under test, pinned: the verdict is about this digest.")
-    verdict: Verdict | None = Field(None, description="Whether every criterion of the gate held.")
+    verdict: Verdict | None = Field(
+        None, description="Passed: every criterion of the gate did. Inconclusive: none failed, and not all could be decided. NoCriteria: no gate."
+    )
     gate: Annotated[list[GateOutcome], Field(max_length=16)] | None = Field(None, description="Outcome of each criterion, in the spec's order.")
     results: Annotated[list[MetricResult], Field(max_length=MAX_RESULTS)] | None = Field(
         None, description="The gate's metrics first; all are at resultsURI."
     )
+    overlap: Annotated[list[Overlap], Field(max_length=16)] | None = Field(None, description="Of each suite; absent: no training data is known.")
     results_uri: Location | None = Field(None, alias="resultsURI", description="All results (JSON).")
     report_uri: Location | None = Field(None, alias="reportURI", description="The report (HTML).")
 

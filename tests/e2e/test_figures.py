@@ -14,7 +14,7 @@ from dev.demo import seed
 from dev.demo.chain import EVAL_RUN
 from dev.demo.kube import Kube, Object
 
-TASK, LIMIT = "support_choice", "100"
+TASK, LIMIT = "support_choice", "200"
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,17 @@ SUITE = {"name": "heldOut", "perplexity": {"dataset": {"uri": "pvc://datasets/he
 GIVEN = {"name": "given", "model": {"uri": "pvc://datasets/smollm2-135m-instruct"}}
 GATE = [
     {"metric": "heldOut/perplexity", "baseline": "given", "maxRatio": "0.95"},
-    {"metric": "heldOut/no_such_metric", "min": "0"},
+    {"metric": "heldOut/perplexity", "max": "1"},
 ]
 
 
 @pytest.fixture(scope="module")
 def run(kube: Kube, chain: Any) -> Object:
-    """An EvalRun whose gate asks for a metric that no suite produces, at its end."""
+    """An EvalRun whose gate asks for what no model has, at its end."""
     spec = {"model": MODEL, "baselines": [GIVEN], "suites": [SUITE], "gate": GATE, "resources": {"cpu": "600m", "memory": "4Gi"}}
     before = cached(kube)
-    kube.apply(ours("EvalRun", "unmeasured", spec))
-    ended = follow.follow(kube, [("EvalRun", "unmeasured")], print, 600)["EvalRun", "unmeasured"]
+    kube.apply(ours("EvalRun", "unmet", spec))
+    ended = follow.follow(kube, [("EvalRun", "unmet")], print, 600)["EvalRun", "unmet"]
     assert cached(kube) == before, "what had been measured for the chain was measured again"
     return ended
 
@@ -36,9 +36,12 @@ def cached(kube: Kube) -> list[str]:
     return kube.run("exec", seed.LOADER, "--", "ls", "/mnt/pvc/models/team-a/eval-cache").split()
 
 
-def test_a_metric_that_no_suite_produces_is_never_a_pass(run: Object) -> None:
+def test_each_criterion_is_judged_by_its_bounds_over_all_rows(run: Object) -> None:
     assert run["status"]["verdict"] == "Failed"
-    assert [entry["outcome"] for entry in run["status"]["gate"]] == ["Passed", "Missing"]
+    passed, failed = run["status"]["gate"]
+    assert (passed["outcome"], failed["outcome"]) == ("Passed", "Failed")
+    assert passed["samples"] == failed["samples"] == 212
+    assert float(passed["upper"]) <= 0.95 < 1 < float(failed["lower"])
 
 
 def test_a_named_baseline_gets_the_figures_that_the_same_model_has_as_base(run: Object, chain: Any) -> None:
@@ -49,10 +52,10 @@ def test_a_named_baseline_gets_the_figures_that_the_same_model_has_as_base(run: 
 
 
 def test_a_model_whose_gate_failed_is_not_served(kube: Kube, run: Object) -> None:
-    kube.apply(ours("ModelDeployment", "unjudged", {"model": MODEL, "gate": {"evalRunRefs": [{"name": "unmeasured"}]}}))
+    kube.apply(ours("ModelDeployment", "unjudged", {"model": MODEL, "gate": {"evalRunRefs": [{"name": "unmet"}]}}))
     kube.run("wait", "modeldeployment/unjudged", "--for=condition=Stalled", "--timeout=60s")
     thing = kube.get("modeldeployment", "unjudged")
     assert follow.condition(thing, "Stalled")["reason"] == "GateFailed"
     assert follow.condition(thing, "GatePassed")["status"] == "False"
-    assert "heldOut/no_such_metric" in follow.condition(thing, "Stalled")["message"]
+    assert "heldOut/perplexity" in follow.condition(thing, "Stalled")["message"]
     assert not kube.get("deployments", "--selector=tunesmith.dev/name=unjudged")["items"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 Spec = dict[str, Any]
@@ -54,7 +55,17 @@ FULL: dict[str, Spec] = {
         "model": {"fineTuneJobRef": {"name": "support-bot"}, "artifact": "w8a8"},
         "baselines": [{"name": "base"}, {"name": "unquantized"}, {"name": "rival", "model": {"modelDeploymentRef": {"name": "rival"}}}],
         "suites": [
-            {"name": "knowledge", "harness": {"tasks": ["mmlu"], "numFewshot": 5, "limit": 200, "includePath": "pvc://datasets/tasks"}},
+            {
+                "name": "knowledge",
+                "harness": {
+                    "tasks": ["mmlu"],
+                    "numFewshot": 5,
+                    "limit": 200,
+                    "sampleSeed": 17,
+                    "applyChatTemplate": True,
+                    "includePath": "pvc://datasets/tasks",
+                },
+            },
             {"name": "heldOut", "perplexity": {"dataset": MESSAGES, "maxLength": 512}},
         ],
         "gate": [
@@ -62,6 +73,9 @@ FULL: dict[str, Spec] = {
             {"metric": "heldOut/perplexity", "max": "20"},
             {"metric": "heldOut/perplexity", "baseline": "base", "maxRatio": "0.95"},
             {"metric": "knowledge/mmlu/acc", "baseline": "unquantized", "maxDrop": "0.02"},
+            {"metric": "knowledge/mmlu/acc,strict", "baseline": "base", "minRatio": "0.95", "higherIsBetter": True, "minSamples": 200},
+            {"metric": "heldOut/bits_per_byte", "baseline": "base", "maxDrop": "0.1", "confidence": "0.9"},
+            {"metric": "heldOut/overlap", "max": "0.01"},
         ],
         "precision": "FP32",
         "output": {"uri": "pvc://models/evaluations"},
@@ -103,3 +117,17 @@ CHANGED: dict[str, Spec] = {
     },
 }
 """Another valid value for every field in each kind's IMMUTABLE that has one: baseQuantization knows NF4 alone."""
+
+
+def changed(kind: str, path: str, value: Any) -> Spec:
+    """The full spec of `kind` with `value` at `path` (`a.b.0.c`); None removes what is there."""
+    spec = copy.deepcopy(FULL[kind])
+    *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+    place: Any = spec
+    for part in parents:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return spec

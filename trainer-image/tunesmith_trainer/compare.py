@@ -42,7 +42,7 @@ def run(stage: CompareInput) -> CompareAnswer:
     baselines = {model.name: figures[model.name] for model in stage.baselines}
     decisions = [judge(criterion, tested, baselines) for criterion in stage.gate]
     folder = store.path_of(stage.run_uri)
-    whole = report.Comparison(stage, evaluations, decisions, verdict(decisions), overlaps, unlike_tokens(measured))
+    whole = report.Comparison(stage, evaluations, decisions, verdict(decisions), overlaps, unlike_tokens(stage, measured))
     store.write_json(folder / "results.json", document(whole))
     store.write_bytes(folder / "report.html", report.render(whole).encode())
     return CompareAnswer(
@@ -60,11 +60,15 @@ def measurements(evaluation: EvaluateResult, measured: items.Measured) -> Measur
     return {metric.metric: Measurement(metric, measured.sample(metric.metric)) for metric in evaluation.metrics}
 
 
-def unlike_tokens(measured: dict[str, items.Measured]) -> frozenset[str]:
-    """Return the metrics whose models count unlike tokens: they cannot be compared."""
-    paths = {path for found in measured.values() for path in found.figures}
-    units = {path: {found.figures[path].units for found in measured.values() if path in found.figures} for path in paths}
-    return frozenset(path for path, different in units.items() if len(different) > 1)
+def unlike_tokens(stage: CompareInput, measured: dict[str, items.Measured]) -> frozenset[tuple[str, str]]:
+    """Return baselines with their metrics that count other tokens than the tested model's: they cannot be compared."""
+    own = measured[stage.tested.name].figures
+    return frozenset(
+        (model.name, path)
+        for model in stage.baselines
+        for path, figure in measured[model.name].figures.items()
+        if path in own and figure.units != own[path].units
+    )
 
 
 def count_overlap(stage: CompareInput, tested: EvaluateResult) -> list[Overlap] | None:

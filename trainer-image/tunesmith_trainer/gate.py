@@ -169,6 +169,8 @@ def decide(criterion: Criterion, plain: Decision, bounds: Bounds, items: int) ->
     told = replace(plain, lower=_text(bounds.lower), upper=_text(bounds.upper), samples=items)
     confidence = f"{float(criterion.confidence or CONFIDENCE) * 100:g} %"
     between = f"{_NOUNS[criterion.kind]} {short(_text(bounds.estimate))}"
+    if criterion.kind == "max_drop" and bounds.estimate < 0:
+        between = f"better by {short(_text(-bounds.estimate))}"
     if items < least:
         return replace(told, outcome="Inconclusive", needed=least, reason=f"{between}; {items} items, and minSamples asks for {least}")
     if inside or outside:

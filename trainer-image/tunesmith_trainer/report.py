@@ -37,8 +37,8 @@ class Comparison:
     verdict: Verdict
     overlap: list[Overlap] | None = None
     """With the data trained on, by suite; None: no such data is known."""
-    unlike: frozenset[str] = frozenset()
-    """Metrics whose models count unlike tokens."""
+    unlike: frozenset[tuple[str, str]] = frozenset()
+    """Baselines with their metrics that count other tokens than the tested model's."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def render(comparison: Comparison) -> str:
         overlap=comparison.overlap,
         environments=environments(comparison),
         bounds=bounds,
+        confidence=confidence,
         suites=[(suite.name, describe(suite.dump())) for suite in stage.suites],
         digests=[(model.name, model.uri, model.digest) for model in (stage.tested, *stage.baselines)] + run.digests,
         versions=sorted((run.libraries | comparison.evaluations[stage.tested.name].versions).items()),
@@ -112,12 +113,16 @@ def summary(comparison: Comparison) -> str:
     return f"{met} of {total} condition{'s' if total > 1 else ''} met.{tail}"
 
 
-def bounds(criterion: Criterion, decision: Decision) -> str:
-    """Return the interval that a criterion was judged by, with its confidence; empty where it was not judged by one."""
+def bounds(decision: Decision) -> str:
+    """Return the interval that a criterion was judged by; empty where it was not judged by one."""
     if decision.lower is None or decision.upper is None:
         return ""
-    confidence = f"{float(criterion.confidence or CONFIDENCE) * 100:g}"
-    return f"{figure(decision.lower)} … {figure(decision.upper)} ({confidence} % each)"
+    return f"{figure(decision.lower, 4)} … {figure(decision.upper, 4)}"
+
+
+def confidence(criterion: Criterion) -> str:
+    """Return how sure each of a criterion's bounds is."""
+    return f"each {float(criterion.confidence or CONFIDENCE) * 100:g} %"
 
 
 def environments(comparison: Comparison) -> list[tuple[str, str]]:
@@ -156,7 +161,7 @@ def metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "arrow": {True: "↑", False: "↓", None: ""}[known.higher_is_better],
                 "cells": [figures[name].get(path) for name in (*names, tested)],
                 "samples": known.samples,
-                "deltas": [UNLIKE if path in comparison.unlike else delta(own, figures[name].get(path)) for name in names],
+                "deltas": [UNLIKE if (name, path) in comparison.unlike else delta(own, figures[name].get(path)) for name in names],
             }
         )
     return rows

@@ -26,11 +26,16 @@ from tunesmith.spec import (
     rules,
     union,
     unique_names,
+    when_made,
 )
 
 KIND = "EvalRun"
 PLURAL = "evalruns"
 TESTED = "tested"
+PERPLEXITY_METRICS = {"perplexity": False, "bits_per_byte": False}
+"""What a perplexity suite measures, and whether more of it is better."""
+OVERLAP = "overlap"
+"""Measured of every suite: the share of its items that the tested model was trained on."""
 
 
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", min_length=1, max_length=40)]
@@ -67,7 +72,13 @@ class Harness(Block):
         Field(description="Task names, from includePath or lm-eval's own. No stage reaches a hub: data that a task needs must be on a volume.")
     )
     num_fewshot: int | None = Field(None, ge=0, le=64, description="Default: the task's own.")
-    limit: int | None = Field(None, ge=1, le=1_000_000, description="Examples of each task. Default: all.")
+    limit: int | None = Field(
+        None, ge=1, le=1_000_000, description="Documents of each task: the first ones, or with `sampleSeed` some of all. Default: all."
+    )
+    sample_seed: int | None = Field(None, ge=0, le=2147483647, description="Draws the `limit` documents from all of the task's.")
+    apply_chat_template: bool | None = Field(
+        None, description="True: prompts are conversations in the model's chat template, few-shot examples turns of theirs. Default: false."
+    )
     include_path: URI | None = Field(None, description="`pvc://<claim>/<path>`: a folder with further task definitions (YAML).")
 
 
@@ -88,25 +99,88 @@ class Suite(Block):
     perplexity: Perplexity | None = Field(None, description="Perplexity on a dataset.")
 
 
+CONFIDENCE = r"^0\.[0-9]{1,6}$"
+
+
 class Criterion(Block):
-    """One condition of the gate: exactly one of min, max, maxDrop, maxRatio."""
+    """One condition of the gate: exactly one of min, max, maxDrop, maxRatio, minRatio.
+
+    It has Passed where a one-sided confidence bound of what it limits lies within the limit, Failed where the bound on the other side
+    lies beyond it, and is Inconclusive in between. docs/gate.md says how many items it takes.
+    """
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            union("min", "max", "maxDrop", "maxRatio"),
+            union("min", "max", "maxDrop", "maxRatio", "minRatio"),
             rule(
-                "has(self.baseline) == (has(self.maxDrop) || has(self.maxRatio))",
-                "maxDrop and maxRatio need `baseline`; min and max must not have it",
+                "has(self.baseline) == (has(self.maxDrop) || has(self.maxRatio) || has(self.minRatio))",
+                "maxDrop, maxRatio and minRatio need `baseline`; min and max must not have it",
             ),
         )
     )
 
-    metric: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.,/-]+$", description="suite/task/metric[,filter], or suite/perplexity.")
-    baseline: Name | None = Field(None, description="The baseline that maxDrop and maxRatio compare with.")
-    min: Decimal | None = Field(None, description="value >= min.")
-    max: Decimal | None = Field(None, description="value <= max.")
+    metric: str = Field(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[A-Za-z0-9_.,/-]+$",
+        description="suite/task/metric[,filter], suite/perplexity, suite/bits_per_byte, or suite/overlap: the share of its items trained on.",
+    )
+    baseline: Name | None = Field(None, description="The baseline that maxDrop, maxRatio and minRatio compare with, item by item.")
+    min: Decimal | None = Field(None, description="value >= min, for metrics of which more is better.")
+    max: Decimal | None = Field(None, description="value <= max, for metrics of which less is better.")
     max_drop: Decimal | None = Field(None, description="Worse than the baseline by at most this much (lower for scores, higher for perplexity).")
-    max_ratio: Decimal | None = Field(None, description="value / baseline <= maxRatio.")
+    max_ratio: Decimal | None = Field(None, description="value / baseline <= maxRatio, for metrics of which less is better.")
+    min_ratio: Decimal | None = Field(None, description="value / baseline >= minRatio, for metrics of which more is better.")
+    higher_is_better: bool | None = Field(None, description="Needed where the metric does not say so itself; must not contradict it.")
+    min_samples: int | None = Field(None, ge=1, le=100_000_000, description="With fewer items it is Inconclusive.")
+    confidence: Annotated[str, Field(pattern=CONFIDENCE, min_length=3, max_length=8)] | None = Field(
+        None,
+        description="Of each bound: a figure that is at its limit passes at a rate of at most 1 - confidence. Default: 0.95.",
+        json_schema_extra=rules(rule("double(self) >= 0.5", "must be at least 0.5")),
+    )
+
+
+def _on_perplexity(condition: str) -> str:
+    """CEL: `condition` on each criterion g whose metric is one of a perplexity suite s."""
+    return f"!has(self.gate) || self.gate.all(g, self.suites.all(s, !has(s.perplexity) || !g.metric.startsWith(s.name + '/') || ({condition})))"
+
+
+def _is_one_of(*metrics: str) -> str:
+    return "g.metric in [" + ", ".join(f"s.name + '/{metric}'" for metric in metrics) + "]"
+
+
+GATE_RULES = (
+    when_made(
+        "!has(self.gate) || self.gate.all(g, self.suites.exists(s, g.metric.startsWith(s.name + '/')))",
+        "the first part of a metric must be the name of one of `suites`",
+        ".gate",
+    ),
+    when_made(
+        _on_perplexity(_is_one_of(*PERPLEXITY_METRICS, OVERLAP)),
+        f"a perplexity suite measures {', '.join((*PERPLEXITY_METRICS, OVERLAP))}, and nothing else",
+        ".gate",
+    ),
+    when_made(
+        "!has(self.gate) || self.gate.all(g, self.suites.all(s, !has(s.harness) || !g.metric.startsWith(s.name + '/') || "
+        f"g.metric == s.name + '/{OVERLAP}' || g.metric.split('/').size() == 3))",
+        f"a metric of a harness suite is suite/task/metric[,filter], or suite/{OVERLAP}",
+        ".gate",
+    ),
+    when_made(
+        _on_perplexity(
+            f"!({_is_one_of(*(name for name, higher in PERPLEXITY_METRICS.items() if not higher))}) || "
+            "(!has(g.min) && !has(g.minRatio) && !(has(g.higherIsBetter) && g.higherIsBetter))"
+        ),
+        "of perplexity and bits_per_byte less is better: `min` and `minRatio` would ask for a worse model, use `max` and `maxRatio`",
+        ".gate",
+    ),
+    when_made(
+        f"!has(self.gate) || self.gate.all(g, !g.metric.endsWith('/{OVERLAP}') || g.metric.split('/').size() != 2 || "
+        "(has(g.max) && !(has(g.higherIsBetter) && g.higherIsBetter)))",
+        f"{OVERLAP} is counted on the model under test alone, and less is better: use `max`",
+        ".gate",
+    ),
+)
 
 
 class Output(Block):
@@ -138,6 +212,7 @@ class Spec(Limited):
                 "a gate's baseline must be one of `baselines`",
                 ".gate",
             ),
+            *GATE_RULES,
         )
     )
 
@@ -145,7 +220,7 @@ class Spec(Limited):
     baselines: Annotated[list[Baseline], Field(max_length=8)] | None = Field(None, description="Models to compare with.")
     suites: Annotated[list[Suite], Field(min_length=1, max_length=16)] = Field(description="What to measure.")
     gate: Annotated[list[Criterion], Field(max_length=16)] | None = Field(
-        None, description="All must hold for the verdict Passed. Absent: always Passed."
+        None, description="All must pass for the verdict Passed. Absent: the verdict is NoCriteria, by which no ModelDeployment serves."
     )
     precision: Literal["BF16", "FP32"] | None = Field(None, description="Of weights that are not quantized. Default: BF16.")
     output: Output | None = Field(None, description="Default: the FineTuneJob's.")

@@ -41,6 +41,7 @@ def _evaluate(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey,
         model=NamedModel(**_models(status)[key.part]),
         suites=_suites(spec),
         precision=spec.get("precision", PRECISION),
+        gate=spec.get("gate") or None,
     )
 
 

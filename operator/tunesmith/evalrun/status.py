@@ -69,6 +69,7 @@ def _outcome(spec: Mapping[str, Any], facts: Object) -> Object:
         "verdict": told["verdict"],
         "gate": [criterion | answer for criterion, answer in judged],
         "results": told.get("results", [])[:RESULTS_KEPT],
+        **({"overlap": told["overlap"]} if told.get("overlap") else {}),
         **places,
     }
 
@@ -77,5 +78,12 @@ def _summary(outcome: Object) -> str:
     verdict, gate = f"verdict {outcome['verdict']}", outcome["gate"]
     if not gate:
         return f"{verdict}: no gate"
-    failed = [f"{entry['metric']} {entry['outcome'].lower()}" for entry in gate if entry["outcome"] != "Passed"]
+    failed = [f"{entry['metric']} {entry['outcome'].lower()}{_needed(entry)}" for entry in gate if entry["outcome"] != "Passed"]
     return "; ".join((f"{verdict}: {len(gate) - len(failed)} of {len(gate)} criteria hold", *failed))
+
+
+def _needed(entry: Mapping[str, Any]) -> str:
+    """Of one that could not be decided how many items would."""
+    if entry["outcome"] != "Inconclusive" or "samples" not in entry:
+        return ""
+    return f" ({entry['samples']} items, about {entry['needed']} would decide)" if "needed" in entry else f" ({entry['samples']} items, at its limit)"

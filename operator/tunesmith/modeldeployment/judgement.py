@@ -131,9 +131,21 @@ def _ask(observed: Observed, name: str, model: Model | None) -> Judgement:
         told = f"{evaluated.get('digest')} at {evaluated.get('uri')}"
         message = f"EvalRun {name} evaluated {told}; the model is {model.digest or 'another one'} at {model.uri}"
         return Judgement("Closed", Condition("GatePassed", "False", "DigestNotEvaluated", message))
-    if status["verdict"] != "Passed":
-        return Judgement("Closed", Condition("GatePassed", "False", "GateFailed", f"EvalRun {name}: {_failures(run)}"))
-    return _passed(name)
+    # One of a release before says Passed where nothing was asked.
+    verdict = status["verdict"] if run["spec"].get("gate") else "NoCriteria"
+    return _passed(name) if verdict == "Passed" else Judgement("Closed", _refusal(name, run, verdict))
+
+
+def _refusal(name: str, run: Object, verdict: str) -> Condition:
+    """Why a verdict opens no gate, and what to do."""
+    if verdict == "NoCriteria":
+        message = f"EvalRun {name} measured the model and asked nothing of it: name one with a `gate`, or leave this one out to serve unjudged"
+        return Condition("GatePassed", "False", "NoCriteria", message)
+    if verdict == "Inconclusive":
+        advice = "measure more items (more rows, a larger `limit`), or ask for what they can decide, in a new EvalRun"
+        # The advice first: a long list of criteria is cut.
+        return Condition("GatePassed", "False", "Inconclusive", f"EvalRun {name} could not decide: {advice}. {_failures(run)}")
+    return Condition("GatePassed", "False", "GateFailed", f"EvalRun {name}: {_failures(run)}")
 
 
 def _waits_for_us(observed: Observed, name: str) -> bool:
@@ -166,10 +178,14 @@ def _failures(run: Object) -> str:
     criteria = run["spec"].get("gate", [])
     outcomes = [{**criterion, **outcome} for criterion, outcome in zip(criteria, status_of(run).get("gate", ()), strict=False)]
     lines = [_failure(outcome) for outcome in outcomes if outcome["outcome"] != "Passed"]
-    return "; ".join(lines) or "verdict Failed"
+    return "; ".join(lines) or f"verdict {status_of(run)['verdict']}"
 
 
 def _failure(outcome: Mapping[str, Any]) -> str:
-    asked = " ".join(f"{name} {outcome[name]}" for name in ("min", "max", "maxDrop", "maxRatio") if name in outcome)
+    asked = " ".join(f"{name} {outcome[name]}" for name in ("min", "max", "maxDrop", "maxRatio", "minRatio") if name in outcome)
     baseline = f" of {outcome['baseline']} ({outcome.get('baselineValue', 'missing')})" if "baseline" in outcome else ""
-    return f"{outcome['metric']} is {outcome.get('value', 'missing')}, must have {asked}{baseline}"
+    line = f"{outcome['metric']} is {outcome.get('value', 'missing')}, must have {asked}{baseline}"
+    if "lower" not in outcome or "upper" not in outcome:
+        return line
+    needed = f", about {outcome['needed']} would decide" if "needed" in outcome else ""
+    return f"{line}: between {outcome['lower']} and {outcome['upper']} by {outcome.get('samples')} items{needed}"

@@ -96,7 +96,10 @@ def _tell(observed: Observed, wish: _Wish, revisions: list[Revision]) -> _Told:
     gate = wish.judgement.condition
     # Ahead of the wait for the model: what a person must mend is told before what is merely awaited.
     if wish.judgement.outcome == "Closed":
-        return _Told("GateFailed" if gate.status == "False" else "Failed", stalled(gate.reason, gate.message, _serving(serves)))
+        undecided = gate.reason in ("Inconclusive", "NoCriteria")
+        return _Told(
+            gate.reason if undecided else "GateFailed" if gate.status == "False" else "Failed", stalled(gate.reason, gate.message, _serving(serves))
+        )
     if wish.error:
         return _Told("WaitingForModel", _moving(wish.error.reason, wish.error.message, serves))
     if wish.judgement.outcome == "Waiting":

@@ -45,9 +45,10 @@ def evaluation(verdict: str | None = "Passed", digest: str = GOOD, name: str = "
     state: Object = {"conditions": list(conditions)}
     if verdict:
         outcome = {"outcome": verdict, "value": "0.41", "baselineValue": "0.40"}
+        outcome |= {"lower": "0.32", "upper": "0.5", "samples": 100, "needed": 900} if verdict == "Inconclusive" else {}
         state |= {"verdict": verdict, "evaluated": {"uri": at, "digest": digest}, "gate": [outcome, {"outcome": "Passed", "value": "3.1"}]}
     gate = [{"metric": "knowledge/mmlu/acc", "min": "0.45"}, {"metric": "heldOut/perplexity", "max": "4"}]
-    spec = {"model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Merged"}, "gate": gate}
+    spec = {"model": {"fineTuneJobRef": {"name": "bot"}, "artifact": "Merged"}} | ({} if verdict == "NoCriteria" else {"gate": gate})
     return {"kind": "EvalRun", "metadata": {"name": name}, "spec": spec, "status": state}
 
 

@@ -42,6 +42,20 @@ def test_evaluate_is_told_the_model_and_the_suites_with_their_defaults() -> None
     assert (given["device"], given["precision"], given["outputURI"]) == ("GPU", "FP32", "pvc://models/team-a")
 
 
+def test_evaluate_is_told_the_gate_to_check_it_first_where_its_image_knows_that() -> None:
+    world = Evaluation(GATED, READY_JOB, *CLAIMS)
+    world.rest()
+    assert world.input("Evaluate", "base")["gate"] == GATED["gate"]
+    older = Evaluation(GATED, READY_JOB, *CLAIMS)
+    older.owner["status"] = {name: value for name, value in world.status.items() if name in ("evaluated", "resolved")}
+    older.owner["status"]["resolved"].pop("contractVersion")
+    older.rest()
+    assert "gate" not in older.input("Evaluate", "base")
+    without = Evaluation(PLAIN, READY_JOB, *CLAIMS)
+    without.rest()
+    assert "gate" not in without.input("Evaluate", "tested")
+
+
 def test_precision_has_a_default() -> None:
     world = Evaluation(PLAIN, READY_JOB, *CLAIMS)
     world.rest()

@@ -247,41 +247,6 @@ def test_models_are_evaluated_side_by_side_and_then_compared() -> None:
     assert world.jobs() == ["Compare 1"]
 
 
-def test_without_baselines_and_gate_there_is_one_evaluation_and_the_verdict_is_told() -> None:
-    world = Evaluation(PLAIN, READY_JOB, *CLAIMS)
-    status = world.finish()
-    assert [entry["name"] for entry in status["stages"]] == ["Evaluate", "Compare"]
-    assert status["gate"] == []
-    assert world.message("Ready") == "verdict Passed: no gate"
-
-
-@pytest.mark.parametrize(
-    ("verdict", "message"),
-    [
-        ("Passed", "verdict Passed: 2 of 2 criteria hold"),
-        ("Failed", "verdict Failed: 0 of 2 criteria hold; heldOut/perplexity failed; heldOut/perplexity failed"),
-    ],
-)
-def test_a_verdict_is_a_result_whichever_it_is(verdict: str, message: str) -> None:
-    world = gated()
-    status = world.finish(verdict)
-    assert status["verdict"] == verdict
-    assert world.truths() == {
-        "Ready": "True",
-        "Reconciling": "False",
-        "Stalled": "False",
-        "Succeeded": "True",
-        "Finished": "True",
-        "Suspended": "False",
-    }
-    assert world.message("Ready") == message
-    assert status["gate"][0] == GATED["gate"][0] | {"outcome": verdict, "value": "9.1", "baselineValue": "12.5"}
-    assert status["results"] == [{"metric": "heldOut/perplexity", "tested": "9.1", "baselines": {"base": "12.5", "unquantized": "12.5"}}]
-    assert status["resultsURI"].endswith("/results.json")
-    assert status["reportURI"].endswith("/report.html")
-    assert (status["startTime"], status["completionTime"]) == ("2026-01-02T03:04:05Z", "2026-01-02T03:08:05Z")
-
-
 def test_the_digest_of_a_plain_uri_is_what_evaluate_found() -> None:
     world = Evaluation(BY_URI, *CLAIMS)
     assert world.rest()["evaluated"] == {"uri": "pvc://models/mine"}

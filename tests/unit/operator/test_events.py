@@ -78,7 +78,7 @@ def test_a_final_failure_is_told_with_its_reason() -> None:
 
 def test_a_verdict_is_told_and_a_failed_one_is_a_warning() -> None:
     told = {"type": "Succeeded", "status": "True", "reason": "Evaluated", "message": "verdict Failed: 1 of 2 criteria hold"}
-    for verdict, kind in (("Passed", "Normal"), ("Failed", "Warning")):
+    for verdict, kind in (("Passed", "Normal"), ("Failed", "Warning"), ("Inconclusive", "Warning"), ("NoCriteria", "Normal")):
         assert [event.type for event in events({}, {"verdict": verdict, "conditions": [told]})] == [kind]
 
 

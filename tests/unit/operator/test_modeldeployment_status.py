@@ -44,6 +44,18 @@ FIRST_LOOKS: list[tuple[str, Any, list[Any], str, str, str, str, str, int]] = [
     ("a passed gate lets the model start", GATED, [job(), evaluation()], "Starting", "False", "True", "False", "True/Passed", 1),
     ("a failed verdict stalls", GATED, [job(), evaluation("Failed")], "GateFailed", "False", "False", "True", "False/GateFailed", 0),
     (
+        "a gate that is undecided stalls",
+        GATED,
+        [job(), evaluation("Inconclusive")],
+        "Inconclusive",
+        "False",
+        "False",
+        "True",
+        "False/Inconclusive",
+        0,
+    ),
+    ("a gate that asks nothing stalls", GATED, [job(), evaluation("NoCriteria")], "NoCriteria", "False", "False", "True", "False/NoCriteria", 0),
+    (
         "a verdict on another digest stalls",
         GATED,
         [job(), evaluation("Passed", OTHER)],
@@ -122,6 +134,40 @@ def test_a_failed_gate_names_the_criteria_that_failed_with_their_numbers() -> No
     world = World(GATED, job(), evaluation("Failed"))
     world.step()
     assert world.message("Stalled") == "EvalRun bot-eval: knowledge/mmlu/acc is 0.41, must have min 0.45"
+
+
+def test_an_undecided_gate_says_what_would_decide_it() -> None:
+    world = World(GATED, job(), evaluation("Inconclusive"))
+    world.step()
+    message = world.message("Stalled")
+    assert message == world.message("GatePassed")
+    assert message.startswith("EvalRun bot-eval could not decide: measure more items")
+    assert "knowledge/mmlu/acc is 0.41, must have min 0.45: between 0.32 and 0.5 by 100 items, about 900 would decide" in message
+
+
+def test_an_evalrun_without_a_gate_opens_none_whatever_a_release_before_called_it() -> None:
+    before = evaluation("Passed")
+    before["spec"].pop("gate")
+    world = World(GATED, job(), before)
+    world.step()
+    assert (world.told()["GatePassed"], world.revisions()) == ("False/NoCriteria", {})
+    assert "name one with a `gate`" in world.message("GatePassed")
+
+
+@pytest.mark.parametrize("verdict", ["NoCriteria", "Inconclusive"])
+def test_what_serves_by_a_recorded_verdict_goes_on_and_another_revision_waits(verdict: str) -> None:
+    world = World(GATED, job(), evaluation())
+    world.step()
+    (name,) = world.revisions()
+    world.ready(name)
+    world.step()
+    world.step()
+    world.refer(evaluation(verdict))
+    world.step()
+    assert (world.revisions(), world.told()["Ready"], world.told()["GatePassed"]) == ({name: "Active"}, "True/Serving", "True/Passed")
+    world.change(engine={"vllm": {"maxModelLen": 64}})
+    world.step()
+    assert (world.revisions(), world.told()["Ready"], world.told()["Stalled"]) == ({name: "Active"}, "True/Serving", f"True/{verdict}")
 
 
 def test_two_evalruns_must_both_pass_and_a_failure_is_told_before_a_wait() -> None:
