@@ -148,7 +148,7 @@ def _secrets() -> Iterator[Hostile]:
     key = {"secretKeyRef": {"name": SECRET, "key": "token"}}
     volume = {"name": "secret", "secret": {"secretName": SECRET}}
     projected = {"name": "secret", "projected": {"sources": [{"secret": named}]}}
-    suite = {"name": "a", "perplexity": {"dataset": {"uri": "pvc://models/x", "format": "Text", "secretRef": named}}}
+    suite = {"name": "heldOut", "perplexity": {"dataset": {"uri": "pvc://models/x", "format": "Text", "secretRef": named}}}
     for what, kind, spec, field in (
         ("a Secret for the model", "FineTuneJob", {"model": {"uri": "pvc://models/base", "secretRef": named}}, "secretRef"),
         ("a Secret for a dataset", "FineTuneJob", _dataset(secretRef=named), "secretRef"),

@@ -90,6 +90,35 @@ def test_no_prompt_holds_another_row_with_the_same_question(base_store, tmp_path
     ] == []
 
 
+@pytest.mark.parametrize("columns", [False, True], ids=["a list of choices", "a column for each choice"])
+def test_no_prompt_holds_its_question_with_the_choices_in_another_order(base_store, tmp_path, columns):
+    kinds = [("sand", "salt", "soot"), ("soot", "sand", "salt")]
+    rows = [
+        {"question": f"what is {word}", "choices": list(kind), "answer": 0, "a": kind[0], "b": kind[1], "c": kind[2]}
+        for kind in kinds
+        for word in WORDS
+    ]
+    shown = "{{a}}, {{b}} or {{c}}" if columns else "{{choices|join(', ')}}"
+    task = TASK.replace("{{question}}", "{{question}}: " + shown)
+    write(base_store, "test_split: test\nfewshot_split: test\n", {"test": "rivers.jsonl"}, rows, task)
+    for document, prompt in prompts(10, tmp_path).values():
+        asked = [text.split(":")[0] for text in examples(prompt)]
+        assert len(asked) == 10
+        assert document["question"] not in asked
+
+
+def test_examples_on_the_same_passage_are_no_own_question(base_store, tmp_path):
+    rows = [
+        {"question": f"which is {word}", "passage": f"Of rivers {number // 4}", "choices": ["yes", "no"], "answer": 0}
+        for number, word in enumerate(WORDS)
+    ]
+    task = TASK.replace("Question: {{question}}", "{{passage}}. Question: {{question}}")
+    write(base_store, "test_split: test\nfewshot_split: test\n", {"test": "rivers.jsonl"}, rows, task)
+    found = prompts(7, tmp_path)
+    assert leaks(found) == []
+    assert {len(examples(prompt)) for _, prompt in found.values()} == {7}
+
+
 def test_examples_that_a_task_file_holds_are_not_asked_either(base_store, tmp_path):
     samples = json.dumps([ROWS[3], ROWS[5], {"question": "which is other", "choices": ["yes", "no"], "answer": 0}])
     write(base_store, f"test_split: test\nfewshot_config: {{sampler: first_n, samples: {samples}}}\n", {"test": "rivers.jsonl"})

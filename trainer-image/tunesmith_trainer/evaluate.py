@@ -39,16 +39,17 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
     Raises StageError: SourceNotFound, DigestMismatch, UnsafeWeights, RemoteCodeRefused and InvalidModel for the model;
     InvalidSettings, InvalidDataset and EmptyDataset for a suite; InvalidSettings for a criterion of the gate that could not be judged.
     """
-    folder, digest = store.verify(stage.model.uri, stage.model.digest)
-    refuse_unsafe(folder, stage.model.uri)
-    tokenizer = load_tokenizer(folder)
-    # Loaded by the first suite that is not in the cache, if any.
-    model = cache(partial(load_model, folder, stage.precision, stage.device))
     metrics: list[Metric] = []
     files: list[ItemsFile] = []
     with tempfile.TemporaryDirectory() as workspace, one_day():
+        # First of all: a model's digest alone may take an hour.
         tasks = {suite.name: harness.load(suite.harness, Path(workspace) / suite.name) for suite in stage.suites if suite.harness}
         gate_check.check(stage.gate or [], stage.suites, tasks)
+        folder, digest = store.verify(stage.model.uri, stage.model.digest)
+        refuse_unsafe(folder, stage.model.uri)
+        tokenizer = load_tokenizer(folder)
+        # Loaded by the first suite that is not in the cache, if any.
+        model = cache(partial(load_model, folder, stage.precision, stage.device))
         for suite in stage.suites:
             own = tasks.get(suite.name)
             key = ingredients(suite, own, digest, stage, tokenizer)
