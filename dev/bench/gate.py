@@ -35,16 +35,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000, help="simulated evaluations for each figure")
     samples = parser.parse_args().samples
     print(f"{samples} evaluations each: standard error of a rate of 5 %: {100 * math.sqrt(ALPHA * CONFIDENCE / samples):.1f} points")
-    for title, head, lines in (
-        ("Scores of 0/1 items against a baseline: maxDrop", DROP_HEAD, drops(samples)),
-        ("Scores of 0/1 items by themselves: min", MIN_HEAD, minima(samples)),
-        ("Perplexity by itself: max, where the true figure is the limit", MAX_HEAD, maxima(samples // 2)),
-        ("Perplexity against a baseline: maxRatio 1.05, where the true ratio is 1.05, by several methods", METHODS_HEAD, methods(samples // 2)),
-        ("Perplexity against a baseline: models that are equal in truth", POWER_HEAD, power(samples // 4)),
-    ):
-        print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
-        for line in lines:
+    for title, (head, lines) in TABLES.items():
+        print(f"\n### {title}\n\n{heading(head)}", flush=True)
+        for line in lines(samples):
             print(f"| {' | '.join(line)} |", flush=True)
+
+
+def heading(head: tuple[str, ...]) -> str:
+    """A table's first two lines."""
+    return f"| {' | '.join(head)} |\n|{'---|' * len(head)}"
 
 
 def percent(part: float, whole: float) -> str:
@@ -243,6 +242,19 @@ def power(samples: int) -> Iterator[tuple[str, ...]]:
             cells = [percent(sum(upper <= margin for _, upper in equal), repeats) for margin in MARGINS]
             failed = percent(sum(lower > MARGINS[0] for lower, _ in equal), repeats)
             yield str(items), family, *cells, failed, percent(sum(lower > 1.05 for lower, _ in worse), repeats)
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[int], Iterator[tuple[str, ...]]]]] = {
+    "Scores of 0/1 items against a baseline: maxDrop": (DROP_HEAD, drops),
+    "Scores of 0/1 items by themselves: min": (MIN_HEAD, minima),
+    "Perplexity by itself: max, where the true figure is the limit": (MAX_HEAD, lambda samples: maxima(samples // 2)),
+    "Perplexity against a baseline: maxRatio 1.05, where the true ratio is 1.05, by several methods": (
+        METHODS_HEAD,
+        lambda samples: methods(samples // 2),
+    ),
+    "Perplexity against a baseline: models that are equal in truth": (POWER_HEAD, lambda samples: power(samples // 4)),
+}
+"""By title: head and lines."""
 
 
 if __name__ == "__main__":

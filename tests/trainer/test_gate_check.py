@@ -168,6 +168,15 @@ def test_a_chat_template_is_applied_where_it_is_asked_for(data_store, monkeypatc
     assert all(request.args[0].endswith("<|im_start|>assistant\n") for request in seen)
 
 
+def test_a_chat_template_that_the_model_has_not_is_told_before_anything_is_measured(unmeasured):
+    (unmeasured / "models" / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    path = unmeasured / "models" / "base" / "tokenizer_config.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "chat_template"}))
+    with pytest.raises(StageError, match="has no chat template") as caught:
+        run(value(applyChatTemplate=True))
+    assert caught.value.reason == "InvalidSettings"
+
+
 def test_no_text_of_an_item_is_kept(data_store):
     answer = run(value())
     for file in answer.items:

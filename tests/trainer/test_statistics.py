@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dev.bench import gate as simulation
+from tests.trainer.bench import ROOT
 from tunesmith_trainer import statistics
 from tunesmith_trainer.statistics import Column, bootstrap, difference_of_shares, needed, p_of_less, share
 
@@ -129,3 +131,11 @@ def test_as_many_items_as_are_called_needed_decide():
 
 def test_a_figure_that_is_at_its_limit_is_decided_by_no_number_of_items():
     assert needed(difference_of_shares(5, 0, 100, 0.95), 0.05, 100, 0.95) is None
+
+
+def test_the_documents_have_the_simulations_tables():
+    page = (ROOT / "docs" / "gate.md").read_text()
+    for title, (head, _) in simulation.TABLES.items():
+        assert f"### {title}\n\n{simulation.heading(head)}\n" in page, "paste what `make bench-gate` prints"
+    sizes = {line.split("|")[1].strip() for line in page.split("## The simulation")[1].splitlines() if line.startswith("| ")}
+    assert {"20", "50", "100", "500"} <= sizes

@@ -48,6 +48,9 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         folder, digest = store.verify(stage.model.uri, stage.model.digest)
         refuse_unsafe(folder, stage.model.uri)
         tokenizer = load_tokenizer(folder)
+        for suite in stage.suites:
+            if suite.harness:
+                harness.check_template(suite.name, suite.harness, tokenizer)
         # Loaded by the first suite that is not in the cache, if any.
         model = cache(partial(load_model, folder, stage.precision, stage.device))
         for suite in stage.suites:

@@ -40,9 +40,10 @@ def guard(task: Any, wanted: int | None) -> None:
     name = task.config.task
     if not hasattr(task, "sampler"):
         raise StageError("InvalidSettings", f"task {name} draws its examples by Python code that is not checked: set numFewshot to 0")
-    questions = Questions(task)
+    asked = list(task.eval_docs)
+    questions = Questions(task, asked)
     pool = Pool(list(task.sampler.df), questions.of)
-    for document in task.eval_docs:
+    for document in asked:
         left = len(pool.documents) - len(pool.like(questions.of(document)))
         if left < shots:
             message = f"numFewshot: task {name} has {left} examples with another question than one that it asks, fewer than {shots}"
@@ -60,12 +61,12 @@ class Questions:
     is the texts that the wording is made of: those that are no list, and all of them whatever their order.
     """
 
-    def __init__(self, task: Any) -> None:
-        """Find the forms that are instructions: what the documents ask is in their choices."""
+    def __init__(self, task: Any, asked: Sequence[Document]) -> None:
+        """Find the forms that are instructions: what the documents `asked` ask is in their choices."""
         self._task = task
         self._fields = _fields_of(task)
-        seen = Counter(form for document in task.eval_docs for form in self._plain(document))
-        total = len(task.eval_docs)
+        seen = Counter(form for document in asked for form in self._plain(document))
+        total = len(asked)
         self._instructions = {form for form, times in seen.items() if (total > 1 and times == total) or times > max(FORM, total / 10)}
 
     def _plain(self, document: Document) -> list[str]:

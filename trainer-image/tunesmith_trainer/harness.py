@@ -78,14 +78,12 @@ def data_digests(folder: TaskFolder | None) -> dict[str, str]:
 def measure(suite: str, settings: Harness, tasks: Tasks, model: Any, tokenizer: Any) -> Measured:
     """Return the figures of lm-eval's tasks for a loaded model, and their documents.
 
-    Raises StageError(InvalidSettings) for a template that is wrong, and for a chat template that the model has not.
+    Raises StageError(InvalidSettings) for a template that is wrong.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     chat = bool(settings.apply_chat_template)
-    if chat and not tokenizer.chat_template:
-        raise StageError("InvalidSettings", f"suite {suite}: applyChatTemplate is true, and the model's tokenizer has no chat template")
     with sandboxed_templates():
         results = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE),
@@ -103,6 +101,12 @@ def measure(suite: str, settings: Harness, tasks: Tasks, model: Any, tokenizer: 
     found = Measured(list(metrics(suite, results["results"], results["higher_is_better"])), figures, items).checked()
     found.metrics = [_with_samples(metric, found) for metric in found.metrics]
     return found
+
+
+def check_template(suite: str, settings: Harness, tokenizer: Any) -> None:
+    """Raise StageError(InvalidSettings) where prompts are to be in a chat template that the model has not."""
+    if settings.apply_chat_template and not tokenizer.chat_template:
+        raise StageError("InvalidSettings", f"suite {suite}: applyChatTemplate is true, and the model's tokenizer has no chat template")
 
 
 def _with_samples(metric: Metric, found: Measured) -> Metric:
