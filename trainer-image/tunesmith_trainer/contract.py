@@ -229,7 +229,8 @@ class TrainAnswer(Answer):
 
     global_step: Natural
     epoch: float
-    train_loss: float
+    train_loss: float | None = None
+    """Absent where the run was begun by an image that did not record the sums."""
     eval_loss: float | None = None
     train_runtime_seconds: float
     tokens_per_second: float

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,107 +24,23 @@ from transformers import (
 )
 from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from tunesmith_trainer import chat, checkpoint, dataset, state, store, strategy
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.fence import Fence
+from tunesmith_trainer.losses import UNTRAINED
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
 from tunesmith_trainer.publication import MEETING, Place, Publisher
 from tunesmith_trainer.settings import training_arguments
 from tunesmith_trainer.sharding import MeasureSharding
 from tunesmith_trainer.spec import Adapter, Parallelism
-from tunesmith_trainer.stopping import EvaluationStopped, Flag, SaveAndStop, diverged
+from tunesmith_trainer.stopping import EvaluationStopped, Flag, SaveAndStop
+from tunesmith_trainer.trainer import Trainer
 from tunesmith_trainer.vitals import Vitals
 
-SCHEDULER_NAME = "scheduler.pt"
-# The label that takes a token out of the loss.
-UNTRAINED = -100
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-
-
-class Trainer(SFTTrainer):
-    """SFTTrainer with checkpoints in the run's layout: saved on the node, complete in the store when their manifest is written.
-
-    Their form is the same for all strategies (state.py), so the next attempt may have another number of processes.
-    """
-
-    publisher: Publisher
-    vitals: Vitals
-    # Time in which no step could be made because of checkpoints.
-    blocked_seconds = 0.0
-    saved_step = 0
-    # Of the step under way, over all processes' gradients; ZeRO has none at times.
-    gradient_norm: Any = 0.0
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write no card: Finalize writes the one that the user reads."""
-
-    def create_optimizer(self, *arguments: Any, **settings: Any) -> torch.optim.Optimizer:
-        """Make the optimizer without groups that hold nothing (an adapter has no weights that do not decay): DeepSpeed drops them.
-
-        So a state has the same groups, and the scheduler as many, whatever the strategy.
-        """
-        optimizer = super().create_optimizer(*arguments, **settings)
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-        return optimizer
-
-    def _run_epoch(self, *arguments: Any, **settings: Any) -> None:
-        # transformers would make one more step where training goes on from the last one.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*arguments, **settings)  # type: ignore[no-untyped-call]
-
-    def _evaluate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
-        try:
-            return super()._evaluate(*arguments, **settings)
-        except EvaluationStopped:
-            # Half an evaluation is none: TRL would tell what it measured with the next figures of training.
-            self._metrics["eval"].clear()
-            self.control.should_save = self.saved_step < self.state.global_step
-            self.control.should_training_stop = True
-            return {}
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        self.gradient_norm = 0.0 if norm is None else norm
-        return norm
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained weights whole, in 32 bits."""
-        weights = state.gather_weights(self.model, self.args.should_save)
-        if self.args.should_save:
-            # What the last step made of them has gone through no gradient yet.
-            if not all(bool(weights[name].isfinite().all()) for name in state.trained(self.model)):
-                raise diverged("a weight", self.state.global_step)
-            self._save(output_dir, state_dict=weights)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        gathered = state.gather_optimizer(self.model, self.optimizer, self.args.should_save)
-        if self.args.should_save:
-            torch.save(gathered, Path(output_dir) / state.FILE)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Load nothing: the model was built with the checkpoint's weights."""
-
-    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        if folder is not None:
-            state.load_optimizer(self.model, self.optimizer, Path(folder))
-            self.lr_scheduler.load_state_dict(torch.load(Path(folder) / SCHEDULER_NAME, weights_only=True))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        began = time.monotonic()
-        self.vitals.phase = "saving"
-        self.publisher.wait()
-        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        # Every process writes its own part; nothing must be published before the last one has.
-        self.accelerator.wait_for_everyone()
-        self.publisher.start(self.state.global_step)
-        self.saved_step = self.state.global_step
-        self.vitals.phase = "training"
-        self.blocked_seconds += time.monotonic() - began
 
 
 def encoded_rows(path: str, model_folder: str, only_assistant: bool) -> Iterator[dict[str, list[int]]]:
@@ -209,13 +125,19 @@ def restore_to_numbered_cpu(storage: Any, location: str) -> Any:
     return storage if location.startswith("cpu:") else None
 
 
-def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging: Path) -> Trainer:
-    """Return the trainer of a stage, ready to train; it saves into the staging folder."""
+@cache
+def prepare_transformers() -> None:
+    """Make torch and transformers load and save as the run's layout needs it; once in a process."""
     torch.serialization.register_package(100, lambda _: None, restore_to_numbered_cpu)
     # transformers names checkpoints `checkpoint-<step>`; the run's layout says `step-<step>`.
     vars(transformers.trainer)["PREFIX_CHECKPOINT_DIR"] = checkpoint.PREFIX
     # It would look for DeepSpeed's own form of a checkpoint.
     vars(transformers.trainer)["deepspeed_load_checkpoint"] = lambda *_, **__: None
+
+
+def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging: Path) -> Trainer:
+    """Return the trainer of a stage, ready to train; it saves into the staging folder."""
+    prepare_transformers()
     strategy.prepare_libraries(spread, stage.device)
     has_validation = (store.path_of(stage.run_uri) / "data" / "validation.jsonl").is_file()
     arguments = training_arguments(stage.training, stage.method, stage.adapter, stage.device, str(staging), validates=has_validation)
@@ -223,6 +145,7 @@ def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging:
         arguments["ddp_backend"] = "gloo"
     arguments.setdefault("ddp_find_unused_parameters", False)
     settings = SFTConfig(**arguments | strategy.arguments(spread, stage.adapter, stage.training))
+    strategy.reduce_in_32_bits(settings)
     trainer = Trainer(
         model=load_model(stage, resumed),
         args=settings,
@@ -300,12 +223,12 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
         # The last two tell what the GPU time of the steps was worth.
         details = {"globalStep": made.step, "checkpoint": made.dump(), "resumedFromStep": resumed_step, "trainRuntimeSeconds": round(seconds, 3)}
         raise StageError("Interrupted", f"stopped by SIGTERM; the checkpoint of step {made.step} was saved", details)
-    tokens = trainer.state.num_input_tokens_seen - trainer._initial_num_input_tokens_seen
+    run, tokens = trainer.ledger.run, trainer.ledger.attempt.real
     print(f"checkpoints held training up for {trainer.blocked_seconds:.3f} s of {seconds:.3f} s", flush=True)
     return TrainAnswer(
         global_step=made.step,
         epoch=round(trainer.state.epoch or 0.0, 4),
-        train_loss=mean_loss(trainer, output.training_loss),
+        train_loss=round(run.loss, 6) if run else None,
         eval_loss=eval_loss,
         train_runtime_seconds=round(seconds, 3),
         tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
@@ -314,12 +237,6 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
         sharding=measuring.measured,
         checkpoint=made,
     )
-
-
-def mean_loss(trainer: Trainer, this_attempt: float) -> float:
-    """Return the mean of all losses logged, of earlier attempts too, or this attempt's where none was logged."""
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return round(sum(losses) / len(losses) if losses else this_attempt, 6)
 
 
 def last_eval_loss(trainer: Trainer) -> float | None:

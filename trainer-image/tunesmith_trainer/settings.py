@@ -78,7 +78,8 @@ def training_arguments(
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "include_num_input_tokens_seen": "all",
+        # Counted with the losses (losses.py), as the libraries count padding too.
+        "include_num_input_tokens_seen": "no",
         "dataloader_pin_memory": device == "GPU",
     }
     return ours | parse_overrides(training.overrides)
