@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, model, result, settings, store, strategy
+from tunesmith_trainer import chat, dataset, model, rehearsal, result, settings, store, strategy
 from tunesmith_trainer.contract import PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.spec import DataSource
@@ -42,6 +42,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     model.check_target_modules(facts, wanted.adapter)
     strategy.check(wanted)
     settings.check(wanted.training, wanted.method, wanted.adapter)
+    rehearsal.check(source, facts.architecture, wanted)
     tokenizer = model.load_tokenizer(source)
     template = _template(wanted, tokenizer)
     data = read_data(wanted, tokenizer, template)
