@@ -26,6 +26,9 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# As Vicuna's and Llama 2's generation_config.json were published: transformers loads it, and refuses to save it.
+VICUNA = '{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}'
+
 PATIENCE = 240
 """Seconds that a stage, or what one of its processes does, may take."""
 SECRET = "canary-secret-51c7"

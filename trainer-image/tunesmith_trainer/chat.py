@@ -97,6 +97,17 @@ def _check_marks(tokenizer: Any, template: str) -> None:
         raise StageError("UnsupportedTemplate", "the chat template's {% generation %} marks no token of an assistant's turn")
 
 
+def end_of_turn(tokenizer: Any) -> list[int]:
+    """Return the tokens that end an assistant's turn under the tokenizer's chat template, empty where nothing does."""
+    mark = "tunesmithmark"
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}], tokenize=False)
+    except Exception:  # whatever a template raises
+        return []
+    ids: list[int] = tokenizer(text.rpartition(mark)[2].rstrip(), add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def encode(tokenizer: Any, row: dict[str, Any], template: str | None) -> Encoded:
     """Return a row's tokens and which of them are trained.
 

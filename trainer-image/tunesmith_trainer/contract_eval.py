@@ -119,6 +119,8 @@ class Metric(Contract):
     value: Measured
     stderr: Measured | None = None
     higher_is_better: bool | None = None
+    samples: Positive | None = None
+    """Over how many, where that is few."""
 
 
 class EvaluatedModel(Contract):
@@ -136,6 +138,8 @@ class EvaluateAnswer(Answer):
     result_uri: str
     versions: dict[str, str]
     metrics: list[Metric]
+    warnings: list[str] | None = None
+    """What is wrong with the model's folder beside its figures."""
 
 
 # Compare.

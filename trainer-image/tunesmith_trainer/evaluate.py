@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import harness, perplexity, result, store
+from tunesmith_trainer import answers, harness, perplexity, result, store
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, Metric, Precision, Suite
 from tunesmith_trainer.harness_tasks import TaskFolder
@@ -39,13 +39,19 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         for suite in stage.suites:
             tasks = harness.prepare(suite.harness, Path(workspace) / suite.name) if suite.harness else None
             key = ingredients(suite, tasks, digest, stage, tokenizer)
-            metrics += measured(stage.output_uri, key, partial(measure, suite, tasks, model, tokenizer))
+            metrics += measured(stage.output_uri, key, partial(measure, suite, tasks, model, tokenizer, folder))
     return EvaluateAnswer(
         model=EvaluatedModel(name=stage.model.name, uri=stage.model.uri, digest=digest),
         result_uri=store.uri_of(result.result_path(stage.run_uri, stage.result_name)),
         versions=versions(),
         metrics=metrics,
+        warnings=(any(map(is_conversational, stage.suites)) and answers.warnings(tokenizer, folder)) or None,
     )
+
+
+def is_conversational(suite: Suite) -> bool:
+    """Return whether a suite's rows are conversations."""
+    return suite.perplexity is not None and suite.perplexity.dataset.format == "Messages"
 
 
 def load_model(folder: Path, precision: Precision, device: Device) -> Any:
@@ -63,12 +69,13 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
     return model.eval()
 
 
-def measure(suite: Suite, tasks: TaskFolder | None, model: Callable[[], Any], tokenizer: Any) -> list[Metric]:
-    """Return one suite's metrics of the model that `model()` loads."""
+def measure(suite: Suite, tasks: TaskFolder | None, model: Callable[[], Any], tokenizer: Any, folder: Path) -> list[Metric]:
+    """Return one suite's metrics of the model that `model()` loads from a folder."""
     if suite.harness:
         return harness.measure(suite.name, suite.harness, tasks, model(), tokenizer)
     assert suite.perplexity is not None
-    return perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
+    likelihoods = perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
+    return likelihoods + answers.measure(suite.name, suite.perplexity, model(), tokenizer, folder)
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
 
-from tunesmith_trainer import chat, checkpoint, dataset, state, store, strategy
+from tunesmith_trainer import chat, checkpoint, dataset, generation, state, store, strategy
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.fence import Fence
@@ -86,6 +86,7 @@ def load_model(stage: TrainInput, resumed: Path | None) -> Any:
         use_safetensors=True,
         trust_remote_code=False,
     )
+    generation.make_savable(model)
     if config is None:
         return model
     # An adapter begins with random numbers: the same in all processes, and whatever the strategy.

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, model, rehearsal, result, settings, store, strategy
+from tunesmith_trainer import chat, dataset, generation, model, rehearsal, result, settings, store, strategy
 from tunesmith_trainer.contract import PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.spec import DataSource
@@ -43,8 +43,10 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     strategy.check(wanted)
     settings.check(wanted.training, wanted.method, wanted.adapter)
     rehearsal.check(source, facts.architecture, wanted)
+    generation.check(source)
     tokenizer = model.load_tokenizer(source)
     template = _template(wanted, tokenizer)
+    ends = generation.trained_ends(tokenizer, (item.format for item in wanted.datasets))
     data = read_data(wanted, tokenizer, template)
     model_uri, model_digest = bring_model(wanted.model.uri, stage.output_uri)
     run_digest = digest_run(wanted, model_digest, data)
@@ -64,7 +66,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
         validation_rows=len(data.validation),
         memory_estimate_bytes=model.estimate_memory(facts, wanted),
     )
-    write_run(stage, answer, data, tokenizer, template)
+    write_run(stage, answer, data, tokenizer, template, ends)
     return answer
 
 
@@ -155,7 +157,7 @@ def render_sample(row: dataset.Row, tokenizer: Any, template: str | None) -> dic
     return {"tokens": [{"text": tokenizer.decode([token]), "trained": trained} for token, trained in pairs]}
 
 
-def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, tokenizer: Any, template: str | None) -> None:
+def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, tokenizer: Any, template: str | None, ends: list[int]) -> None:
     """Write the run's data, its sample, its owner and its settings; a run that was prepared before only changes owner."""
     folder = store.path_of(answer.run_uri)
     store.write_json(folder / "owner.json", stage.object.dump())
@@ -170,6 +172,7 @@ def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, tokenizer:
         "run": stage.run.dump(),
         "model": answer.model.dump(),
         "datasets": [item.dump() for item in answer.datasets],
+        generation.KEY: ends,
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
     store.write_json(folder / "run.json", settled)

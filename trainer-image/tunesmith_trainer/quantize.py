@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, store
+from tunesmith_trainer import chat, dataset, generation, store
 from tunesmith_trainer.contract import Artifact
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.effect import measure
@@ -105,7 +105,8 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
         num_calibration_samples=len(sequences),
         shuffle_calibration_samples=False,
     )
-    model.save_pretrained(target, save_compressed=True)
+    generation.make_savable(model).save_pretrained(target, save_compressed=True)
+    generation.carry(source, target, generation.recorded_ends(store.path_of(stage.run_uri)))
     tokenizer.save_pretrained(target)
     # It names Python objects by YAML tag, which a careless reader would run; config.json has all that loading needs.
     (target / "recipe.yaml").unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Whether a model ends its answers by itself: asked a few of a suite's questions, greedily, as a server would ask it.
+
+A model that was never taught to stop, or whose folder does not name the token that it stops with, answers each request up to the
+server's limit. No likelihood shows that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tunesmith_trainer import chat, dataset, generation
+from tunesmith_trainer.contract_eval import Metric, Perplexity
+
+PROMPTS = 8
+NEW_TOKENS = 128
+
+
+def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any, folder: Path) -> list[Metric]:
+    """Return the share of answers that end within NEW_TOKENS tokens at a token at which a server of the folder stops.
+
+    None for rows that are no conversations, for a class of models that transformers cannot generate with, and where no question fits.
+    """
+    if settings.dataset.format != "Messages" or not model.can_generate():
+        return []
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    longest = min(settings.max_length, context - NEW_TOKENS)
+    asked = list(islice((ids for ids in questions(settings, tokenizer) if len(ids) <= longest), PROMPTS))
+    if not asked:
+        print(f"{suite}: no question is short enough to be answered, so {suite}/stopped is not measured", flush=True)
+        return []
+    ends = generation.stops(folder, tokenizer)
+    ended = [any(token in ends for token in answer) for answer in answers(model, asked, ends)]
+    share = sum(ended) / len(ended)
+    error = math.sqrt(share * (1 - share) / (len(ended) - 1)) if len(ended) > 1 else None
+    return [
+        Metric(
+            metric=f"{suite}/stopped",
+            value=repr(share),
+            stderr=None if error is None else repr(error),
+            higher_is_better=True,
+            samples=len(ended),
+        )
+    ]
+
+
+def questions(settings: Perplexity, tokenizer: Any) -> Iterator[list[int]]:
+    """Yield each conversation up to its last answer as the prompt that a server makes of it."""
+    source = settings.dataset
+    for row in dataset.read(Path(source.uri).name, source.uri, source.format):
+        messages = row["messages"]
+        last = max((number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+        if last:
+            yield list(tokenizer.apply_chat_template(messages[:last], add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+
+
+def answers(model: Any, asked: list[list[int]], ends: list[int]) -> list[list[int]]:
+    """Return the likeliest continuation of each prompt; what follows an end token has no meaning."""
+    import torch
+    from transformers import GenerationConfig
+
+    # Models with a recurrent state would read padding as text.
+    size = 1 if getattr(model, "_is_stateful", False) else len(asked)
+    own = model.generation_config
+    # The folder's settings of sampling, which generate would fall back to.
+    model.generation_config = GenerationConfig()
+    try:
+        config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0)
+        found = []
+        for first in range(0, len(asked), size):
+            batch = asked[first : first + size]
+            width = max(map(len, batch))
+            ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch], device=model.device)
+            real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch], device=model.device)
+            with torch.inference_mode():
+                found += model.generate(input_ids=ids, attention_mask=real, generation_config=config)[:, width:].tolist()
+        return found
+    finally:
+        model.generation_config = own
+
+
+def warnings(tokenizer: Any, folder: Path) -> list[str]:
+    """Say where a server of the folder does not stop at the end of an assistant's turn."""
+    turn, ends = chat.end_of_turn(tokenizer), generation.stops(folder, tokenizer)
+    if not turn or turn[-1] in ends:
+        return []
+    names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ends))) or "nothing"
+    return [
+        f"the chat template ends an assistant's turn with {tokenizer.decode(turn)!r}, but a server stops at {names}: "
+        f"add token {turn[-1]} to eos_token_id in {generation.FILE}"
+    ]
