@@ -210,17 +210,20 @@ def test_the_end_of_a_turn_is_read_off_a_rendered_conversation():
     assert chat.end_of_turn(bench.make_tokenizer()) == [END_OF_TURN]
 
 
-def test_a_conversation_is_asked_up_to_its_last_answer_and_one_that_begins_with_it_is_not(tmp_path, tiny_model, monkeypatch):
+def test_conversations_are_asked_up_to_their_last_answers_those_with_short_ones_first_and_long_ones_never(tmp_path, tiny_model, monkeypatch):
     from tunesmith_trainer.contract_eval import Perplexity
 
     store = store_of(tmp_path, tiny_model)
     monkeypatch.setenv("TUNESMITH_PVC_ROOT", str(store.root))
     turn = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
-    write_rows(store.root / "data" / "turns.jsonl", [{"messages": turn * 2}, {"messages": turn[1:]}])
+    longer = [{"role": "user", "content": "bird"}, {"role": "assistant", "content": "dog dog"}]
+    endless = [{"role": "user", "content": "bird"}, {"role": "assistant", "content": "dog " * 200}]
+    write_rows(store.root / "data" / "turns.jsonl", [{"messages": each} for each in (endless, longer, turn * 2, turn[1:])])
     settings = Perplexity.model_validate({"dataset": {"uri": "pvc://data/turns.jsonl", "format": "Messages"}, "maxLength": 64})
     tokenizer = load_tokenizer(store.root / "models" / "base")
-    (asked,) = answers.questions(settings, tokenizer)
-    assert tokenizer.decode(asked).endswith("dog<|im_end|>\n<|im_start|>user\ncat<|im_end|>\n<|im_start|>assistant\n")
+    first, second = (tokenizer.decode(ids) for ids in answers.questions(settings, tokenizer))
+    assert first.endswith("dog<|im_end|>\n<|im_start|>user\ncat<|im_end|>\n<|im_start|>assistant\n")
+    assert second.endswith("<|im_start|>user\nbird<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_reason_names_the_tokenizers_own_end(tmp_path):

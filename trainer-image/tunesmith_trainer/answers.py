@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any, folder
     longest = min(settings.max_length, context - NEW_TOKENS)
     asked = list(islice((ids for ids in questions(settings, tokenizer) if len(ids) <= longest), PROMPTS))
     if not asked:
-        print(f"{suite}: no question is short enough to be answered, so {suite}/stopped is not measured", flush=True)
+        print(
+            f"{suite}/stopped is not measured: no conversation has a last answer of less than {NEW_TOKENS} tokens to a question that fits", flush=True
+        )
         return []
     ends = generation.stops(folder, tokenizer)
     ended = [any(token in ends for token in answer) for answer in answers(model, asked, ends)]
@@ -48,13 +51,20 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any, folder
 
 
 def questions(settings: Perplexity, tokenizer: Any) -> Iterator[list[int]]:
-    """Yield each conversation up to its last answer as the prompt that a server makes of it."""
+    """Yield conversations up to their last answers, as the prompts that a server makes of them; those with short answers first.
+
+    A good answer that is longer than what is generated would look like one without an end.
+    """
     source = settings.dataset
+    found = []
     for row in dataset.read(Path(source.uri).name, source.uri, source.format):
         messages = row["messages"]
         last = max((number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-        if last:
-            yield list(tokenizer.apply_chat_template(messages[:last], add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+        length = len(tokenizer(messages[last]["content"], add_special_tokens=False)["input_ids"])
+        if last and length < NEW_TOKENS:
+            found.append((length, messages[:last]))
+    for _, messages in sorted(found, key=itemgetter(0)):
+        yield list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
 
 
 def answers(model: Any, asked: list[list[int]], ends: list[int]) -> list[list[int]]:

@@ -7,7 +7,9 @@ kept; each is tried, on the CPU, within seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +47,26 @@ class Rehearsal:
             logits = self._model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
         return logits.float().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
 
-    def alone(self) -> bool:
-        """Whether TRL's head says of each row what the model's own says."""
-        return all(
-            self._alike(self._by_trl([{"input_ids": row}], packed=False)[0], wanted) for row, wanted in zip(self._rows, self._expected, strict=True)
-        )
+    def alone(self) -> float:
+        """How far what TRL's head says of each row is from what the model's own says: the greatest difference, in parts of the spread."""
+        return max(self._distance(self._by_trl([{"input_ids": row}], packed=False)[0], said) for row, said in self._said())
 
-    def padded(self) -> bool:
-        """Whether rows padded to one length are as each alone."""
+    def padded(self) -> float:
+        """How far rows padded to one length are from each alone."""
         found = self._by_trl([{"input_ids": row} for row in self._rows], packed=False)
-        return all(self._alike(line[: len(wanted)], wanted) for line, wanted in zip(found, self._expected, strict=True))
+        return max(self._distance(line[: len(said)], said) for line, (_, said) in zip(found, self._said(), strict=True))
 
-    def packed(self) -> bool:
-        """Whether rows packed into one sequence are as each alone."""
-        import torch
-
+    def packed(self) -> float:
+        """How far rows packed into one sequence are from each alone."""
         joined = {"input_ids": [token for row in self._rows for token in row], "seq_lengths": list(LENGTHS)}
         found = self._by_trl([joined], packed=True)[0]
+        ends = list(accumulate(LENGTHS))
         # Between two rows nothing is predicted.
-        parts = [part[: length - 1] for part, length in zip(torch.split(torch.cat([found, found[:1]]), LENGTHS), LENGTHS, strict=True)]
-        return all(self._alike(part, wanted) for part, wanted in zip(parts, self._expected, strict=True))
+        parts = [found[end - length : end - 1] for end, length in zip(ends, LENGTHS, strict=True)]
+        return max(self._distance(part, said) for part, (_, said) in zip(parts, self._said(), strict=True))
+
+    def _said(self) -> Iterator[tuple[list[int], Any]]:
+        return zip(self._rows, self._expected, strict=True)
 
     def _by_trl(self, rows: list[dict[str, Any]], packed: bool) -> Any:
         import torch
@@ -74,8 +76,8 @@ class Rehearsal:
         with torch.no_grad():
             return self._model(**batch, use_cache=False, fused_lm_head=True).log_probs
 
-    def _alike(self, found: Any, wanted: Any) -> bool:
-        return bool((found - wanted).abs().max() <= TOLERANCE * self._spread)
+    def _distance(self, found: Any, said: Any) -> float:
+        return float((found - said).abs().max()) / self._spread
 
 
 def _stir(model: Any) -> Any:
@@ -126,10 +128,10 @@ def check(folder: Path, architecture: str, run: Run) -> None:
         )
 
 
-def _holds(question: Any) -> bool:
-    """Ask; a model that fails at it fails in Train as well."""
+def _holds(distance: Callable[[], float]) -> bool:
+    """Return whether a distance is one of rounding; a model that fails at it fails in Train as well."""
     try:
-        return bool(question())
+        return distance() <= TOLERANCE
     except Exception as error:
         print(f"the rehearsal failed: {type(error).__name__}: {error}", flush=True)
         return False
