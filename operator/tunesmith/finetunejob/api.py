@@ -63,7 +63,10 @@ class Preparation(Block):
 class SFT(Block):
     """Supervised fine-tuning (TRL SFTTrainer)."""
 
-    packing: bool | None = Field(None, description="Pack short rows into sequences of maxLength. Default: false.")
+    packing: bool | None = Field(
+        None,
+        description="Pack short rows into sequences of maxLength; refused for architectures in which packed rows see one another. Default: false.",
+    )
     assistant_only_loss: bool | None = Field(None, description="Take the loss on assistant tokens only. Default: true for Messages.")
 
 
