@@ -67,7 +67,9 @@ def test_loss_by_hand_the_training_loss_is_the_mean_over_all_tokens_whatever_is_
         trained.append(trainer)
     each, fours, none = trained
     assert each.ledger.run.loss == fours.ledger.run.loss == none.ledger.run.loss
-    assert (list(curve(each)), list(curve(fours)), list(curve(none))) == (list(range(1, 8)), [4], [])
+    assert (list(curve(each)), list(curve(fours)), list(curve(none))) == (list(range(1, 8)), [4, 7], [7])
+    # The curve has all steps, those since its last line too.
+    assert curve(none) == {7: none.ledger.run.loss}
     # Steps have unlike numbers of trained tokens, so the mean of their losses is another one.
     assert sum(curve(each).values()) / 7 != pytest.approx(each.ledger.run.loss, abs=1e-4)
     assert each.state.log_history[-1]["train_loss"] == each.ledger.run.loss

@@ -84,23 +84,24 @@ class Ledger:
         """Of all steps of the run; None where a checkpoint, which an older image wrote, does not have those of the steps before it."""
         self.attempt = Sums()
         """Of this attempt's steps."""
-        self._window = Sums()
+        self.window = Sums()
+        """Of the steps since the last line of the loss curve."""
 
     def settle(self) -> None:
         """Add what was trained since the last call; all processes take part."""
         taken = self._tally.take()
-        self._window, self.attempt = self._window + taken, self.attempt + taken
+        self.window, self.attempt = self.window + taken, self.attempt + taken
         self.run = self.run + taken if self.run else None
 
     def close_window(self) -> Sums:
         """Return the sums since the last call, and begin again."""
-        window, self._window = self._window, Sums()
+        window, self.window = self.window, Sums()
         return window
 
     def save(self, folder: Path) -> None:
         """Write the sums into a checkpoint's folder, once they are settled."""
         if self.run:
-            (folder / FILE).write_text(json.dumps({"run": dataclasses.asdict(self.run), "window": dataclasses.asdict(self._window)}))
+            (folder / FILE).write_text(json.dumps({"run": dataclasses.asdict(self.run), "window": dataclasses.asdict(self.window)}))
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint's sums."""
@@ -110,7 +111,7 @@ class Ledger:
             print(f"the checkpoint has no {FILE}: the training loss of the whole run is unknown", flush=True)
             self.run = None
             return
-        self.run, self._window = Sums(**saved["run"]), Sums(**saved["window"])
+        self.run, self.window = Sums(**saved["run"]), Sums(**saved["window"])
 
 
 def real_tokens(inputs: dict[str, Any], rounded: bool) -> torch.Tensor | int:

@@ -59,21 +59,27 @@ class Trainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures that are sums over tokens in place of means of batches' means."""
+        if "train_loss" in logs:
+            self._end(logs)
         if "loss" in logs:
             self.ledger.settle()
-            logs["num_tokens"] = (self.ledger.run or self.ledger.attempt).real
             window = self.ledger.close_window()
-            logs["loss"] = window.loss
+            logs |= {"loss": window.loss, "num_tokens": (self.ledger.run or self.ledger.attempt).real}
             self._metrics["train"].update(window.metrics)
-        if "train_loss" in logs:
-            self.ledger.settle()
-            for name in ("train_loss", *FALSE_SPEEDS):
-                logs.pop(name, None)
-            if self.ledger.run:
-                logs["train_loss"] = self.ledger.run.loss
         for metrics in self._metrics.values():
             metrics.pop("num_tokens", None)
         super().log(logs, start_time)
+
+    def _end(self, logs: dict[str, float]) -> None:
+        """Make the last line of a training that of the whole run, with the loss of the steps since the line before."""
+        self.ledger.settle()
+        self._metrics["train"].clear()
+        for name in ("train_loss", *FALSE_SPEEDS):
+            logs.pop(name, None)
+        if self.ledger.run:
+            logs["train_loss"] = self.ledger.run.loss
+        if self.state.global_step >= self.state.max_steps and self.ledger.window.trained:
+            logs["loss"] = self.ledger.window.loss
 
     def evaluation_loop(self, *arguments: Any, **settings: Any) -> Any:
         """Evaluate; the loss is the mean over all validation tokens. Raises StageError(EmptyDataset) where there is none."""
