@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.template import end_of_turn
+
+__all__ = ["Encoded", "encode", "end_of_turn", "training_template"]
 
 # `{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}` as ChatML templates write it.
 _QUOTE = r"['\"]"

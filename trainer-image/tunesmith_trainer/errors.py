@@ -50,6 +50,10 @@ class Interruption(BaseException):
     """SIGTERM. No Exception, so that nobody who expects one of a library's errors takes it for that."""
 
 
+class RowError(ValueError):
+    """What is wrong with one row, for people; whoever reads the rows adds dataset, file and row."""
+
+
 class StageError(Exception):
     """A failure with a reason that the operator knows and a message that tells the user what to do.
 
