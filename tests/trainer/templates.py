@@ -7,7 +7,7 @@ from tests.trainer.bench import make_tokenizer
 
 # What templates write around roles and turns, which in their own tokenizers are special tokens.
 # \uff5c is the bar that DeepSeek writes.
-MARKERS = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<[a-z]+_of_[a-z]+>|<turn\|>|<\|turn>|<\|?channel\|?>|</s>|\[/?[A-Z_]+\]")
+MARKERS = re.compile(r"<\|?[a-z_]+\|>|<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<[a-z]+_of_[a-z]+>|<turn\|>|<\|turn>|<\|?channel\|?>|</s>|\[/?[A-Z_]+\]")
 
 # In the style of Mistral (no generation prompt), Zephyr and Vicuna (no token but the end).
 MISTRAL = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any
 
 FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
@@ -52,6 +53,11 @@ class Interruption(BaseException):
 
 class RowError(ValueError):
     """What is wrong with one row, for people; whoever reads the rows adds dataset, file and row."""
+
+
+def key_name(key: str) -> str:
+    """Return a key of a row as an error may name it: one that looks like data is not quoted."""
+    return key if re.fullmatch(r"[A-Za-z_]{1,32}", key) else "(a key)"
 
 
 class StageError(Exception):

@@ -5,11 +5,13 @@ What a template does is found by rendering, never by reading its source: a marke
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import product, takewhile
 from typing import Any
 
 from tunesmith_trainer.errors import RowError, StageError
@@ -17,6 +19,11 @@ from tunesmith_trainer.errors import RowError, StageError
 Message = dict[str, Any]
 MARK = "tunesmithmark"
 """A text that stands for an answer: no data and no template has it."""
+ARGUMENT, THOUGHT = "tunesmithplace", "tunesmiththought"
+CALL: dict[str, Any] = {"id": "a1b2c3d4e", "type": "function", "function": {"name": MARK, "arguments": {"place": ARGUMENT}}}
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The keys of a message by which data sets and templates name an answer's reasoning."""
+EMPTY_THOUGHT = ("<think></think>", "<think>\n</think>", "<think>\n\n</think>")
 SWITCHES = ("enable_thinking", "thinking")
 """Variables by which templates and servers turn reasoning on and off."""
 WORDS = 300
@@ -32,21 +39,31 @@ class Talk:
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    """What each message is called in its row, as `messages[0]`."""
 
     def upto(self, count: int, *more: Message) -> Talk:
         """Return the conversation's first `count` messages, and more after them."""
-        return Talk([*self.messages[:count], *more], self.tools, self.documents, self.settings)
+        return replace(self, messages=[*self.messages[:count], *more])
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template takes calls of tools: arguments as a JSON text or as a map, and which content means none."""
+
+    as_text: bool
+    no_content: str | None
 
 
 @dataclass(frozen=True)
 class Ending:
     """What follows an answer: the end of its turn, which the model has to produce, and what the template adds after it.
 
-    `borrowed`: the template ends no turn; the model stops by beginning the next one (GLM's `<|user|>`).
+    Empty where the template ends no turn. `borrowed`: the model stops by beginning the next turn (GLM's `<|user|>`).
     """
 
     end: str
-    tail: str
+    tail: str = ""
     borrowed: bool = False
 
 
@@ -118,18 +135,45 @@ class Template:
     def joins_parts(self) -> bool:
         """Whether a list of several parts is rendered part by part."""
         parts = [{"type": "text", "text": f"{MARK}{number}"} for number in (1, 2)]
-        return self._shows([{"role": "user", "content": parts}], f"{MARK}1", f"{MARK}2", without="type")
+        return self._shows([{"role": "user", "content": parts}], f"{MARK}1", f"{MARK}2", without=("type",))
 
-    def _shows(self, messages: list[Message], *wanted: str, without: str = "\0") -> bool:
-        try:
-            text = self.render(Talk(messages))
-        except RowError:
-            return False
-        return all(word in text for word in wanted or (MARK,)) and without not in text
+    def _shows(self, messages: list[Message], *wanted: str, without: tuple[str, ...] = ()) -> bool:
+        """Return whether some setting of the template renders all of `wanted`, and none of `without`."""
+        for switch in ({}, *self.switches({})):
+            with suppress(RowError):
+                text = self.render(Talk(messages), **switch)
+                if all(word in text for word in wanted or (MARK,)) and not any(word in text for word in without):
+                    return True
+        return False
+
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """In which form a tool's call is rendered as it is: the form that servers give first; None where it is left out."""
+        name = CALL["function"]["name"]
+        for as_text, content in product((False, True), ("", None)):
+            arguments = json.dumps(CALL["function"]["arguments"]) if as_text else CALL["function"]["arguments"]
+            call = CALL | {"function": {"name": name, "arguments": arguments}}
+            turn = self.plain("assistant", "") | ({} if content is not None else {"content": None}) | {"tool_calls": [call]}
+            # Escaped quotes are a text within a text, and single ones Python's way to write a map.
+            if self._shows([self.plain("user", "a"), turn], name, ARGUMENT, without=(f'\\"{ARGUMENT}', f"'place': '{ARGUMENT}")):
+                return CallForm(as_text, content)
+        return None
+
+    @cached_property
+    def reasoning(self) -> list[str]:
+        """The keys of a message whose reasoning the template renders, in an answer or beside a call of a tool."""
+        user, answer, call = self.plain("user", "a"), self.plain("assistant", "b"), self.plain("assistant", "") | {"tool_calls": [CALL]}
+        return [key for key in REASONING if any(self._shows([user, turn | {key: THOUGHT}], THOUGHT) for turn in (answer, call))]
+
+    @cached_property
+    def splits_reasoning(self) -> bool:
+        """Whether reasoning in the content has to be given by a key: as it is, the template puts an empty block before it."""
+        messages = [self.plain("user", "a"), self.plain("assistant", f"<think>\n{MARK}\n</think>\n\nb")]
+        return bool(self.reasoning) and self._shows(messages) and not self._shows(messages, without=EMPTY_THOUGHT)
 
     @cached_property
     def ending(self) -> Ending | None:
-        """What follows a plain answer; None where the template ends no turn, or refuses the plainest conversation."""
+        """What follows a plain answer; None where the template refuses the plainest conversation, or leaves its answer out."""
         user, answer = self.plain("user", "a"), self.plain("assistant", MARK)
         last, between = self._after(user, answer), self._after(user, answer, user)
         if last is None:
@@ -140,7 +184,20 @@ class Template:
         if end:
             return Ending(last[:end], last[end:])
         borrowed = self.first_special(between or "")
-        return Ending((between or "")[:borrowed], "", borrowed=True) if borrowed else None
+        return Ending((between or "")[:borrowed], borrowed=bool(borrowed))
+
+    @cached_property
+    def next_turn(self) -> str:
+        """The special token by which a tool's turn begins, where the template ends no turn: what a call ends with; else empty."""
+        call = self.plain("assistant", "") | {"tool_calls": [CALL]}
+        answer = self.plain("tool", MARK) | {"tool_call_id": CALL["id"], "name": MARK}
+        messages = [self.plain("user", "a"), call, answer]
+        try:
+            called, answered = (self.render(Talk(messages[:count])) for count in (2, 3))
+        except RowError:
+            return ""
+        rest = answered.removeprefix(called)
+        return rest[: self.first_special(rest)] if answered.startswith(called) else ""
 
     def plain(self, role: str, text: str) -> Message:
         """Return a message of a plain text, in the form that this template takes."""
@@ -152,6 +209,16 @@ class Template:
         except RowError:
             return None
         return parts[1] if len(parts) == 2 else None
+
+    @cached_property
+    def stops(self) -> set[str]:
+        """The texts at which a server stops."""
+        return {text for text in (self._tokenizer.eos_token, self.ending and self.last_of(self.ending.end)) if text}
+
+    def last_of(self, text: str) -> str:
+        """Return the special token that a text ends with; the whole text where there is none."""
+        tokens = self._special.findall(text)
+        return tokens[-1] if tokens and text.endswith(tokens[-1]) else text
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -167,10 +234,6 @@ class Template:
         """Return where the special token ends with which a text begins, apart from white space; 0: it begins otherwise."""
         found = self._special.search(text)
         return found.end() if found and not text[: found.start()].strip() else 0
-
-    def specials(self, text: str) -> list[str]:
-        """Return the special tokens in a text."""
-        return self._special.findall(text)
 
 
 class Templates:
