@@ -77,7 +77,7 @@ def test_fields_dropped_an_answer_with_a_weight_of_nothing_is_read_and_not_train
 
 
 def test_a_weight_of_nothing_is_refused_where_the_loss_is_on_everything():
-    with pytest.raises(RowError, match="needs method.sft.assistantOnlyLoss: true"):
+    with pytest.raises(RowError, match="needs method"):
         Encoder(QWEN, answers=False).encode(normal(messages(QUESTION, ANSWER | {"weight": 0}, SECOND, LAST)))
 
 
@@ -137,7 +137,8 @@ def test_fields_dropped_a_text_beside_a_call_is_refused_where_the_template_rende
 
 
 def test_fields_dropped_one_call_of_several_that_the_template_leaves_out_is_refused():
-    source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}{% if m.tool_calls %}{{ m.tool_calls[0] | tojson }}{% endif %}"
+    source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}"
+    source += "{% if m.tool_calls %}{{ m.tool_calls[0] | tojson }}{% endif %}"
     source += "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     both = messages(QUESTION, {"role": "assistant", "tool_calls": [CALL, CALL | {"id": "b"}]})
     assert "messages[1].tool_calls[1]: the model's chat template does not render it" in refused(both, tokenizer(source))
@@ -222,7 +223,8 @@ def test_a_prompt_and_a_completion_of_messages_train_the_completion_alone_whatev
 def test_alpaca_keeps_its_own_wording():
     plain = normal({"instruction": "dog", "input": "", "output": "bird", "system": "", "history": []}, "Alpaca")
     assert plain["prompt"] == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\ndog\n\n### Response:\n"
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\ndog\n\n### Response:\n"
     )
 
 

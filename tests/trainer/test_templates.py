@@ -1,4 +1,4 @@
-"""Chat templates as they are: what of a conversation is trained under each that a pinned library ships, and under templates in the style of others."""
+"""What of a conversation is trained under each chat template that a pinned library ships, and under some in the style of others."""
 
 import copy
 import json

@@ -155,10 +155,15 @@ def load_rows(stage: TrainInput, name: str) -> Dataset | None:
     cache = str(Path(os.environ["TUNESMITH_SCRATCH"]) / "datasets")
     # One process of each node encodes, the others read what it wrote.
     with PartialState().local_main_process_first():
-        try:
-            return Dataset.from_generator(encoded_rows, features=FEATURES, gen_kwargs=arguments, cache_dir=cache)
-        except DatasetGenerationError as error:
-            raise (error.__cause__ or error) from None
+        return generated(arguments, cache)
+
+
+def generated(arguments: dict[str, Any], cache: str) -> Dataset:
+    """Return a data file's sequences, written below `cache`; raises what `encoded_rows` raises, which datasets wraps."""
+    try:
+        return Dataset.from_generator(encoded_rows, features=FEATURES, gen_kwargs=arguments, cache_dir=cache)
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
 
 
 def load_model(stage: TrainInput, resumed: Path | None) -> Any:
