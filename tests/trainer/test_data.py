@@ -108,6 +108,12 @@ def test_cut_rows_are_counted_with_the_trained_tokens_that_are_lost(data, packin
         assert warnings == [] or "0 trained tokens" in warnings[0]
 
 
+def test_cut_rows_that_lose_whole_answers_lose_no_answers_end(data):
+    row = {"messages": [QUESTION, ANSWER, SECOND | {"content": "red " * 40}, LAST]}
+    found, _ = data.read(chat=("Messages", [row]), max_length=40)
+    assert (found.datasets[0].cut_rows, found.datasets[0].endless_rows) == (1, 0)
+
+
 def test_template_strips_is_told_with_how_many_rows(data):
     rows = [PROBES["think"], PROBES["turns"]]
     found, warnings = data.read(answers=False, template=shipped()["qwen3"], chat=("Messages", rows))

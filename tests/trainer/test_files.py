@@ -142,6 +142,7 @@ def test_a_folder_without_data_is_refused(data):
         (lines(3) + b"\0" * 64, "row 4: NUL bytes: the file is damaged"),
         (lines(2).replace(b"\n", b"\r"), "row 1: not JSON (a single CR is no line break"),
         (lines(2).replace(b"\n", b"") + b"\n", "row 1: not JSON (more than one value on a line"),
+        (lines(2).replace(b"\n", b",\n"), "row 1: not JSON (one JSON object a line is expected, without commas between them)"),
         (b'{"a": ' + b"[" * 20000 + b"]" * 20000 + b"}\n", "row 1: nested too deep"),
         (b'{"n": ' + b"1" * 5000 + b"}\n", "row 1: not JSON (a number has too many digits)"),
         (b'{"messages": [], "messages": []}\n', "row 1: an object has the key 'messages' twice"),

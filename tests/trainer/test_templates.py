@@ -168,6 +168,13 @@ def test_an_end_of_turn_that_is_no_token_is_trained_as_the_text_that_it_is(name)
     assert [text for _, text in trained(tokens, PROBES["turns"])] == ["A1" + end, "A2" + end]
 
 
+def test_a_template_that_begins_the_next_turn_unasked_ends_the_turn_where_the_end_token_stands():
+    source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    tokens = tokenizer(source, eos_token="<|im_end|>")
+    assert tokens.decode(chat.end_of_turn(tokens)) == "<|im_end|>"
+    assert [text for _, text in trained(tokens, PROBES["turns"])] == ["A1<|im_end|>", "A2<|im_end|>"]
+
+
 ENDLESS = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 
 

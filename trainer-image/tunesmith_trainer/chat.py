@@ -16,7 +16,7 @@ from tunesmith_trainer.template import Talk, Templates, end_of_turn
 from tunesmith_trainer.tokens import Encoded, Span, Words
 from tunesmith_trainer.turns import Chain, chains, shows, texts
 
-__all__ = ["Encoded", "Encoder", "Encoding", "end_of_turn", "is_conversation", "training_template"]
+__all__ = ["Encoded", "Encoder", "Encoding", "encode", "end_of_turn", "is_conversation", "training_template"]
 
 Row = dict[str, Any]
 
@@ -134,6 +134,17 @@ def training_template(tokenizer: Any) -> str | dict[str, str] | None:
     """Return what conversations are rendered with, in training as by a server: the model's own chat template, or templates by name."""
     template: str | dict[str, str] | None = tokenizer.chat_template
     return template
+
+
+def encode(tokenizer: Any, row: Row, template: Any) -> Encoded:
+    """Return a row's tokens, for comparisons by hand: with `training_template(tokenizer)` trained on answers, with None on everything.
+
+    Raises RowError for a row of several sequences.
+    """
+    sequences = Encoder(tokenizer, answers=template is not None).encode(row).sequences
+    if len(sequences) != 1:
+        raise RowError(f"the row is trained as {len(sequences)} sequences")
+    return sequences[0]
 
 
 def is_conversation(row: Row) -> bool:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from tunesmith_trainer import files, formats, store
-from tunesmith_trainer.chat import Encoded, Encoder
+from tunesmith_trainer.chat import Encoded, Encoder, Encoding
 from tunesmith_trainer.errors import RowError, StageError
 from tunesmith_trainer.spec import DataFormat, Preparation
 
@@ -117,6 +117,10 @@ class Cut:
             return sequence.trained
         return sequence.trained[: self.max_length] if self.keeps == "start" else sequence.trained[-self.max_length :]
 
+    def splits(self, sequence: Encoded) -> bool:
+        """Return whether an answer is cut in two, so that it is trained without its end."""
+        return self.keeps == "start" and len(sequence.ids) > self.max_length and all(sequence.trained[self.max_length - 1 : self.max_length + 1])
+
 
 @dataclass
 class Counts:
@@ -128,6 +132,20 @@ class Counts:
     endless_rows: int = 0
     stripped_rows: int = 0
     switches: Counter[str] = field(default_factory=Counter)
+
+    def add(self, encoding: Encoding, kept: list[list[bool]], cut: Cut) -> None:
+        """Count a row's sequences, of which `kept` says which tokens are trained within maxLength."""
+        pairs = list(zip(encoding.sequences, kept, strict=True))
+        lost = sum(sum(sequence.trained) - sum(part) for sequence, part in pairs)
+        shorter = any(len(part) < len(sequence.ids) for sequence, part in pairs)
+        self.sequences += sum(map(any, kept))
+        # What follows the last token that is trained, such as a line break, is no loss; what stands before an answer is.
+        self.cut_rows += bool(lost) or (shorter and cut.keeps == "end")
+        self.cut_tokens += lost
+        self.endless_rows += any(cut.splits(sequence) for sequence in encoding.sequences)
+        self.stripped_rows += encoding.stripped
+        if encoding.switch:
+            self.switches[encoding.switch] += 1
 
 
 class Filter:
@@ -155,14 +173,7 @@ class Filter:
         kept = [self._cut.kept(sequence) for sequence in encoding.sequences]
         if not any(map(any, kept)):
             return f"nothing to train on within maxLength ({self._cut.max_length})"
-        lost = sum(sum(sequence.trained) - sum(part) for sequence, part in zip(encoding.sequences, kept, strict=True))
-        counts.sequences += sum(map(any, kept))
-        counts.cut_rows += any(len(part) < len(sequence.ids) for sequence, part in zip(encoding.sequences, kept, strict=True))
-        counts.cut_tokens += lost
-        counts.endless_rows += bool(lost) and self._cut.keeps == "start"
-        counts.stripped_rows += encoding.stripped
-        if encoding.switch:
-            counts.switches[encoding.switch] += 1
+        counts.add(encoding, kept, self._cut)
         return None
 
     def _matches(self, row: Row) -> bool:

@@ -19,7 +19,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "croissant.json")
 """What the library datasets and hubs write beside data."""
 DATA_SUFFIXES = frozenset(
-    ".gz .bz2 .xz .zst .lz4 .zip .tar .tgz .7z .rar .parquet .arrow .feather .csv .tsv .txt .xls .xlsx .avro .orc .npy .npz .h5 .hdf5 .db .sqlite "
+    ".gz .bz2 .xz .zst .lz4 .zip .tar .tgz .7z .rar .parquet .arrow .feather .csv .tsv .txt .xls .xlsx .avro .orc .npy .npz .h5 .hdf5 .sqlite "
     ".lance .tfrecord .mds .pkl .pickle .pt .json5".split()
 )
 NOTES = re.compile(r"(license|licence|readme|notice|citation|changelog|requirements|copying|authors)\b.*", re.IGNORECASE)
@@ -161,6 +161,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _why(text: str, error: json.JSONDecodeError) -> str:
     start = text.strip()
+    if error.msg == "Extra data" and text[error.pos :].strip() == ",":
+        return f"{ONE_A_LINE}, without commas between them"
     if error.msg == "Extra data":
         return (
             "a single CR is no line break: save the file with LF"

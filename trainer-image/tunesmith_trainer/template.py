@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product, takewhile
 from typing import Any
@@ -44,7 +44,7 @@ class Talk:
 
     def upto(self, count: int, *more: Message) -> Talk:
         """Return the conversation's first `count` messages, and more after them."""
-        return replace(self, messages=[*self.messages[:count], *more])
+        return Talk([*self.messages[:count], *more], self.tools, self.documents, self.settings, self.names)
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,9 @@ class Template:
         # What stands there whatever follows is the turn's own (Phi ends the whole conversation by another token); gpt-oss has none.
         common = last if between is None else _shared(last, between)
         end = self.last_special(common) or self.last_special(last) or len(last.rstrip())
+        # A template that begins the next turn whether it is asked to or not writes more that stands there always.
+        token = self._tokenizer.eos_token
+        end = common.index(token) + len(token) if token and token in common else end
         if end:
             return Ending(last[:end], last[end:])
         borrowed = self.first_special(between or "")

@@ -55,6 +55,8 @@ class Chain:
 def texts(message: Message) -> list[str]:
     """Return what a message says, in pieces that a template renders as they are: what it thinks, and its content."""
     content = message.get("content") or ""
+    if len(message) == 2 and isinstance(content, str) and "think>" not in content:
+        return [content] if content.strip() else []
     parts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
     spoken = [*parts, *(message.get(key) or "" for key in REASONING)]
     return [piece for text in spoken if isinstance(text, str) for piece in _THINK.split(text) if piece.strip()]
@@ -63,7 +65,9 @@ def texts(message: Message) -> list[str]:
 def shows(text: str, piece: str) -> bool:
     """Return whether a rendered text holds a piece of a message, apart from white space; it may do so as a JSON text."""
     found = piece.strip()
-    return found in text or json.dumps(found, ensure_ascii=False)[1:-1] in text or "".join(found.split()) in "".join(text.split())
+    if found in text:
+        return True
+    return json.dumps(found, ensure_ascii=False)[1:-1] in text or "".join(found.split()) in "".join(text.split())
 
 
 def thinks(message: Message) -> bool:
@@ -140,7 +144,8 @@ def _prompt(template: Template, talk: Talk, number: int, switch: dict[str, Any])
 
 def _header(template: Template, talk: Talk, switch: dict[str, Any]) -> str:
     """Return what a server's prompt adds to a conversation: the beginning of the assistant's turn."""
-    return template.render(talk, prompt=True, **switch).removeprefix(template.render(talk, **switch))
+    prompt, without = template.render(talk, prompt=True, **switch), template.render(talk, **switch)
+    return prompt.removeprefix(without) if prompt.startswith(without) else ""
 
 
 def _ended(template: Template, talk: Talk, turn: Turn) -> Turn | None:
