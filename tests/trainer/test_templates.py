@@ -194,6 +194,14 @@ def test_a_template_that_ends_no_turn_is_refused_for_loss_on_answers_and_not_for
     chat.Encoder(tokens, answers=False).check_template()
 
 
+def test_a_template_that_is_none_is_the_models_fault_and_not_a_rows():
+    tokens = make_tokenizer()
+    tokens.chat_template = "{% for m in messages %}{{ m.content }"
+    with pytest.raises(StageError, match="the model's chat template is not a valid one") as error:
+        chat.Encoder(tokens, answers=True).check_template()
+    assert error.value.reason == "UnsupportedTemplate"
+
+
 # A template that marks the assistant's tokens itself: what stands between the marks is given.
 MARKED = (
     "{%% for m in messages %%}{%% if m.role == 'assistant' %%}%s{%% else %%}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

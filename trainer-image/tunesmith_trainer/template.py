@@ -95,6 +95,8 @@ class Template:
             raise
         except Exception as error:  # whatever a template raises, or what jinja and Python raise in it
             words = str(error) or type(error).__name__
+            if type(error).__name__ == "TemplateSyntaxError":
+                raise StageError("UnsupportedTemplate", f"the model's chat template is not a valid one: {words[:WORDS]}") from None
             raise RowError(f"the model's chat template refuses this row: {words[:WORDS]}") from None
         return text
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,6 +109,9 @@ def find(template: Template, talk: Talk, number: int) -> Turn:
     if best is None or best.lost:
         best = _as_given(template, talk, number) or best
     if best is None:
+        # The day may have ended between the two renderings of a template that writes it.
+        best = _rendered(template, talk, number, {})
+    if best is None:
         raise RowError(_why_not(template, talk, number))
     for stop in template.stops | {template.last_of(best.text[best.start : best.end])}:
         if any(stop in piece for piece in texts(message)):
@@ -176,19 +179,24 @@ def _as_given(template: Template, talk: Talk, number: int) -> Turn | None:
     if not isinstance(content, str) or not content or not number:
         return None
     for switch in ({}, *template.switches(talk.settings)):
-        prompt = template.render(talk.upto(number), prompt=True, **switch)
-        parts = template.render(talk.upto(number, message | {"content": MARK}), **switch).split(MARK)
-        header = _header(template, talk.upto(number), switch)
-        if len(parts) != 2:
-            continue
-        before, after = parts
-        wholes = [before + content + after]
-        if header and header in before:
-            wholes.append(prompt + before[before.rindex(header) + len(header) :] + content + after)
-        for whole in wholes:
-            if whole.startswith(prompt) and all(shows(whole[len(prompt) :], piece) for piece in texts(message)):
-                return _ended(template, talk, Turn(number, whole, len(prompt), len(whole), switch, verbatim=True))
+        with suppress(RowError):
+            for prompt, whole in _in_place(template, talk, number, switch):
+                if whole.startswith(prompt) and all(shows(whole[len(prompt) :], piece) for piece in texts(message)):
+                    return _ended(template, talk, Turn(number, whole, len(prompt), len(whole), switch, verbatim=True))
     return None
+
+
+def _in_place(template: Template, talk: Talk, number: int, switch: dict[str, bool]) -> Iterator[tuple[str, str]]:
+    """Yield a server's prompt and the conversation up to an answer that stands in it as it was given, in the ways that there are."""
+    message = talk.messages[number]
+    prompt = template.render(talk.upto(number), prompt=True, **switch)
+    parts = template.render(talk.upto(number, message | {"content": MARK}), **switch).split(MARK)
+    header = _header(template, talk.upto(number), switch)
+    if len(parts) == 2:
+        before, after = parts
+        yield prompt, before + message["content"] + after
+        if header and header in before:
+            yield prompt, prompt + before[before.rindex(header) + len(header) :] + message["content"] + after
 
 
 def _why_not(template: Template, talk: Talk, number: int) -> str:
