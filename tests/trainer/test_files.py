@@ -168,6 +168,8 @@ def test_data_encodings_that_are_read_leave_the_rows_as_they_are(data):
     written = "\ufeff" + "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\r\n\r\n   \r\n"
     assert data.write("rows.jsonl", written.encode()).load("rows.jsonl").rows == rows
     assert data.write("rows.jsonl", written.strip().encode()).load("rows.jsonl").rows == rows
+    joined = "".join("\ufeff" + json.dumps(row) + "\n" for row in rows)
+    assert data.write("rows.jsonl", joined.encode()).load("rows.jsonl").rows == rows
 
 
 def test_the_splits_of_a_hub_are_known_by_the_names_that_the_library_datasets_has_for_them():

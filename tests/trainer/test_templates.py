@@ -241,6 +241,19 @@ def test_templates_by_name_are_taken_as_a_server_takes_them():
         trained(tokens, PROBES["turns"])
 
 
+def test_templates_by_name_go_with_the_artefacts(tmp_path):
+    from transformers import AutoTokenizer
+
+    from tunesmith_trainer.finalize import copy_tokenizer
+
+    tokens = make_tokenizer()
+    tokens.chat_template = {"default": SHIPPED["llama3"], "tool_use": SHIPPED["qwen2_5"]}
+    tokens.save_pretrained(tmp_path / "base")
+    (tmp_path / "merged").mkdir()
+    copy_tokenizer(tmp_path / "base", tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokens.chat_template
+
+
 def test_a_template_that_strips_earlier_turns_gives_each_answer_a_sequence_as_a_server_would_meet_it():
     tokens = tokenizer(SHIPPED["qwen3"])
     encoding = chat.Encoder(tokens, answers=True).encode(PROBES["think"])

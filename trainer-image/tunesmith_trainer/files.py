@@ -110,8 +110,7 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
         lines.seek(0)
         kind = next((words for sign, words in KINDS if head.startswith(sign)), None)
         for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(b"\xef\xbb\xbf")  # not only in the first one: files with a mark may have been joined
             if kind:
                 yield number, RowError(f"the file is {kind}")
                 return

@@ -95,7 +95,7 @@ def _check_columns(row: Row, columns: set[str], data_format: DataFormat) -> None
 def _text(row: Row, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{key!r} must be a text that is not empty{_other_shape(row)}")
+        raise RowError(f"{key!r} must be a text that is not empty{'' if key in row else _other_shape(row)}")
     return value
 
 
