@@ -59,6 +59,11 @@ def test_what_was_read_is_in_the_result_and_in_the_run(store):
     assert json.loads((store.path(answer["runURI"]) / "run.json").read_text())["datasets"] == answer["datasets"]
 
 
+def test_row_shapes_what_is_nested_too_deep_for_the_patterns_is_the_rows_fault():
+    with pytest.raises(StageError, match="row 1: nested too deep"), dataset.placed("row 1"):
+        raise RecursionError
+
+
 def test_a_dataset_to_validate_on_is_told_of_as_well(data):
     write_rows(data.root / "data" / "held.jsonl", [CHAT])
     found, _ = data.read(chat=("Messages", [CHAT]), validation={"dataset": {"uri": "pvc://data/held.jsonl", "format": "Messages"}})

@@ -112,7 +112,8 @@ def test_a_weight_of_nothing_is_refused_where_the_loss_is_on_everything():
         (messages(QUESTION, ANSWER, functions=[{"name": "f"}]), "'functions' is not used: write them as tools"),
         (messages(QUESTION, ANSWER, system="S"), "'system' is not used: write it as the first message"),
         (messages(QUESTION, ANSWER, images=["a.png"]), "'images' is not used: only texts can be trained on"),
-        (messages(QUESTION, ANSWER, weight=0.5), "'weight' is not used: rows have no weights"),
+        (messages(QUESTION, ANSWER, weight=0.5), "'weight' is not used: what is trained is said by the weight of a message"),
+        (messages(QUESTION, ANSWER, loss_mask=[0, 1]), "'loss_mask' is not used: what is trained is said by the weight of a message"),
         (messages(QUESTION, ANSWER, split="test"), "its column 'split' says that the row is held out"),
     ],
 )
@@ -203,6 +204,7 @@ def test_row_shapes_several_parts_are_joined_as_a_server_does_or_given_as_the_te
         ({"prompt": "a", "completion": "b", "system": "s"}, "PromptCompletion", "'system' is not used"),
         ({"prompt": [QUESTION], "completion": "b"}, "PromptCompletion", "'completion' must be a list of messages"),
         ({"prompt": [QUESTION], "completion": [SECOND]}, "PromptCompletion", "no message of the assistant"),
+        ({"prompt": "a", "completion": "b</s>c"}, "PromptCompletion", "the completion holds '</s>', by which it ends"),
         ({"instruction": "a", "output": "b", "system": "s"}, "Alpaca", "'system' is not used: Alpaca's wording has no place for it"),
         ({"instruction": "a", "output": "b", "history": [["a", "b"]]}, "Alpaca", "'history' is not used: Alpaca's wording has no place for it"),
         ({"text": "a", "images": ["x"]}, "Text", "'images' is not used"),

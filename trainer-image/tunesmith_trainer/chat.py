@@ -71,6 +71,9 @@ class Encoder:
             return Encoding([Encoded(ids, [True] * len(ids))])
         if self.words.ends_prompts:
             raise RowError("the tokenizer adds its end token to every text, and so to a prompt: set add_eos_token to false in tokenizer_config.json")
+        end = self.tokenizer.eos_token
+        if end and end in row["completion"].removesuffix(end):
+            raise RowError(f"the completion holds {end!r}, by which it ends: take it out of the text")
         prompt = self.words.document(row["prompt"])
         completion = self.words.with_end(self.words.follow(row["prompt"], prompt, row["completion"]))
         return Encoding([Encoded(prompt + completion, [False] * len(prompt) + [True] * len(completion))])

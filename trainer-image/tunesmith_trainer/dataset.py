@@ -84,6 +84,8 @@ def placed(place: str) -> Iterator[None]:
         yield
     except RowError as error:
         raise StageError("InvalidDataset", f"{place}: {error}") from None
+    except RecursionError:
+        raise StageError("InvalidDataset", f"{place}: nested too deep") from None
 
 
 def digest(source: Path) -> str:

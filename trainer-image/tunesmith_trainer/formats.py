@@ -38,7 +38,9 @@ UNUSED = {
 }
 """Columns that change what is learnt and are not used, and what to do instead."""
 MEDIA = dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only texts can be trained on")
-WEIGHTS = ("sample_weight", "loss_weight", "weights")
+WEIGHTS = frozenset(
+    "sample_weight loss_weight weights mask masks loss_mask train_mask completion_mask assistant_mask assistant_masks train_on_inputs".split()
+)
 MESSAGE_KEYS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", *REASONING, *FLAGS))
 MESSAGE_NOTES = frozenset(
     "id message_id uuid parent_id timestamp created created_at updated_at date time model language lang source metadata annotations "
@@ -80,7 +82,7 @@ def _check_columns(row: Row, columns: set[str], data_format: DataFormat) -> None
     """Refuse columns that change what is learnt and have no place in the format."""
     for key in sorted(columns):
         if key in MEDIA or key in WEIGHTS or (key in FLAGS and row[key] not in (1, True)):
-            raise RowError(f"{key!r} is not used: {MEDIA.get(key, 'rows have no weights: repeat the row, or leave it out')}; or take the column out")
+            raise RowError(f"{key!r} is not used: {MEDIA.get(key, 'what is trained is said by the weight of a message')}; or take the column out")
         if data_format != "Text" and (key in UNUSED or key in CONTEXT):
             advice = UNUSED.get(key, "write the rows as messages (format Messages)")
             if data_format == "Alpaca" and key in ("system", "history"):
