@@ -33,9 +33,10 @@ class Data:
     """The rows to train on and to validate on, and what they were made of."""
 
     datasets: list[ResolvedDataset]
-    validation_dataset: ResolvedDataset | None
+    validation_digest: str | None
     train: list[dataset.Row]
     validation: list[dataset.Row]
+    validation_dataset: ResolvedDataset | None = None
 
 
 def run(stage: PrepareInput) -> PrepareAnswer:
@@ -115,7 +116,7 @@ def read_data(wanted: Run, encoder: Encoder) -> Data:
     if wanted.validation.dataset:
         own = wanted.validation.dataset
         loaded = dataset.load(dataset.Source("validation", own.uri, own.format), rule)
-        return Data(resolved, resolve(loaded, encoder), rows, loaded.rows)
+        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder))
     train, validation = dataset.split(rows, float(wanted.validation.fraction or 0), wanted.training.seed)
     return Data(resolved, None, train, validation)
 
@@ -209,8 +210,8 @@ def digest_run(wanted: Run, model_digest: str, data: Data) -> str:
     value["model"]["uri"] = model_digest
     for item, resolved in zip(value["datasets"], data.datasets, strict=True):
         item["uri"] = resolved.digest
-    if data.validation_dataset:
-        value["validation"]["dataset"]["uri"] = data.validation_dataset.digest
+    if data.validation_digest:
+        value["validation"]["dataset"]["uri"] = data.validation_digest
     return store.digest_of(value)
 
 
