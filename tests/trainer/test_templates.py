@@ -241,6 +241,16 @@ def test_templates_by_name_are_taken_as_a_server_takes_them():
         trained(tokens, PROBES["turns"])
 
 
+def test_the_question_before_the_last_answer_is_a_servers_prompt_with_its_tools():
+    tokens = tokenizer(SHIPPED["qwen2_5"])
+    encoder = chat.Encoder(tokens, answers=True)
+    row = PROBES["tools"]
+    served = tokens.apply_chat_template(row["messages"][:3], tools=TOOLS, add_generation_prompt=True, return_dict=False)
+    assert encoder.question(row) == served
+    assert encoder.question({"messages": [ANSWER]}) is None
+    assert encoder.question({"text": "red"}) is None
+
+
 def test_templates_by_name_go_with_the_artefacts(tmp_path):
     from transformers import AutoTokenizer
 

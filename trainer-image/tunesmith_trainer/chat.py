@@ -85,6 +85,14 @@ class Encoder:
             return self.words.ids(found.template.render(found.talk))
         return self.encode(row).sequences[0].ids
 
+    def question(self, row: Row) -> list[int] | None:
+        """Return the tokens of a server's prompt for the last answer of a conversation; None where nothing is asked before it."""
+        if not is_conversation(row):
+            return None
+        found = conversation(self.templates, row)
+        last = max((number for number, message in enumerate(found.talk.messages) if message["role"] == "assistant"), default=0)
+        return self.words.ids(found.template.render(found.talk.upto(last), prompt=True)) if last else None
+
     def _everything(self, found: Conversation) -> Encoding:
         """Return a conversation as one sequence, trained whole."""
         if found.weighed:
