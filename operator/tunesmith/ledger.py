@@ -21,7 +21,6 @@ from tunesmith.verdicts import Verdict, judge
 ATTEMPTS_KEPT = 20
 RETRIES = 3
 DISRUPTION_LIMIT = 512
-BACKOFF, BACKOFF_LIMIT = timedelta(seconds=5), timedelta(seconds=300)
 LASTING = timedelta(minutes=10)
 """After an attempt that ran for so long the pauses begin anew, unless it ended as one before it that began at the same checkpoint."""
 PATIENCE = 50
@@ -216,8 +215,14 @@ class _Book:
         elif self._is_hopeless(entry, verdict):
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
-            begin = timestamp(self.now + (_pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
+            begin = timestamp(self.now + (self._pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
             self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **within)
+
+    def _pause(self, failures: int) -> timedelta:
+        """How long to wait after so many failures in a row."""
+        timing = self.observed.config.timing
+        doubled: timedelta = timing.backoff * 2 ** min(failures - 1, 10)
+        return min(doubled, timing.backoff_limit)
 
     def _is_hopeless(self, entry: Entry, verdict: Verdict) -> bool:
         """Whether there is to be no other attempt."""
@@ -330,12 +335,6 @@ def _excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
     if "ending" in entry:
         return replace(verdict, outcome="Free", reason=entry["ending"]["reason"], message=entry["ending"]["message"])
     return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
-
-
-def _pause(failures: int) -> timedelta:
-    """How long to wait after so many failures in a row."""
-    doubled: timedelta = BACKOFF * 2 ** min(failures - 1, 10)
-    return min(doubled, BACKOFF_LIMIT)
 
 
 _STOPPED = Verdict("Free", "Stopped", "another stage failed")
