@@ -31,9 +31,12 @@ def store(tmp_path, tiny_model):
 
 
 class Story:
-    """One run told once for all tests: prepared; trained on two nodes until one is drained; trained on to the end."""
+    """One run told once for all tests: prepared; trained on two nodes until one is drained; trained on to the end.
 
-    def __init__(self, folder, tiny_model):
+    Its first attempt is started as a pod is, with nothing imported before.
+    """
+
+    def __init__(self, folder, tiny_model, zygote):
         self.store = bench.Bench(folder, tiny_model)
         blocks = {"training": bench.training(maxSteps=300)}
         self.prepared = self.store.run(bench.prepare_input(**blocks))[1]
@@ -45,20 +48,20 @@ class Story:
         pods[1].process.send_signal(signal.SIGTERM)
         self.drained = [pod.wait() for pod in pods]
         self.saved_steps = sorted(path.parent.name for path in self.folder.glob("checkpoints/attempt-1/*/manifest.json"))
-        pods = [self.store.start(self.train[1], index) for index in (0, 1)]
+        pods = [self.store.start(self.train[1], index, **zygote) for index in (0, 1)]
         self.ended = [pod.wait() for pod in pods]
         self.metrics = [json.loads(line) for line in metrics.read_text().splitlines()]
         self.finalize = bench.finalize_input(self.train[1], self.ended[0][1]) if self.ended[0][0] == 0 else None
 
 
 @pytest.fixture(scope="session")
-def story(tmp_path_factory, tiny_model):
-    return Story(tmp_path_factory.mktemp("story"), tiny_model)
+def story(tmp_path_factory, tiny_model, zygote):
+    return Story(tmp_path_factory.mktemp("story"), tiny_model, zygote)
 
 
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory):
-    """The environment variables by which torchrun gets its workers from a zygote (zygote.py)."""
+    """The environment variables by which a pod gets all its processes from a zygote (zygote.py)."""
     folder = tmp_path_factory.mktemp("zygote")
     script = folder / "python"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {zygote_module.__file__} "$@"\n')
@@ -68,7 +71,7 @@ def zygote(tmp_path_factory):
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         # Leaving closes its standard input, which ends it.
-        yield {"PYTHON_EXEC": str(script), "ZYGOTE": str(folder / "socket")}
+        yield {"ZYGOTE_PYTHON": str(script), "ZYGOTE": str(folder / "socket")}
 
 
 @pytest.fixture(scope="session")
