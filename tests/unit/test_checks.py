@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from dev.cluster import preflight
 from dev.cluster.errors import ClusterError
 from dev.cluster.processes import is_running, wait_until
 from dev.demo import stack
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +53,7 @@ def test_is_left_out():
 @pytest.fixture
 def repository(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with a part `tests` of two tests, one of them skipped, and a part `lint`; nothing in it is uncommitted."""
-    (tmp_path / "conftest.py").write_text((Path(__file__).resolve().parents[2] / "conftest.py").read_text())
+    (tmp_path / "conftest.py").write_text((REPOSITORY / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(PROGRAM)
     (tmp_path / ".gitignore").write_text("records\n__pycache__\n.pytest_cache\n")
     pytest_command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
@@ -219,3 +222,19 @@ def test_what_the_demo_needs_is_asked_for_before_anything_is_started(monkeypatch
     monkeypatch.setattr(module, name, lacks)
     with pytest.raises(ClusterError, match=missing):
         stack.start_cluster(print)
+
+
+def test_make_test_all_runs_every_part_that_tests_something() -> None:
+    (line,) = re.findall(r"^test-all:.*\n\t(.+)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert set(line.split()[4:]) == checks.PARTS.keys() - checks.WRITERS
+
+
+def test_what_is_left_out_of_make_test_is_run_by_a_part_of_test_all() -> None:
+    # So that this file is not found: its own mark is another one.
+    marked = [path.relative_to(REPOSITORY) for path in REPOSITORY.glob("tests/**/*.py") if "pytest.mark." + "long" in path.read_text()]
+    assert len(marked) > 5
+    commands = [command for _, _, commands in checks.PARTS.values() for command in commands if command[-1].startswith("tests/") and "long" in command]
+    ignored = {argument.removeprefix("--ignore=") for command in commands for argument in command if argument.startswith("--ignore=")}
+    for path in marked:
+        assert any(path.is_relative_to(command[-1]) for command in commands), path
+    assert ignored <= {command[-1] for command in commands}
