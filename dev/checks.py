@@ -60,7 +60,7 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "types": ("operator", {}, [["-m", "mypy"]]),
     "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
     # Two at a time, each with a control plane of its own: more than half of the time such tests wait.
-    "integration": ("operator", {}, [[*PYTEST, "--numprocesses=2", "--dist=loadfile", "tests/integration"]]),
+    "integration": ("operator", {}, [[*PYTEST, "--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder", "tests/integration"]]),
     "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
