@@ -27,6 +27,8 @@ from dev import junit
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "build" / "tests"
 PYTEST = ["-m", "pytest", "-q", "--durations=5"]
+# Whole files, in the order in which they are collected: each folder's conftest.py has the longest first.
+TWO_WORKERS = ["--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder"]
 E2E = ["-m", "pytest", "-v", "--durations=10"]
 # pyproject.toml leaves tests out that are marked so: they run in `make test-all` alone.
 LONG = ["-m", "long"]
@@ -58,10 +60,10 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
         ],
     ),
     "types": ("operator", {}, [["-m", "mypy"]]),
-    "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
-    # Two at a time, each with a control plane of its own: more than half of the time such tests wait.
-    "integration": ("operator", {}, [[*PYTEST, "--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder", "tests/integration"]]),
-    "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
+    "unit": ("operator", {}, [[*PYTEST, "--numprocesses=2", "tests/unit"]]),
+    # Each worker has a control plane of its own: more than half of the time such tests wait.
+    "integration": ("operator", {}, [[*PYTEST, *TWO_WORKERS, "tests/integration"]]),
+    "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, *TWO_WORKERS, "tests/trainer"]]),
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
     "e2e": (

@@ -3,8 +3,10 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from dev.cluster.ports import free_port
 from dev.cluster.processes import wait_until
@@ -12,12 +14,35 @@ from tests.trainer import bench
 from tests.trainer import zygote as zygote_module
 from tests.trainer.models import base_store, in_zoo, zoo  # noqa: F401  fixtures of the evaluation stages
 
+FIRST = ("test_faults", "test_strategies", "test_finalize")
+"""The longest files: with one of them last, the other worker would wait."""
+TOGETHER = {
+    **dict.fromkeys(("test_finalize", "test_restore", "test_train", "test_privacy"), "story"),
+    **dict.fromkeys(("test_evaluate", "test_figures_by_hand", "test_quantize"), "zoo"),
+}
+"""Files that share a fixture which takes long: one worker runs them, so that it is made once."""
+
+
+class ByFixture(LoadScopeScheduling):
+    """Hands out whole files, or several that are TOGETHER."""
+
+    def _split_scope(self, nodeid):
+        path = nodeid.split("::")[0]
+        return TOGETHER.get(Path(path).stem, path)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFixture(config, log)
+
 
 def pytest_collection_modifyitems(items):
     # The project turns warnings into errors; torch, transformers and trl warn a great deal, and not about us.
-    for item in items:
-        if "/tests/trainer/" in str(item.path):
-            item.add_marker(pytest.mark.filterwarnings("default"))
+    here = [item for item in items if "/tests/trainer/" in str(item.path)]
+    for item in here:
+        item.add_marker(pytest.mark.filterwarnings("default"))
+    if len(here) == len(items):
+        ranks = {name: rank for rank, name in enumerate(FIRST)}
+        items.sort(key=lambda item: ranks.get(item.path.stem, len(FIRST)))
 
 
 @pytest.fixture(scope="session")

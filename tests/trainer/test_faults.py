@@ -17,6 +17,8 @@ SETTINGS = {"maxSteps": STEPS, "precision": "FP32", "learningRate": "2e-3"}
 # 60 rows, unpacked: where an epoch's rows do not divide by the processes, accelerate fills its last step up with rows from its start.
 BLOCKS = {"method": {"sft": {"packing": False, "assistantOnlyLoss": True}}, "validation": None}
 TOLERANCE = 1e-3
+HUNG_SECONDS = 8
+"""After so long a process that does nothing is taken for hung, instead of 40."""
 
 
 class Trial:
@@ -106,7 +108,7 @@ def bruised(make_trial):
         file.write(b"\xff\xff")
     trial.ends += [
         trial.run(4, {"do": "drain", "step": 47}),
-        trial.run(5, {"do": "burn", "step": 48, "seconds": 25}, TUNESMITH_HUNG_SECONDS="15"),
+        trial.run(5, {"do": "burn", "step": 48, "seconds": 2 * HUNG_SECONDS}, TUNESMITH_HUNG_SECONDS=str(HUNG_SECONDS)),
     ]
     return trial
 
@@ -255,7 +257,7 @@ def test_a_node_whose_disk_is_full_of_a_checkpoint_can_tell_so(make_trial):
 @pytest.mark.parametrize("how", ["sleep", pytest.param("stop", marks=pytest.mark.long)])
 def test_a_process_that_hangs_is_named_and_all_pods_of_its_attempt_end(make_trial, how):
     trial = make_trial()
-    pods = trial.start(1, {"do": how, "rank": 1, "step": 12}, nodes=2, processes=1, TUNESMITH_HUNG_SECONDS="15")
+    pods = trial.start(1, {"do": how, "rank": 1, "step": 12}, nodes=2, processes=1, TUNESMITH_HUNG_SECONDS=str(HUNG_SECONDS))
     (code, waiting), (hung_code, hung) = [pod.wait() for pod in pods]
     assert (hung_code, hung["reason"]) == (69, "Hung"), hung
     assert "rank 1 in pod" in hung["message"]
