@@ -288,7 +288,11 @@ class Spec(Limited):
     scheduling: StageScheduling | None = Field(None, description="Where pods may run.")
     checkpoints: Checkpoints | None = Field(None, description="How often, how many.")
     retries: int | None = Field(
-        None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3."
+        None,
+        ge=0,
+        le=100,
+        description="Attempts after the first that failures of the program may spend, over all stages; whole again after each new checkpoint. "
+        "Default: 3.",
     )
     output: Output = Field(description="Where the artefacts go and which are wanted.")
     variants: Annotated[list[Variant], Field(max_length=8)] | None = Field(None, description="Quantized copies to make.")

@@ -42,3 +42,29 @@ def trained(**spec: Any) -> Life:
     life.step()
     life.succeed("Prepare").run("Train").step()
     return life
+
+
+def placed(life: Life, *nodes: str) -> Life:
+    """The pods of Train's newest attempt are on these nodes."""
+    for pod, node in zip(life.pods("Train"), nodes, strict=True):
+        pod["spec"] = {"nodeName": node}
+    return life
+
+
+def avoided(life: World, stage: str = "Train", part: str = "") -> list[str]:
+    """The nodes that the stage's newest Job avoids."""
+    affinity = life.job(stage, part)["spec"]["template"]["spec"].get("affinity", {}).get("nodeAffinity")
+    if affinity is None:
+        return []
+    assert affinity.keys() == {"preferredDuringSchedulingIgnoredDuringExecution"}
+    terms = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert all(term["weight"] == 100 and term["preference"].keys() == {"matchFields"} for term in terms)
+    fields = [field for term in terms for field in term["preference"]["matchFields"]]
+    assert all((field["key"], field["operator"], len(field["values"])) == ("metadata.name", "NotIn", 1) for field in fields)
+    return [field["values"][0] for field in fields]
+
+
+def last(life: World) -> Object:
+    """The last attempt on record."""
+    attempt: Object = life.status["attempts"][-1]
+    return attempt
