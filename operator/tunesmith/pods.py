@@ -264,8 +264,8 @@ def _apart(job: str) -> Object:
 def _elsewhere(nodes: Sequence[str]) -> Object:
     """A preference: where nothing else fits, the scheduler takes one of these nodes by itself.
 
-    All of them stand in one term. A term for each would give a bad node half of the points of a good one, and then an image that is there
-    already, or more free CPU, would outweigh the rest (tests/integration/test_node_faults.py).
+    All of them stand in one term, so that it gives a bad node none of its 200 points. A term for each would give half of them to a bad node
+    where there are two, and the image that is there already with the CPU that is free outweighs the other half (tests/integration/test_attempts.py).
     """
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
     term = {"weight": 100, "preference": {"matchFields": fields}}
