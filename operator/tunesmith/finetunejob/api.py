@@ -26,6 +26,7 @@ from tunesmith.spec import (
     rules,
     union,
     unique_names,
+    when_made,
 )
 
 KIND = "FineTuneJob"
@@ -148,7 +149,9 @@ class Parallelism(Block):
         description="An attempt for which not all nodes were found within 120 s is followed by one on as many as were found, down to this many, "
         "with more gradient accumulation: the global batch stays the same. Later attempts ask for all nodes again. Default: `nodes`.",
     )
-    processes_per_node: int | None = Field(None, ge=1, le=64, description="Processes of each pod. Default: one a GPU, or 1 on CPU.")
+    processes_per_node: int | None = Field(
+        None, ge=1, le=64, description="Processes of each pod, at most one a GPU. Default: one a GPU, or 1 on CPU."
+    )
     ddp: DDP | None = Field(None, description="Data parallel: each process holds the whole model.")
     fsdp: FSDP | None = Field(None, description="Weights, gradients and optimizer state are sharded over all processes.")
     deep_speed: DeepSpeed | None = Field(None, description="DeepSpeed ZeRO, with torch's AdamW.")
@@ -255,6 +258,11 @@ class Spec(Limited):
                 "has(self.adapter) || !has(self.output.artifacts) || !self.output.artifacts.exists(a, a == 'Adapter')",
                 "artifact Adapter needs `adapter`",
                 ".output.artifacts",
+            ),
+            when_made(
+                "self.?resources.?gpus.orValue(0) == 0 || self.?parallelism.?processesPerNode.orValue(1) <= self.resources.gpus",
+                "must be at most `resources.gpus`: each process needs a GPU of its own",
+                ".parallelism.processesPerNode",
             ),
             rule("!has(self.baseQuantization) || has(self.adapter)", "needs `adapter`", ".baseQuantization"),
             rule(
