@@ -166,7 +166,7 @@ class _Book:
             # What has run holds its GPUs until no pod of it is left.
             running = note.running or (entry["state"] == "Running" and any(attempts.is_running(pod) for pod in pods))
             entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
-            entry |= self._fewer_nodes(key, job, pods) or self._elsewhere(entry, pods)
+            entry |= self._fewer_nodes(key, job, pods) or self._suspects(entry, job, pods)
         else:
             entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
@@ -188,14 +188,15 @@ class _Book:
         message = f"only {placed} of its pods found a node within {attempts.UNPLACED.total_seconds():.0f} s: {blocked}"
         return {"ending": {"reason": "Unschedulable", "message": message[:DISRUPTION_LIMIT]}, "nodesLimit": placed}
 
-    def _elsewhere(self, entry: Entry, pods: Sequence[Object]) -> Entry:
-        """What to note of nodes on which pods of the attempt do not end, or cannot begin; then the attempt is to end."""
+    def _suspects(self, entry: Entry, job: Object | None, pods: Sequence[Object]) -> Entry:
+        """What to note of nodes that do not end a pod of the attempt, or cannot start one: then it is to end."""
         late = [pod for pod in pods if (at := attempts.overdue_at(pod)) and at <= self.now]
-        stuck = [] if "ending" in entry else [pod for pod in pods if (at := faults.given_up_at(pod)) and at <= self.now]
+        ends = job is None or "deletionTimestamp" in job["metadata"] or job["spec"].get("suspend") or "ending" in entry
+        stuck = [] if ends else [pod for pod in pods if (at := faults.given_up_at(pod)) and at <= self.now]
         fault = faults.cannot_start(stuck[0]) if stuck else None
-        suspects = faults.avoid(faults.nodes_of((*stuck, *late)), entry.get("suspectNodes", ()))
+        nodes = faults.avoid(faults.nodes_of((*stuck, *late)), entry.get("suspectNodes", ()))
         told = {"ending": {"reason": fault.reason, "message": fault.message[:DISRUPTION_LIMIT]}} if fault else {}
-        return told | ({"suspectNodes": suspects} if suspects else {})
+        return told | ({"suspectNodes": nodes} if nodes else {})
 
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
         entry, used = self.entries[key], accounting.used(self.entries[key], pods, self.now)

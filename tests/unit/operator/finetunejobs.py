@@ -53,13 +53,18 @@ def placed(life: Life, *nodes: str) -> Life:
 
 def avoided(life: World, stage: str = "Train", part: str = "") -> list[str]:
     """The nodes that the stage's newest Job avoids."""
-    affinity = life.job(stage, part)["spec"]["template"]["spec"].get("affinity", {}).get("nodeAffinity")
+    return avoided_by(life.job(stage, part))
+
+
+def avoided_by(job: Object) -> list[str]:
+    """The nodes that a Job avoids, by one term of a preference as strong as can be."""
+    affinity = job["spec"]["template"]["spec"].get("affinity", {}).get("nodeAffinity")
     if affinity is None:
         return []
     assert affinity.keys() == {"preferredDuringSchedulingIgnoredDuringExecution"}
-    terms = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
-    assert all(term["weight"] == 100 and term["preference"].keys() == {"matchFields"} for term in terms)
-    fields = [field for term in terms for field in term["preference"]["matchFields"]]
+    (term,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert (term["weight"], term["preference"].keys()) == (100, {"matchFields"})
+    fields = term["preference"]["matchFields"]
     assert all((field["key"], field["operator"], len(field["values"])) == ("metadata.name", "NotIn", 1) for field in fields)
     return [field["values"][0] for field in fields]
 
