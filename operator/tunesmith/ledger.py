@@ -13,13 +13,13 @@ from typing import Any
 from tunesmith import accounting, attempts, faults, kueue, limits, repeats
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
-from tunesmith.records import SIZE, checkpoint_of, record, resumed_from
+from tunesmith.records import SIZE, checkpoint_of, record, tells_its_beginning
 from tunesmith.repeats import PATIENCE
 from tunesmith.results import Result, TrainResult
 from tunesmith.retries import Retries
 from tunesmith.stages import Entry, StageKey, key_of
 from tunesmith.values import Object, Observed, controller_uid
-from tunesmith.verdicts import Outcome, Verdict, judge
+from tunesmith.verdicts import LESS_MEMORY, Outcome, Verdict, judge
 from tunesmith.views import View, views_of
 
 ATTEMPTS_KEPT = 20
@@ -215,22 +215,30 @@ class _Book:
             entry["checkpointStep"] = verdict.result.checkpoint.step
         if verdict.outcome == "Retry":
             self.retries.spend()
-        told = verdict.outcome == "Later" and resumed_from(verdict.result) is not None
+        told = verdict.outcome == "Later" and tells_its_beginning(verdict.result)
         if used["runningSeconds"] >= LASTING.total_seconds() and not (told and alike):
             entry.pop("failures", None)
         if verdict.outcome in ("Retry", "Later"):
             entry["failures"] = entry.get("failures", 0) + 1
-        verdict = self._avoiding(entry, verdict)
+        verdict, fewer = self._avoiding(key, verdict)
         self.ended.append(record(entry, verdict, self.now, self.retries.newest) | used)
-        self._settle(key, verdict, within)
+        self._settle(key, verdict, within | fewer)
 
-    def _avoiding(self, entry: Entry, verdict: Verdict) -> Verdict:
-        """The verdict; the nodes that are at fault are kept for the next attempt, if there is to be one, and named."""
-        bad = (*(verdict.nodes if verdict.faulty else ()), *entry.get("suspectNodes", ()))
+    def _avoiding(self, key: StageKey, verdict: Verdict) -> tuple[Verdict, Entry]:
+        """The verdict; the nodes that are at fault are kept for the next attempt, if there is to be one, and named.
+
+        One that was to be avoided and was taken all the same is all that there was: the next attempt does without it, where it may be smaller.
+        """
+        entry, bad = self.entries[key], [*(verdict.nodes if verdict.faulty else ()), *self.entries[key].get("suspectNodes", ())]
         if not bad or verdict.outcome == "Succeeded" or self._is_hopeless(entry, verdict):
-            return verdict
+            return verdict, {}
+        again = {node for node in bad if node in entry.get("avoidNodes", ()) and verdict.reason != "CommunicationFailed"}
         entry["avoidNodes"] = faults.avoid(bad, entry.get("avoidNodes", ()))
-        return replace(verdict, message=f"{verdict.message}; the next attempt avoids {faults.listed(entry['avoidNodes'])} if it can")
+        told = f"{verdict.message}; the next attempt avoids {faults.listed(entry['avoidNodes'])} if it can"
+        size = self.sizing(key, {**entry, "nodesLimit": entry["nodes"] - len(again)}) if again and "nodes" in entry else None
+        if not size:
+            return replace(verdict, message=told), {}
+        return replace(verdict, message=f"{told}, with {size['nodes']} nodes"), {"nodesLimit": size["nodes"]}
 
     def _settle(self, key: StageKey, verdict: Verdict, within: Entry) -> None:
         """Put down what becomes of the stage after that end of its attempt."""
@@ -272,7 +280,8 @@ class _Book:
         rows = self.entries[key].get("perDeviceTrainBatchSize")
         if verdict.memory == "Host" and self.entries[key].get("gpus"):
             was = f" (it was {memory})" if (memory := accounting.memory(job)) else ""
-            message = f"{verdict.message}; this is the host's memory, which fewer rows at a time would not spare: raise `resources.memory`{was}"
+            told = verdict.message.removesuffix(LESS_MEMORY)
+            message = f"{told}; this is the host's memory, which fewer rows at a time would not spare: raise `resources.memory`{was}"
             return replace(verdict, outcome="Retry", message=message), {}
         if rows is None:
             return replace(verdict, outcome="Retry"), {}

@@ -45,6 +45,11 @@ def resumed_from(result: Result | None) -> int | None:
     return result.resumed_from_step if isinstance(result, TrainResult) else None
 
 
+def tells_its_beginning(result: Result | None) -> bool:
+    """Whether it is known where the attempt began: where its result says, and of a stage without checkpoints always at the start."""
+    return result is not None and (not isinstance(result, TrainResult) or result.resumed_from_step is not None)
+
+
 def checkpoint_of(result: Result | None) -> int | None:
     """Step of the newest checkpoint that a result proves: the one that it made, else the one that it began with."""
     made = result.checkpoint if isinstance(result, TrainResult) else None

@@ -82,6 +82,9 @@ _TOLD = {
     "CommunicationFailed": _Cause.COMMUNICATION,
 }
 
+LESS_MEMORY = ": raise `memory`, or lower the batch size or length"
+"""What to do about a pod that was killed for its memory, where the batch lies in that memory."""
+
 # Exit codes without a result: the message may be lost though the program wrote one. 128 + the signal: it was killed.
 _SILENT = {UNAVAILABLE: _Cause.ECHO, INTERRUPTED: _Cause.INTERRUPTION, 137: _Cause.KILL, 143: _Cause.KILL}
 # What a kubelet says of a container that its runtime has forgotten, and containerd of those that ran when its node went down.
@@ -142,8 +145,7 @@ def _ending(pod: Object, result: Result | None) -> _Ending | None:
     """How a pod ended; None if it succeeded, or nothing is known."""
     status, ended, name = pod.get("status") or {}, terminated(pod) or {}, pod["metadata"]["name"]
     if ended.get("reason") == "OOMKilled":
-        advice = "raise `memory`, or lower the batch size or length"
-        return _Ending(_Cause.MEMORY, "OutOfMemory", f"pod {name} used more memory than its limit: {advice}", result, memory="Host")
+        return _Ending(_Cause.MEMORY, "OutOfMemory", f"pod {name} used more memory than its limit{LESS_MEMORY}", result, memory="Host")
     if fault := faults.refusal(pod):
         return _Ending(_Cause.DEVICE if fault.faulty else _Cause.SURROUNDINGS, fault.reason, fault.message, faulty=fault.faulty)
     if status.get("reason") == "Evicted":

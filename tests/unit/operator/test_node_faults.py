@@ -131,6 +131,41 @@ def test_a_job_that_is_made_after_a_restart_of_the_operator_avoids_the_same_node
     assert avoided(life) == ["bad"]
 
 
+def test_a_job_that_waits_in_a_queue_carries_what_it_avoids_from_its_creation() -> None:
+    """It is never written again: Kueue would take it for another."""
+    life = over(placed(trained(scheduling={"queueName": "gpus"}), "bad"), told(69, "DeviceFailed")).later(5)
+    life.step()
+    assert (life.job("Train")["spec"]["suspend"], avoided(life)) == (True, ["bad"])
+
+
+@pytest.mark.parametrize(("least", "nodes"), [({"minNodes": 2}, 3), ({}, 4)], ids=["it may be smaller", "it may not"])
+def test_a_bad_node_that_is_taken_again_is_done_without_where_the_training_may_be_smaller(least: Object, nodes: int) -> None:
+    batch = {"perDeviceTrainBatchSize": 3, "gradientAccumulationSteps": 1}
+    life = trained(parallelism={"nodes": 4, "ddp": {}} | least, training=batch)
+    faults = [SAVED, SAVED, SAVED, told(69, "DeviceUnavailable")]
+    over(placed(life, "a", "b", "c", "bad"), *faults)
+    again(life, "a", "b", "c", "bad")
+    over(life, *faults).later(300).step()
+    assert (life.job("Train")["spec"]["parallelism"], avoided(life)) == (nodes, ["bad"])
+    life.run("Train").step()
+    # What ends that attempt is another matter: the one after it asks for all nodes again.
+    over(life, *[told(75, "Interrupted")] * nodes).step()
+    assert life.job("Train")["spec"]["parallelism"] == 4
+
+
+def test_a_stage_without_checkpoints_does_not_meet_the_same_fault_for_ever() -> None:
+    world = evalruns.Evaluation(evalruns.GATED | {"resources": {"gpus": 1}}, *evalruns.CLAIMS, evalruns.READY_JOB)
+    world.rest()
+    for number in itertools.count(1):
+        world.run("Evaluate", "tested").step()
+        world.later(1200).end("Evaluate", refusal("Evaluate", 69, "DeviceFailed"), "tested").step()
+        if world.states()["Evaluate tested"] == "Failed":
+            break
+        assert number <= PATIENCE
+        world.later(300)
+        world.rest()
+
+
 # Fingerprints
 
 
