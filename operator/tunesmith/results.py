@@ -43,6 +43,8 @@ class Result(Answered):
     """Shared by failures of one exception type, raised along one path of the code, and by crashes of one signal."""
     step: int | None = Field(None, ge=0)
     """The last optimizer step that was completed before a failure in training."""
+    memory: str | None = None
+    """Of `OutOfMemory`: `Host` or `Device`."""
 
     @model_validator(mode="after")
     def _believable(self) -> Self:
@@ -145,6 +147,8 @@ class TrainResult(Result):
     train_runtime_seconds: Figure | None = None
     tokens_per_second: Figure | None = None
     world_size: int | None = None
+    devices: dict[str, int] | None = None
+    """GPUs that trained, over all processes: their number by their name."""
     resumed_from_step: int | None = None
     sharding: Sharding | None = None
     checkpoint: MadeCheckpoint | None = None

@@ -32,6 +32,7 @@ BigCount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Number = Annotated[str, Field(max_length=64)]
 Reason = Annotated[str, Field(max_length=128)]
 Verdict = Literal["Passed", "Failed"]
+Nodes = Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=2)]
 
 
 class Condition(Block):
@@ -121,6 +122,9 @@ class FineTuneJobResolved(Resolved):
     validation_rows: BigCount | None = Field(None, description="Rows held out.")
     memory_estimate_bytes: BigCount | None = Field(None, description="Estimated memory of each device.")
     world_size: Count | None = Field(None, description="Processes of the training.")
+    devices: Annotated[dict[Annotated[str, Field(max_length=128)], Count], Field(max_length=16)] | None = Field(
+        None, description="GPUs that trained: their number, over all processes, by their name."
+    )
 
 
 class Ending(Block):
@@ -179,6 +183,12 @@ class Stage(Size):
     ran_seconds: BigCount | None = Field(None, description="How long the attempt under way ran before a queue took its pods away.")
     checkpoint_step: BigCount | None = Field(None, description="Step of the newest checkpoint that an attempt told of when it ended.")
     gpus: Count | None = Field(None, description="GPUs that the attempt under way asks for.")
+    avoid_nodes: Nodes | None = Field(
+        None, description="Nodes that were at fault last. The next attempt's pods go elsewhere, if any other node can take them."
+    )
+    suspect_nodes: Nodes | None = Field(
+        None, description="Nodes that cannot start, or do not end, a pod of the attempt under way: the one after it avoids them."
+    )
     queue: Queue | None = Field(None, description="Where the attempt under way stands in its queue.")
 
 
@@ -195,6 +205,8 @@ class Attempt(Size):
     fingerprint: Word | None = Field(None, description="Of its error: the exception's type and frames, or a crash's signal.")
     step: BigCount | None = Field(None, description="Last optimizer step completed before its error.")
     resumed_from_step: BigCount | None = Field(None, description="Step of the checkpoint that it began with; 0: none. Absent: it did not tell.")
+    checkpoint_step: BigCount | None = Field(None, description="Step of the newest checkpoint known of when it ended; absent: none.")
+    failed_on: Nodes | None = Field(None, description="Nodes of the pods whose end was the cause, at most two.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
     gpus: Count | None = Field(None, description="GPUs that it asked for; absent: none.")
@@ -269,7 +281,7 @@ class JobStatus(Status):
     attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
     start_time: Time | None = Field(None, description="When its first attempt began.")
     completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
-    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`.")
+    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`; 0 again after a new checkpoint.")
     gpu_seconds: GPUSeconds | None = Field(None, description="Absent: no GPU was asked for.")
 
 
@@ -279,6 +291,9 @@ class FineTuneJobStatus(JobStatus):
     resolved: FineTuneJobResolved | None = Field(None, description="What the names in the spec turned out to mean.")
     progress: Progress | None = Field(None, description="Newest report of the training.")
     last_checkpoint: Checkpoint | None = Field(None, description="Newest complete checkpoint.")
+    retries_spent_step: BigCount | None = Field(
+        None, description="Step of the newest checkpoint known of when one of `retries` was last spent: a newer one makes them whole again."
+    )
     artifacts: Annotated[list[Artifact], Field(max_length=10)] | None = Field(None, description="Finished artefacts.")
 
 

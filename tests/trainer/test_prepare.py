@@ -80,7 +80,9 @@ def test_a_missing_source_is_named(store):
     missing = refused(store, model={"uri": "pvc://models/nope"})
     assert missing[:2] == (64, "SourceNotFound")
     assert "pvc://models/nope" in missing[2]
-    assert refused(store, datasets=[MESSAGES | {"uri": "pvc://data/nope.jsonl"}])[1] == "SourceNotFound"
+    missing = refused(store, datasets=[MESSAGES | {"uri": "pvc://data/nope.jsonl"}])
+    assert missing[:2] == (64, "SourceNotFound")
+    assert "pvc://data/nope.jsonl" in missing[2]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "x.pth", "y.pkl", "z.ckpt"])
@@ -95,7 +97,9 @@ def test_pickled_weights_are_refused(store, name):
 def test_a_config_that_names_code_is_refused(store, name):
     path = store.root / "models" / "base" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
-    assert refused(store)[:2] == (65, "RemoteCodeRefused")
+    code, reason, message = refused(store)
+    assert (code, reason) == (65, "RemoteCodeRefused")
+    assert "auto_map" in message
 
 
 def test_python_files_are_refused(store):
@@ -158,6 +162,7 @@ def test_nothing_left_after_filtering_is_told_with_counts(store):
     changes = rows_of(store, *conversations(3), preparation={"minTokens": 1, "dropPatterns": ["^[01] "]}, training=training(maxLength=8))
     code, reason, message = refused(store, **changes)
     assert (code, reason) == (65, "EmptyDataset")
+    assert "chat" in message
     assert "2 matches a dropPattern" in message
     assert "1 nothing to train on within maxLength (8)" in message
 
@@ -184,6 +189,7 @@ def test_a_pattern_that_finds_no_end_is_named_and_refused(store):
     [
         ("optin", '"adamw_torch"', "did you mean optim?"),
         ("learning_rat", "1", "no such setting"),
+        ("lerning_rate", "1", "training.learningRate"),
         ("learning_rate", "1", "set training.learningRate instead"),
         ("output_dir", '"/tmp"', "Tunesmith owns"),
         ("hub_token", '"x"', "Tunesmith owns"),
@@ -225,6 +231,7 @@ def test_sequences_longer_than_the_models_positions_are_refused(store):
     code, reason, message = refused(store, training=training(maxLength=257))
     assert (code, reason) == (64, "SequenceTooLong")
     assert "256" in message
+    assert "257" in message
 
 
 def test_target_modules_that_the_model_lacks_are_refused(store):
