@@ -22,13 +22,21 @@ LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 ARTIFACT = r"^(Adapter|Merged|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"
 
 
-def rule(expression: str, message: str, field_path: str = "", reason: str = "FieldValueInvalid") -> dict[str, str]:
+Rule = dict[str, str | bool]
+
+
+def rule(expression: str, message: str, field_path: str = "", reason: str = "FieldValueInvalid") -> Rule:
     """One `x-kubernetes-validations` entry (KEP-2876). `field_path` (".a.b") is where the server reports the error."""
-    entry = {"rule": expression, "message": message, "reason": reason}
+    entry: Rule = {"rule": expression, "message": message, "reason": reason}
     return entry | ({"fieldPath": field_path} if field_path else {})
 
 
-def immutable(*fields: str) -> list[dict[str, str]]:
+def when_made(expression: str, message: str, field_path: str = "") -> Rule:
+    """A rule for the creation alone, about immutable fields: objects that were made before there was this rule can still be changed."""
+    return rule(f"oldSelf.hasValue() || {expression}", message, field_path) | {"optionalOldSelf": True}
+
+
+def immutable(*fields: str) -> list[Rule]:
     """Rules for the parent of `fields`. They stand on the parent because a rule on an optional field itself is bypassed by removing it first."""
     return [
         rule(
@@ -41,7 +49,7 @@ def immutable(*fields: str) -> list[dict[str, str]]:
     ]
 
 
-def only_while_suspended(field: str) -> dict[str, str]:
+def only_while_suspended(field: str) -> Rule:
     """The rule for the parent of `field` and `suspend`: a change counts only while no pod runs, or in the change that resumes."""
     return rule(
         f"(has(self.suspend) && self.suspend) || (has(oldSelf.suspend) && oldSelf.suspend) || "
@@ -52,19 +60,19 @@ def only_while_suspended(field: str) -> dict[str, str]:
     )
 
 
-def unique_names(field: str, optional: bool = True) -> dict[str, str]:
+def unique_names(field: str, optional: bool = True) -> Rule:
     """The rule for the parent of `field`: no two items have one name. Not `listType: map`, which would make the order of items nobody's."""
     unique = f"self.{field}.all(a, self.{field}.exists_one(b, b.name == a.name))"
     return rule(f"!has(self.{field}) || {unique}" if optional else unique, f"names in `{field}` must be unique", f".{field}")
 
 
-def union(*members: str) -> dict[str, str]:
+def union(*members: str) -> Rule:
     """Exactly one of `members` is present."""
     present = " + ".join(f"(has(self.{member}) ? 1 : 0)" for member in members)
     return rule(f"{present} == 1", "must have exactly one of " + ", ".join(f"`{member}`" for member in members))
 
 
-def rules(*entries: dict[str, str]) -> dict[str, Any]:
+def rules(*entries: Rule) -> dict[str, Any]:
     """The `json_schema_extra` of a model that carries CEL rules."""
     return {"x-kubernetes-validations": list(entries)}
 
@@ -211,12 +219,12 @@ Format = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
 
 
 class DataSource(Block):
-    """A JSON Lines file and the shape of its rows."""
+    """A JSON Lines file or a folder of them, and the shape of their rows."""
 
-    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file on a PersistentVolumeClaim of this namespace.")
+    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file, or a folder of them, on a PersistentVolumeClaim of this namespace.")
     format: Format = Field(
-        description="Messages: `messages` (ChatML roles and contents). Alpaca: `instruction`, `input`, `output`. "
-        "PromptCompletion: `prompt`, `completion`. Text: `text`."
+        description="Messages: `messages`, `tools`. Alpaca: `instruction`, `input`, `output`. "
+        "PromptCompletion: `prompt`, `completion`. Text: `text`. docs/data.md has all keys."
     )
 
 

@@ -16,11 +16,13 @@ from tunesmith.spec import Block, Resources, Scheduling
 MAX_STAGES = 32
 MAX_ATTEMPTS = 20
 MAX_RESULTS = 64
+MAX_NAMES = 20
 MAX_INTEGER = 2**53 - 1
 """The API server compares bounds as floats: 2**63 - 1 is refused."""
 
 Text = Annotated[str, Field(max_length=512)]
 Word = Annotated[str, Field(max_length=64)]
+Name = Annotated[str, Field(max_length=128)]
 Message = Annotated[str, Field(max_length=1024)]
 Digest = Annotated[str, Field(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
 Location = Annotated[str, Field(max_length=1024)]
@@ -30,6 +32,7 @@ BigCount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Number = Annotated[str, Field(max_length=64)]
 Reason = Annotated[str, Field(max_length=128)]
 Verdict = Literal["Passed", "Failed"]
+Nodes = Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=2)]
 
 
 class Condition(Block):
@@ -67,6 +70,13 @@ class ResolvedModel(PinnedModel):
     architecture: Word | None = Field(None, description="Class name in its config.")
 
 
+class DataFile(Block):
+    """A file of a dataset."""
+
+    name: Name = Field(description="Its path in the dataset.")
+    rows: BigCount = Field(description="Rows read from it.")
+
+
 class ResolvedDataset(Block):
     """A dataset as it was read."""
 
@@ -74,6 +84,22 @@ class ResolvedDataset(Block):
     digest: Digest | None = Field(None, description="sha256 of its contents.")
     rows: BigCount | None = Field(None, description="Rows used.")
     dropped: BigCount | None = Field(None, description="Rows dropped by the filters.")
+    sequences: BigCount | None = Field(
+        None,
+        description="Sequences that its rows are trained as: more than rows where the chat template renders earlier turns otherwise than the last.",
+    )
+    loss: Word | None = Field(None, description="Answers or AllTokens: what of a row the loss is taken on.")
+    cut_rows: BigCount | None = Field(None, description="Rows longer than maxLength, which are cut.")
+    cut_tokens: BigCount | None = Field(None, description="Trained tokens lost by that.")
+    endless_rows: BigCount | None = Field(None, description="Rows that lose the end of an answer by that.")
+    stripped_rows: BigCount | None = Field(None, description="Rows with a text that the model's chat template leaves out.")
+    template_setting: Name | None = Field(None, description="Setting of the chat template, other than its default, that some rows are rendered with.")
+    template_setting_rows: BigCount | None = Field(None, description="Number of these rows.")
+    file_count: BigCount | None = Field(None, description="Files that were read.")
+    files: Annotated[list[DataFile], Field(max_length=MAX_NAMES)] | None = Field(None, description="The first of them.")
+    ignored_columns: Annotated[list[Name], Field(max_length=MAX_NAMES)] | None = Field(
+        None, description="The first of the columns, and keys of messages, that rows have and that are not used."
+    )
 
 
 class Resolved(Block):
@@ -90,10 +116,15 @@ class FineTuneJobResolved(Resolved):
     run_digest: Digest | None = Field(None, description="sha256 of all that determines the result.")
     model: ResolvedModel | None = Field(None, description="The base model.")
     datasets: Annotated[list[ResolvedDataset], Field(max_length=17)] | None = Field(None, description="The datasets.")
+    validation_dataset: ResolvedDataset | None = Field(None, description="The dataset of `validation`, where it has one of its own.")
+    warnings: Annotated[list[Text], Field(max_length=MAX_NAMES)] | None = Field(None, description="What is lost of the data, in words.")
     train_rows: BigCount | None = Field(None, description="Rows trained on.")
     validation_rows: BigCount | None = Field(None, description="Rows held out.")
     memory_estimate_bytes: BigCount | None = Field(None, description="Estimated memory of each device.")
     world_size: Count | None = Field(None, description="Processes of the training.")
+    devices: Annotated[dict[Annotated[str, Field(max_length=128)], Count], Field(max_length=16)] | None = Field(
+        None, description="GPUs that trained: their number, over all processes, by their name."
+    )
 
 
 class Ending(Block):
@@ -152,6 +183,12 @@ class Stage(Size):
     ran_seconds: BigCount | None = Field(None, description="How long the attempt under way ran before a queue took its pods away.")
     checkpoint_step: BigCount | None = Field(None, description="Step of the newest checkpoint that an attempt told of when it ended.")
     gpus: Count | None = Field(None, description="GPUs that the attempt under way asks for.")
+    avoid_nodes: Nodes | None = Field(
+        None, description="Nodes that were at fault last. The next attempt's pods go elsewhere, if any other node can take them."
+    )
+    suspect_nodes: Nodes | None = Field(
+        None, description="Nodes that cannot start, or do not end, a pod of the attempt under way: the one after it avoids them."
+    )
     queue: Queue | None = Field(None, description="Where the attempt under way stands in its queue.")
 
 
@@ -168,6 +205,8 @@ class Attempt(Size):
     fingerprint: Word | None = Field(None, description="Of its error: the exception's type and frames, or a crash's signal.")
     step: BigCount | None = Field(None, description="Last optimizer step completed before its error.")
     resumed_from_step: BigCount | None = Field(None, description="Step of the checkpoint that it began with; 0: none. Absent: it did not tell.")
+    checkpoint_step: BigCount | None = Field(None, description="Step of the newest checkpoint known of when it ended; absent: none.")
+    failed_on: Nodes | None = Field(None, description="Nodes of the pods whose end was the cause, at most two.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
     gpus: Count | None = Field(None, description="GPUs that it asked for; absent: none.")
@@ -242,7 +281,7 @@ class JobStatus(Status):
     attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
     start_time: Time | None = Field(None, description="When its first attempt began.")
     completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
-    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`.")
+    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`; 0 again after a new checkpoint.")
     gpu_seconds: GPUSeconds | None = Field(None, description="Absent: no GPU was asked for.")
 
 
@@ -252,6 +291,9 @@ class FineTuneJobStatus(JobStatus):
     resolved: FineTuneJobResolved | None = Field(None, description="What the names in the spec turned out to mean.")
     progress: Progress | None = Field(None, description="Newest report of the training.")
     last_checkpoint: Checkpoint | None = Field(None, description="Newest complete checkpoint.")
+    retries_spent_step: BigCount | None = Field(
+        None, description="Step of the newest checkpoint known of when one of `retries` was last spent: a newer one makes them whole again."
+    )
     artifacts: Annotated[list[Artifact], Field(max_length=10)] | None = Field(None, description="Finished artefacts.")
 
 

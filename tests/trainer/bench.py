@@ -219,7 +219,7 @@ class Bench:
         return code, json.loads(Path(settings["TUNESMITH_TERMINATION_LOG"]).read_text())
 
     def start(self, value, index=0, **extra):
-        """Start a stage as a pod would, in a process of its own."""
+        """Start a stage as a pod would, in a process of its own; with the variables of the fixture `zygote`, one that is forked."""
         return Pod(self.settings(value) | LAUNCH | {"JOB_COMPLETION_INDEX": str(index)} | extra)
 
 
@@ -231,7 +231,7 @@ class Pod:
         self.log = self.message.with_name("log")
         environment = os.environ | settings | {"PYTHONPATH": str(ROOT / "trainer-image")}
         with self.log.open("w") as log:
-            command = [sys.executable, "-m", "tunesmith_trainer"]
+            command = [settings.get("ZYGOTE_PYTHON", sys.executable), "-m", "tunesmith_trainer"]
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self, seconds=PATIENCE):

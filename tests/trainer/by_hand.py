@@ -27,8 +27,9 @@ def nats(model, ids, labels):
 def rows_of(folder, path, max_length, only_assistant=True):
     """A data file's rows as training reads them: token ids and labels, cut at the maximum length."""
     from tunesmith_trainer import loop
+    from tunesmith_trainer.dataset import Cut
 
-    encoded = loop.encoded_rows(str(path), str(folder), only_assistant)
+    encoded = loop.encoded_rows(str(path), str(folder), only_assistant, Cut(max_length, "start"))
     return [SimpleNamespace(ids=row["input_ids"][:max_length], labels=row["labels"][:max_length]) for row in encoded]
 
 

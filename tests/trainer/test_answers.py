@@ -9,7 +9,6 @@ import pytest
 from dev.rows import WORDS, write_rows
 from tests.trainer import bench
 from tunesmith_trainer import answers, chat, evaluate, finalize, generation, quantize
-from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import load_tokenizer
 
 pytestmark = pytest.mark.timeout(600)
@@ -18,6 +17,7 @@ OWN = {"eos_token_id": 0, "temperature": 0.9, "top_p": 0.6}
 END_OF_TEXT, END_OF_TURN = 0, 2
 FULL = {"adapter": None, "validation": None, "output": {"uri": "pvc://models/out", "artifacts": ["Merged"]}}
 CHAT = {"name": "chat", "uri": "pvc://data/chat.jsonl", "format": "Messages"}
+PAIRS = {"name": "pairs", "uri": "pvc://data/pairs.jsonl", "format": "PromptCompletion"}
 TEXT = {"name": "text", "uri": "pvc://data/text.jsonl", "format": "Text"}
 
 
@@ -35,6 +35,7 @@ def store_of(folder, tiny_model):
     tokenizer.save_pretrained(base)
     (base / "generation_config.json").write_text(json.dumps(OWN))
     write_rows(store.root / "data" / "chat.jsonl", conversations())
+    write_rows(store.root / "data" / "pairs.jsonl", ({"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in conversations()))
     write_rows(store.root / "data" / "text.jsonl", [{"text": " ".join(WORDS)}])
     return store
 
@@ -184,26 +185,42 @@ def test_a_generation_config_that_cannot_be_loaded_is_refused_before_training(tm
     assert "generation_config.json in the model's folder" in result["message"] and words in result["message"]
 
 
-@pytest.mark.parametrize(("datasets", "ends"), [([CHAT], [END_OF_TURN]), ([TEXT], [END_OF_TEXT]), ([CHAT, TEXT], [END_OF_TURN, END_OF_TEXT])])
-def test_prepare_records_by_which_tokens_the_data_end_an_answer(tmp_path, tiny_model, datasets, ends):
+@pytest.mark.parametrize(
+    ("datasets", "only_assistant", "ends"),
+    [
+        ([CHAT], True, [END_OF_TURN]),
+        ([CHAT], False, [END_OF_TURN]),
+        ([TEXT], False, [END_OF_TEXT]),
+        ([PAIRS], False, [END_OF_TURN]),
+        ([CHAT, TEXT], False, [END_OF_TURN, END_OF_TEXT]),
+    ],
+)
+def test_prepare_records_by_which_tokens_the_data_end_an_answer(tmp_path, tiny_model, datasets, only_assistant, ends):
     store = store_of(tmp_path, tiny_model)
-    method = {"sft": {"packing": False, "assistantOnlyLoss": False}}
+    method = {"sft": {"packing": False, "assistantOnlyLoss": only_assistant}}
     code, result = store.run(bench.prepare_input(datasets=datasets, method=method, **FULL))
     assert code == 0, result
     assert json.loads((store.path(result["runURI"]) / "run.json").read_text())["stopTokenIds"] == ends
 
 
-@pytest.mark.parametrize(("after", "words"), [("", "by nothing"), ("\\n\\n", "by nothing"), ("[end]", "with '[end]', which is no special token")])
-def test_a_template_that_ends_turns_by_no_special_token_is_refused(tmp_path, tiny_model, after, words):
+@pytest.mark.parametrize("only_assistant", [True, False])
+def test_a_template_that_ends_turns_by_no_special_token_is_refused_or_warned_of(tmp_path, tiny_model, only_assistant):
     store = store_of(tmp_path, tiny_model)
-    base = store.root / "models" / "base"
     tokenizer = bench.make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '" + after + "' }}{% endfor %}"
-    tokenizer.save_pretrained(base)
-    method = {"sft": {"packing": False, "assistantOnlyLoss": False}}
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '[end]' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer.save_pretrained(store.root / "models" / "base")
+    method = {"sft": {"packing": False, "assistantOnlyLoss": only_assistant}}
     code, result = store.run(bench.prepare_input(datasets=[CHAT], method=method, **FULL))
-    assert (code, result["reason"]) == (64, "UnsupportedTemplate"), result
-    assert f"the chat template ends an assistant's turn {words}, so no server could stop there" in result["message"]
+    if only_assistant:
+        assert (code, result["reason"]) == (64, "UnsupportedTemplate"), result
+        assert "ends an assistant's turn with '[end]', which is no special token, so no server could stop there" in result["message"]
+    else:
+        assert (code, result["warnings"]) == (
+            0,
+            ["dataset 'chat': no special token ends its answers, so a model trained on them does not stop by itself"],
+        )
 
 
 def test_the_end_of_a_turn_is_read_off_a_rendered_conversation():
@@ -224,10 +241,3 @@ def test_conversations_are_asked_up_to_their_last_answers_those_with_short_ones_
     first, second = (tokenizer.decode(ids) for ids in answers.questions(settings, tokenizer))
     assert first.endswith("dog<|im_end|>\n<|im_start|>user\ncat<|im_end|>\n<|im_start|>assistant\n")
     assert second.endswith("<|im_start|>user\nbird<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_the_reason_names_the_tokenizers_own_end(tmp_path):
-    tokenizer = bench.make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(StageError, match=r"have it end the turn with <\|im_end\|>"):
-        generation.trained_ends(tokenizer, ["Messages"])

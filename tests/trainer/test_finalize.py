@@ -102,13 +102,13 @@ def test_an_adapter_that_training_left_at_zero_is_refused(story, finalized, tmp_
     assert (code, result["reason"]) == (65, "NoEffect")
 
 
-def test_full_fine_tuning_makes_a_merged_model_that_differs_from_its_base(store):
+def test_full_fine_tuning_makes_a_merged_model_that_differs_from_its_base(store, zygote):
     import torch
     from transformers import AutoModelForCausalLM
 
     prepared = store.run(prepare_input(adapter=None))[1]
     train = train_input(prepared, free_port(), adapter=None)
-    code, trained = store.start(train).wait()
+    code, trained = store.start(train, **zygote).wait()
     assert code == 0, trained
     value = finalize_input(train, trained)
     assert store.run(value)[1]["reason"] == "InvalidSettings"

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -85,7 +84,7 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory, tiny_model):
+def trainings(tmp_path_factory, tiny_model, zygote):
     """All trainings of this file, run one after another where there is no compiler."""
     root = tmp_path_factory.mktemp("strategies")
 
@@ -114,7 +113,8 @@ def trainings(tmp_path_factory, tiny_model):
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    done = subprocess.run([sys.executable, "-m", "tests.trainer.trainings", str(plan)], env=environment, capture_output=True, text=True)
+    command = [zygote["ZYGOTE_PYTHON"], "-m", "tests.trainer.trainings", str(plan)]
+    done = subprocess.run(command, env=environment | zygote, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return made
 

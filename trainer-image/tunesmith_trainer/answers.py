@@ -7,15 +7,19 @@ server's limit. No likelihood shows that.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
-from itertools import islice
+from itertools import dropwhile, islice, takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import chat, dataset, generation
+from tunesmith_trainer.chat import Encoded, Encoder
 from tunesmith_trainer.contract_eval import Metric, Perplexity
 
+# Formats whose rows may be conversations.
+CONVERSATIONAL = ("Messages", "PromptCompletion")
 PROMPTS = 8
 NEW_TOKENS = 128
 
@@ -25,7 +29,7 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any, folder
 
     None for rows that are no conversations, for a class of models that transformers cannot generate with, and where no question fits.
     """
-    if settings.dataset.format != "Messages" or not model.can_generate():
+    if settings.dataset.format not in CONVERSATIONAL or not model.can_generate():
         return []
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     longest = min(settings.max_length, context - NEW_TOKENS)
@@ -51,20 +55,25 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any, folder
 
 
 def questions(settings: Perplexity, tokenizer: Any) -> Iterator[list[int]]:
-    """Yield conversations up to their last answers, as the prompts that a server makes of them; those with short answers first.
+    """Yield the last questions of conversations, as the prompts that a server makes of them; those with short answers first.
 
     A good answer that is longer than what is generated would look like one without an end.
     """
-    source = settings.dataset
+    source, encoder = settings.dataset, Encoder(tokenizer, answers=True)
     found = []
-    for row in dataset.read(Path(source.uri).name, source.uri, source.format):
-        messages = row["messages"]
-        last = max((number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-        length = len(tokenizer(messages[last]["content"], add_special_tokens=False)["input_ids"])
-        if last and length < NEW_TOKENS:
-            found.append((length, messages[:last]))
-    for _, messages in sorted(found, key=itemgetter(0)):
-        yield list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+    for item in dataset.Source(Path(source.uri).name, source.uri, source.format):
+        with dataset.placed(item.place):
+            asked = encoder.question(item.row)
+            if asked and (length := last_stretch(encoder.encode(item.row).sequences[-1])) <= NEW_TOKENS:
+                found.append((length, asked))
+    for _, asked in sorted(found, key=itemgetter(0)):
+        yield asked
+
+
+def last_stretch(sequence: Encoded) -> int:
+    """Return how many tokens the last answer of a sequence has, with its end of turn."""
+    backwards = dropwhile(operator.not_, reversed(sequence.trained))
+    return sum(1 for _ in takewhile(bool, backwards))
 
 
 def answers(model: Any, asked: list[list[int]], ends: list[int]) -> list[list[int]]:

@@ -194,13 +194,39 @@ class ResolvedModel(Contract):
     architecture: str
 
 
+class DataFile(Contract):
+    """A file that was read, by its path in the dataset."""
+
+    name: str
+    rows: Natural
+
+
 class ResolvedDataset(Contract):
-    """A dataset as Prepare found it: its digest, the rows kept and the rows dropped."""
+    """A dataset as Prepare found it: its digest, the rows kept and the rows dropped, and what became of those kept.
+
+    `sequences` are what they are trained as, on their answers or on all their tokens. Of the counts, `cut_rows` are longer
+    than maxLength, `cut_tokens` of their trained tokens are lost by it, and `endless_rows` lose an answer's end;
+    `stripped_rows` have a text that the chat template leaves out; `template_setting_rows` are rendered under another
+    setting of the template than its default (`enable_thinking=false`).
+    """
 
     name: str
     digest: Digest
     rows: Natural
     dropped: Natural
+    sequences: Natural | None = None
+    loss: Literal["Answers", "AllTokens"] | None = None
+    cut_rows: Natural | None = None
+    cut_tokens: Natural | None = None
+    endless_rows: Natural | None = None
+    stripped_rows: Natural | None = None
+    template_setting: str | None = None
+    template_setting_rows: Natural | None = None
+    file_count: Natural | None = None
+    files: list[DataFile] | None = None
+    """The first of them."""
+    ignored_columns: list[str] | None = None
+    """Names of what rows have and is not used; the first of them."""
 
 
 class PrepareAnswer(Answer):
@@ -210,6 +236,9 @@ class PrepareAnswer(Answer):
     run_uri: str
     model: ResolvedModel
     datasets: list[ResolvedDataset]
+    validation_dataset: ResolvedDataset | None = None
+    warnings: list[str] | None = None
+    """What a user should know of the data, in words."""
     train_rows: Natural
     validation_rows: Natural
     memory_estimate_bytes: Natural

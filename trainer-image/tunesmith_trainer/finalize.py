@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+# Chat templates by name, but the default one (transformers' name for the folder).
+TEMPLATES = "additional_chat_templates"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -51,9 +53,7 @@ def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> Artifact
     else:
         write_merged(stage, base, saved, folder)
     generation.carry(base, folder, generation.recorded_ends(store.path_of(stage.run_uri)))
-    for file in TOKENIZER_FILES:
-        if (base / file).is_file():
-            shutil.copyfile(base / file, folder / file)
+    copy_tokenizer(base, folder)
     manifest = store.write_manifest(folder)
     artifact = Artifact(
         name=name,
@@ -65,6 +65,15 @@ def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> Artifact
     )
     card.write_card(folder, store.path_of(stage.run_uri), stage, artifact)
     return artifact
+
+
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """Copy the base's tokenizer with all of its chat templates: what is served renders as what was trained."""
+    for file in TOKENIZER_FILES:
+        if (base / file).is_file():
+            shutil.copyfile(base / file, folder / file)
+    if (base / TEMPLATES).is_dir():
+        shutil.copytree(base / TEMPLATES, folder / TEMPLATES, copy_function=shutil.copyfile)
 
 
 def write_adapter(saved: Path, folder: Path, base_uri: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import chat, store
+from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.errors import StageError
 
 FILE = "generation_config.json"
@@ -20,26 +21,27 @@ FILE = "generation_config.json"
 KEY = "stopTokenIds"
 
 
-def trained_ends(tokenizer: Any, formats: Iterable[str]) -> list[int]:
-    """Return the tokens by which rows of the given formats end what a model is to say.
+def trained_ends(name: str, rows: list[dict[str, Any]], ends: Iterable[int], encoder: Encoder) -> list[int]:
+    """Return the tokens at which a model stops that learns a dataset's rows, out of those by which their trained stretches end.
 
-    Raises StageError(UnsupportedTemplate) where a chat template ends an assistant's turn by text at which no server stops.
+    Of conversations that are trained whole it is also the end of an assistant's turn, if a token of its own ends that. Raises
+    StageError(UnsupportedTemplate) where answers end by text at which no server stops.
     """
-    wanted = set(formats)
-    ends = []
-    if "Messages" in wanted:
-        turn = chat.end_of_turn(tokenizer)
-        if not turn or not is_special(tokenizer, turn[-1]):
-            how = f"with {tokenizer.decode(turn)!r}, which is no special token" if turn else "by nothing"
-            raise StageError(
-                "UnsupportedTemplate",
-                f"the chat template ends an assistant's turn {how}, so no server could stop there: have it end the turn with "
-                f"{tokenizer.eos_token or 'a special token'}, or use PromptCompletion data",
-            )
-        ends.append(turn[-1])
-    if wanted - {"Messages"} and tokenizer.eos_token_id is not None:
-        ends.append(tokenizer.eos_token_id)
-    return list(dict.fromkeys(ends))
+    tokenizer = encoder.tokenizer
+    found = [token for token in ends if is_special(tokenizer, token)]
+    talk = next((row for row in rows if chat.is_conversation(row)), None)
+    if talk is None:
+        return found
+    turn = chat.end_of_turn(tokenizer)
+    if not encoder.answers and "completion" not in talk:
+        return found + [token for token in turn[-1:] if token not in found and is_special(tokenizer, token)]
+    if found:
+        return found
+    raise StageError(
+        "UnsupportedTemplate",
+        f"dataset {name!r}: the chat template ends an assistant's turn with {tokenizer.decode(turn)!r}, which is no special token, so no server "
+        f"could stop there: have it end the turn with {tokenizer.eos_token or 'a special token'}",
+    )
 
 
 def is_special(tokenizer: Any, token: int) -> bool:

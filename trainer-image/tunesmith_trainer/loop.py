@@ -14,6 +14,7 @@ import torch
 import transformers.trainer
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
+from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import distributed
@@ -33,7 +34,7 @@ from tunesmith_trainer.losses import UNTRAINED
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
 from tunesmith_trainer.publication import MEETING, Place, Publisher
-from tunesmith_trainer.settings import training_arguments
+from tunesmith_trainer.settings import kept_part, training_arguments
 from tunesmith_trainer.sharding import MeasureSharding
 from tunesmith_trainer.spec import Adapter, Parallelism
 from tunesmith_trainer.stopping import EvaluationStopped, Flag, SaveAndStop
@@ -43,14 +44,16 @@ from tunesmith_trainer.vitals import Vitals
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
-def encoded_rows(path: str, model_folder: str, only_assistant: bool) -> Iterator[dict[str, list[int]]]:
-    """Yield a data file's rows as token ids and labels."""
-    tokenizer = load_tokenizer(Path(model_folder))
-    template = chat.training_template(tokenizer) if only_assistant else None
-    for row in dataset.read_normal(Path(path)):
-        encoded = chat.encode(tokenizer, row, template)
-        pairs = zip(encoded.ids, encoded.trained, strict=True)
-        yield {"input_ids": encoded.ids, "labels": [token if trained else UNTRAINED for token, trained in pairs]}
+def encoded_rows(path: str, model_folder: str, only_assistant: bool, cut: dataset.Cut) -> Iterator[dict[str, list[int]]]:
+    """Yield a data file's rows as sequences of token ids and labels; TRL cuts them. Raises StageError(InvalidDataset) naming the row."""
+    encoder = chat.Encoder(load_tokenizer(Path(model_folder)), only_assistant)
+    for item in dataset.read_normal(Path(path)):
+        with dataset.placed(item.place):
+            sequences = encoder.encode(item.row).sequences
+        for sequence in sequences:
+            if any(cut.kept(sequence)):
+                pairs = zip(sequence.ids, sequence.trained, strict=True)
+                yield {"input_ids": sequence.ids, "labels": [token if trained else UNTRAINED for token, trained in pairs]}
 
 
 def load_rows(stage: TrainInput, name: str) -> Dataset | None:
@@ -63,11 +66,20 @@ def load_rows(stage: TrainInput, name: str) -> Dataset | None:
         "path": str(path),
         "model_folder": str(store.path_of(stage.model.uri)),
         "only_assistant": stage.method.sft.assistant_only_loss,
+        "cut": dataset.Cut(stage.training.max_length, kept_part(stage.training, stage.method)),
     }
     cache = str(Path(os.environ["TUNESMITH_SCRATCH"]) / "datasets")
     # One process of each node encodes, the others read what it wrote.
     with PartialState().local_main_process_first():
+        return generated(arguments, cache)
+
+
+def generated(arguments: dict[str, Any], cache: str) -> Dataset:
+    """Return a data file's sequences, written below `cache`; raises what `encoded_rows` raises, which datasets wraps."""
+    try:
         return Dataset.from_generator(encoded_rows, features=FEATURES, gen_kwargs=arguments, cache_dir=cache)
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
 
 
 def load_model(stage: TrainInput, resumed: Path | None) -> Any:

@@ -94,7 +94,7 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     settings = stage.variant.quantization
     tokenizer = load_tokenizer(source)
     rows = calibration_rows(store.path_of(stage.run_uri) / "data" / "train.jsonl", settings.num_calibration_samples)
-    encoded = [chat.encode(tokenizer, row, None).ids[: stage.training.max_length] for row in rows]
+    encoded = [ids[: stage.training.max_length] for ids in encode(rows, tokenizer)]
     sequences = list(packed(encoded, stage.training.max_length))
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, trust_remote_code=False)
     oneshot(
@@ -115,7 +115,15 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     return len(encoded)
 
 
-def calibration_rows(path: Path, count: int) -> list[dict[str, Any]]:
+def encode(rows: list[dataset.Placed], tokenizer: Any) -> Iterator[list[int]]:
+    """Yield rows as tokens, rendered whole; raises StageError(InvalidDataset) naming a row that cannot be."""
+    encoder = chat.Encoder(tokenizer, answers=False)
+    for item in rows:
+        with dataset.placed(item.place):
+            yield encoder.whole(item.row)
+
+
+def calibration_rows(path: Path, count: int) -> list[dataset.Placed]:
     """Return `count` training rows drawn with a fixed seed, or all where there are fewer; EmptyDataset where there are none."""
     rows = list(dataset.read_normal(path))
     if not rows:

@@ -85,6 +85,14 @@ def training_arguments(
     return ours | parse_overrides(training.overrides)
 
 
+def kept_part(training: Training, method: Method) -> str:
+    """Return which part of a sequence longer than maxLength TRL trains on: its start, its end, or all of it in several pieces."""
+    overrides = parse_overrides(training.overrides)
+    if method.sft is not None and method.sft.packing:
+        return "start" if overrides.get("packing_strategy", "bfd") == "bfd" else "all"
+    return "end" if overrides.get("truncation_mode") == "keep_end" else "start"
+
+
 def parse_overrides(overrides: dict[str, str]) -> dict[str, Any]:
     """Return overrides with their values read as JSON and checked against SFTConfig's types.
 
