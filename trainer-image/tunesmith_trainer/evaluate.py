@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import answers, harness, perplexity, result, store
+from tunesmith_trainer import answers, generation, harness, perplexity, result, store
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, Metric, Precision, Suite
 from tunesmith_trainer.harness_tasks import TaskFolder
@@ -31,6 +31,7 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
     """
     folder, digest = store.verify(stage.model.uri, stage.model.digest)
     refuse_unsafe(folder, stage.model.uri)
+    generation.check(folder)
     tokenizer = load_tokenizer(folder)
     # Loaded by the first suite that is not in the cache, if any.
     model = cache(partial(load_model, folder, stage.precision, stage.device))

@@ -42,7 +42,7 @@ OWNED = {
     "ddp_timeout", "parallelism_config", "accelerator_config", "load_best_model_at_end", "ignore_data_skip",
     "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "auto_find_batch_size", "remove_unused_columns",
     "include_num_input_tokens_seen", "disable_tqdm", "project", "liger_kernel_config", "metric_for_best_model",
-    "greater_is_better", "per_device_eval_batch_size", "logging_strategy", "logging_first_step", "debug",
+    "greater_is_better", "per_device_eval_batch_size", "logging_strategy", "logging_first_step", "debug", "padding_free",
 }  # fmt: skip
 OWNED_PREFIXES = ("fsdp", "hub_", "push_to_hub", "save_", "eval_", "trackio", "batch_eval", "log_on", "log_level")
 
