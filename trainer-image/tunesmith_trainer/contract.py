@@ -177,6 +177,7 @@ class Failure(Result):
     reason: str
     message: str = Field(max_length=1024)
     fingerprint: Fingerprint | None = None
+    memory: Literal["Host", "Device"] | None = None
     step: Natural | None = None
     global_step: Natural | None = None
     checkpoint: Checkpoint | None = None

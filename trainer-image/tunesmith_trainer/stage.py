@@ -112,7 +112,7 @@ def main() -> int:
         answer = execute(value, start_time)
         code = 0
     except (Exception, Interruption) as error:  # whatever happened, the operator is owed a result
-        failure = classify(error)
+        failure = classify(error, str(value.get("stage")))
         attempt = value.get("attempt")
         whole = attempt if isinstance(attempt, int) and attempt > 0 else 1
         answer = result.fail(str(value.get("stage", "Unknown")), whole, failure, start_time)
