@@ -12,7 +12,7 @@ from tunesmith_trainer.device_errors import last_words, meaning
 
 ASYNC = "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect."
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:77, {}, NCCL version 2.29.7\n{}\nLast error:\n{}"
-WATCHDOG = "[rank1]:[E1122 10:11:12 ProcessGroupNCCL.cpp:2057] [PG ID 0 PG GUID 0(default_pg) Rank 1] Process group watchdog thread terminated with exception: "
+WATCHDOG = "[rank1]:[E1122 10:11:12 ProcessGroupNCCL.cpp:2057] [PG ID 0 Rank 1] Process group watchdog thread terminated with exception: "
 TIMEOUT = (
     "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 1800029 milliseconds before timing out."
 )

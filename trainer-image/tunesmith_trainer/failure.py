@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from tunesmith_trainer import device_errors
+from tunesmith_trainer import device, device_errors
 from tunesmith_trainer.device_errors import Meaning
 from tunesmith_trainer.errors import FULL_ERRNOS, STORE_ERRNOS, Interruption, StageError
 
@@ -92,7 +92,7 @@ def _told(error: BaseException) -> Meaning | None:
 
 def explained(told: Meaning, stage: str) -> StageError:
     """Return the failure that a library's text means, with what to do."""
-    where = node()
+    where = device.node()
     match told.reason:
         case "OutOfMemory":
             advice = ADVICE.get((str(told.memory), stage), RAISE_MEMORY)
@@ -108,12 +108,6 @@ def explained(told: Meaning, stage: str) -> StageError:
         case _:
             message = f"another training process is gone; see the other pods' results: {told.sentence}"
     return StageError(told.reason, message)
-
-
-def node() -> str:
-    """Return the node's name for messages; the operator gives it to the pod."""
-    name = os.environ.get("TUNESMITH_NODE")
-    return f"node {name}" if name else "this node"
 
 
 def store_failure(error: OSError) -> StageError:
