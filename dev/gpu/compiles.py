@@ -1,10 +1,10 @@
 """Triton's own build steps, as its NVIDIA driver takes them at a pod's first launch of a kernel. No GPU is needed for them.
 
-    python compiles.py [--torch] [--read-only]
+    python compiles.py [--torch] [--device cuda] [--read-only]
 
-`--torch` compiles a function by torch.compile too (C++, on the CPU); `--read-only` also asks that the root file system is read-only,
-as a pod's is. Exit code 0: everything was compiled, loaded and gave the right answer. Runs in an image's own environment: it imports
-nothing of this repository.
+`--torch` compiles a function by torch.compile too: C++ for the CPU, or a Triton kernel that is then launched on the GPU. `--read-only`
+also asks that the root file system is read-only, as a pod's is. Exit code 0: everything was compiled, loaded and gave the right answer.
+Runs in an image's own environment: it imports nothing of this repository.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def compile_driver() -> None:
         build._build("cuda_utils", source, folder, [driver.libdevice_dir, folder], driver.include_dirs, driver.libraries, [])
 
 
-def compile_by_torch() -> None:
+def compile_by_torch(device: str) -> None:
     """Compile a function by torch.compile and compare it with what it was made from."""
     import torch
 
     def function(values: torch.Tensor) -> torch.Tensor:
         return (values.sin() * 2 + values.cos()).relu().sum(-1)
 
-    values = torch.linspace(-3, 3, 4096).reshape(64, 64)
+    values = torch.linspace(-3, 3, 4096, device=device).reshape(64, 64)
     torch.testing.assert_close(torch.compile(function)(values), function(values))
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--read-only", action="store_true")
     wanted = parser.parse_args()
     if wanted.read_only and not os.statvfs("/").f_flag & os.ST_RDONLY:
@@ -70,7 +71,7 @@ def main() -> None:
     compile_extension()
     compile_driver()
     if wanted.torch:
-        compile_by_torch()
+        compile_by_torch(wanted.device)
     print("compiled", flush=True)
 
 

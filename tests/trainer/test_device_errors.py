@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.trainer.test_failure import caught, fail_with
-from tunesmith_trainer import device_errors
 from tunesmith_trainer.device_errors import last_words, meaning
 
 ASYNC = "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect."
@@ -185,4 +184,3 @@ def test_the_last_words_of_a_process_that_was_aborted_tell_the_cause_before_the_
     told = last_words([TIMEOUT, WATCHDOG + "CUDA error: uncorrectable ECC error encountered", "terminate called"])
     assert (told.reason, told.sentence) == ("DeviceFailed", "CUDA error: uncorrectable ECC error encountered")
     assert last_words(["[W1122 ProcessGroupNCCL.cpp:1496] Warning: destroy_process_group() was not called", "Aborted"]) is None
-    assert device_errors.SYMPTOMS == {"PeerUnavailable", "CommunicationFailed"}

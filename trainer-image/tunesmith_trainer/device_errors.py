@@ -93,8 +93,8 @@ PROGRAM = re.compile(
 met on a second node: a bug may cause an illegal memory access, and does so on another node too."""
 # Of a library's status: the call was wrong, wherever it is made.
 PROGRAM_STATUS = re.compile(r"INVALID|BAD_PARAM|NOT_SUPPORTED|UNSUPPORTED|NOT_IMPLEMENTED|UNALIGNED|VERSION|SUBLIBRARY|DEPRECATED|LICENSE|ZERO_PIVOT")
-SYMPTOMS = frozenset(("PeerUnavailable", "CommunicationFailed"))
-"""Reasons that may come of another process's end."""
+SYMPTOMS = ("CommunicationFailed", "PeerUnavailable")
+"""Reasons of one that only lost another process, or the connection to it; the more telling first."""
 
 
 def meaning(text: str) -> Meaning | None:

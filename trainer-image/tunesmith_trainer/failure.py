@@ -105,6 +105,8 @@ def explained(told: Meaning, stage: str) -> StageError:
             message = (
                 f"the training processes could not go on talking to one another (seen on {where}): {told.sentence}; look at the network between them"
             )
+        case "InternalError":
+            message = f"the program asked for what no GPU does: {told.sentence}; the pod's log has more"
         case _:
             message = f"another training process is gone; see the other pods' results: {told.sentence}"
     return StageError(told.reason, message)
