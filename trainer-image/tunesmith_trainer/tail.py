@@ -30,7 +30,9 @@ class Tail:
     def follow(self, stream: IO[bytes] | None) -> None:
         """Begin to pass a stream on, to its end."""
         assert stream is not None
-        self._thread = threading.Thread(target=self._run, args=(stream,), name="tail", daemon=True)
+        # A descriptor of its own: Popen closes the stream when it likes.
+        reader = open(os.dup(stream.fileno()), "rb", buffering=0)
+        self._thread = threading.Thread(target=self._run, args=(reader,), name="tail", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
