@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from dev.cluster.ports import free_port
 from tests.trainer import bench
 from tests.trainer.models import evaluate_input, quantize_input
-from tunesmith_trainer import device, stage
+from tunesmith_trainer import device, group, stage
 from tunesmith_trainer.contract import TrainInput
 from tunesmith_trainer.contract_eval import EvaluateInput
 from tunesmith_trainer.device import Facts, Gpu, Wanted, problem
@@ -165,6 +166,25 @@ def test_what_a_stage_asks_of_its_gpus_is_read_of_its_input():
     assert (train.gpus, train.processes_per_pod, train.needs_bf16) == (4, 4, True)
     evaluate = EvaluateInput.model_validate(evaluate_input("pvc://models/base", precision="FP32"))
     assert (evaluate.gpus, evaluate.processes_per_pod, evaluate.needs_bf16) == (None, 1, False)
+
+
+def test_a_training_process_that_accelerate_would_put_on_the_cpu_is_refused_before_a_weight_is_loaded(tmp_path):
+    from trl.trainer.sft_config import SFTConfig
+
+    asked = SimpleNamespace(device="GPU", rendezvous=SimpleNamespace(nodes=1, processes_per_node=1))
+    with pytest.raises(StageError, match="this training process sees no GPU") as caught:
+        group.require_visible(asked)
+    assert caught.value.reason == "DeviceUnavailable"
+    # As the stage makes it, without CUDA: accelerate and transformers say nothing of it.
+    settings = SFTConfig(output_dir=str(tmp_path), use_cpu=False, bf16=False, report_to="none")
+    with pytest.raises(StageError, match="training would compute on cpu, and cuda was asked for") as caught:
+        group.check(asked, settings)
+    assert caught.value.reason == "DeviceUnavailable"
+    asked.device, asked.rendezvous.processes_per_node = "CPU", 2
+    with pytest.raises(StageError, match="training has 1 processes that know one another, and 2 were asked for"):
+        group.check(asked, settings)
+    asked.rendezvous.processes_per_node = 1
+    group.check(asked, settings)
 
 
 def test_sigterm_ends_the_check_of_the_devices(store, monkeypatch):
