@@ -153,6 +153,7 @@ def training_alone(store):
 
     from tunesmith_trainer import loop, strategy
     from tunesmith_trainer.contract import TrainInput
+    from tunesmith_trainer.vitals import Vitals
 
     scratch = store.folder / "alone"
 
@@ -163,8 +164,7 @@ def training_alone(store):
     def build(value):
         forget()
         stage = TrainInput.model_validate(value)
-        trainer = loop.build(stage, strategy.in_effect(stage), None, scratch / "checkpoints")
-        trainer.vitals = SimpleNamespace(phase="")
+        trainer = loop.build(stage, strategy.in_effect(stage), None, scratch / "checkpoints", Vitals())
         trainer.publisher = SimpleNamespace(wait=lambda: None, start=lambda _: None)
         return trainer
 

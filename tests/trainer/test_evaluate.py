@@ -243,3 +243,11 @@ def test_the_paths_of_lm_evals_metrics_drop_the_filter_none_and_keep_the_others(
 def test_a_copy_of_tasks_is_what_lm_eval_reads(data_store, tmp_path):
     copied = copy_tasks(data_store / "data" / "tasks", tmp_path / "copy")
     assert set(harness.data_digests(copied)) == {"colours.yaml", "colours.jsonl"}
+
+
+def test_a_model_is_never_left_on_the_host_where_gpus_were_asked_for():
+    assert (evaluate.device_map(1), evaluate.device_map(4)) == ({"": 0}, "auto")
+    evaluate.require_on_gpus(["cuda", "cuda"])
+    with pytest.raises(StageError, match=r"2 weights of the model do not fit the memory of the GPUs: raise resources\.gpus") as caught:
+        evaluate.require_on_gpus(["cuda", "cpu", "meta"])
+    assert (caught.value.reason, caught.value.details) == ("OutOfMemory", {"memory": "Device"})

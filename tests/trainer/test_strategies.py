@@ -238,7 +238,7 @@ def test_a_base_that_should_be_in_four_bits_and_is_not_is_refused():
 
     from tunesmith_trainer.sharding import MeasureSharding
 
-    measuring = MeasureSharding(SimpleNamespace(base_quantization="NF4"), None)
+    measuring = MeasureSharding(SimpleNamespace(base_quantization="NF4", device="CPU"), None)
     with pytest.raises(StageError, match="no weight is quantized"):
         measuring.on_train_begin(None, None, None, model=torch.nn.Linear(2, 2))
 

@@ -70,6 +70,16 @@ class StageInput(Contract):
         return self.stage.lower()
 
     @property
+    def processes_per_pod(self) -> int:
+        """The processes of this pod that take a GPU each."""
+        return 1
+
+    @property
+    def needs_bf16(self) -> bool:
+        """Whether the stage was asked to compute in bf16."""
+        return False
+
+    @property
     def reuses_result(self) -> bool:
         """Whether a finished result found in the store is the answer (docs/contract.md, Idempotent)."""
         return True
@@ -134,6 +144,16 @@ class TrainInput(StageInput):
     parallelism: Parallelism
     rendezvous: Rendezvous
 
+    @property
+    def processes_per_pod(self) -> int:
+        """As torchrun starts them."""
+        return self.rendezvous.processes_per_node
+
+    @property
+    def needs_bf16(self) -> bool:
+        """By the spec's precision."""
+        return self.training.precision == "BF16"
+
 
 class Checkpoint(Contract):
     """A complete checkpoint folder."""
@@ -177,6 +197,7 @@ class Failure(Result):
     reason: str
     message: str = Field(max_length=1024)
     fingerprint: Fingerprint | None = None
+    memory: Literal["Host", "Device"] | None = None
     step: Natural | None = None
     global_step: Natural | None = None
     checkpoint: Checkpoint | None = None
@@ -264,6 +285,8 @@ class TrainAnswer(Answer):
     train_runtime_seconds: float
     tokens_per_second: float
     world_size: Positive
+    devices: dict[str, Positive] | None = None
+    """GPUs' names and how many of all processes computed on each kind; absent on CPU."""
     resumed_from_step: Natural
     sharding: Sharding | None = None
     checkpoint: Checkpoint

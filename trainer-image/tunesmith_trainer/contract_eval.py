@@ -102,6 +102,11 @@ class EvaluateInput(StageInput):
     precision: Precision
 
     @property
+    def needs_bf16(self) -> bool:
+        """By the spec's precision."""
+        return self.precision == "BF16"
+
+    @property
     def result_name(self) -> str:
         """Each model has a result file of its own."""
         return f"evaluate-{self.model.name}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 from tunesmith_trainer import answers, generation, harness, perplexity, result, store
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, Metric, Precision, Suite
+from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import ADVICE
 from tunesmith_trainer.harness_tasks import TaskFolder
 from tunesmith_trainer.model import load_tokenizer, refuse_unsafe
 
@@ -65,9 +68,27 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
         dtype=getattr(torch, DTYPES[precision]),
         local_files_only=True,
         trust_remote_code=False,
-        device_map="auto" if device == "GPU" else "cpu",
+        device_map=device_map(torch.cuda.device_count()) if device == "GPU" else "cpu",
     )
+    if device == "GPU":
+        require_on_gpus(parameter.device.type for parameter in model.parameters())
     return model.eval()
+
+
+def device_map(gpus: int) -> str | dict[str, int]:
+    """Return transformers' device map: a single GPU gets all, or runs out of memory; several share the layers."""
+    return "auto" if gpus > 1 else {"": 0}
+
+
+def require_on_gpus(kinds: Iterable[str]) -> None:
+    """Refuse a model of which transformers left weights on the host or on disk (`meta`): StageError(OutOfMemory).
+
+    It would be measured all the same, a layer at a time, for days.
+    """
+    elsewhere = Counter(kind for kind in kinds if kind != "cuda")
+    if elsewhere:
+        message = f"{elsewhere.total()} weights of the model do not fit the memory of the GPUs"
+        raise StageError("OutOfMemory", f"{message}: {ADVICE['Device', 'Evaluate']}", {"memory": "Device"})
 
 
 def measure(suite: Suite, tasks: TaskFolder | None, model: Callable[[], Any], tokenizer: Any, folder: Path) -> list[Metric]:

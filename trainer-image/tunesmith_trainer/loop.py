@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,12 +11,10 @@ from typing import Any
 
 import torch
 import transformers.trainer
-from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import distributed
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -26,17 +23,19 @@ from transformers import (
 from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
 
-from tunesmith_trainer import chat, checkpoint, dataset, generation, state, store, strategy
+from tunesmith_trainer import chat, checkpoint, dataset, generation, group, state, store, strategy
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.fence import Fence
+from tunesmith_trainer.group import Meeting
 from tunesmith_trainer.losses import UNTRAINED
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
-from tunesmith_trainer.publication import MEETING, Place, Publisher
+from tunesmith_trainer.publication import Place, Publisher
 from tunesmith_trainer.settings import kept_part, training_arguments
 from tunesmith_trainer.sharding import MeasureSharding
 from tunesmith_trainer.spec import Adapter, Parallelism
+from tunesmith_trainer.start import find_start
 from tunesmith_trainer.stopping import EvaluationStopped, Flag, SaveAndStop
 from tunesmith_trainer.trainer import Trainer
 from tunesmith_trainer.vitals import Vitals
@@ -56,7 +55,7 @@ def encoded_rows(path: str, model_folder: str, only_assistant: bool, cut: datase
                 yield {"input_ids": sequence.ids, "labels": [token if trained else UNTRAINED for token, trained in pairs]}
 
 
-def load_rows(stage: TrainInput, name: str) -> Dataset | None:
+def load_rows(stage: TrainInput, name: str, meeting: Meeting) -> Dataset | None:
     """Return a data file of the run as token ids and labels, or None where the run has no such file."""
     path = store.path_of(stage.run_uri) / "data" / name
     if not path.is_file():
@@ -70,7 +69,7 @@ def load_rows(stage: TrainInput, name: str) -> Dataset | None:
     }
     cache = str(Path(os.environ["TUNESMITH_SCRATCH"]) / "datasets")
     # One process of each node encodes, the others read what it wrote.
-    with PartialState().local_main_process_first():
+    with meeting.first_on_node("the node's first process, which tokenizes"):
         return generated(arguments, cache)
 
 
@@ -148,7 +147,7 @@ def prepare_transformers() -> None:
     vars(transformers.trainer)["deepspeed_load_checkpoint"] = lambda *_, **__: None
 
 
-def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging: Path) -> Trainer:
+def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging: Path, vitals: Vitals) -> Trainer:
     """Return the trainer of a stage, ready to train; it saves into the staging folder."""
     prepare_transformers()
     strategy.prepare_libraries(spread, stage.device)
@@ -157,56 +156,37 @@ def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging:
     if stage.device == "CPU":
         arguments["ddp_backend"] = "gloo"
     arguments.setdefault("ddp_find_unused_parameters", False)
+    group.require_visible(stage)
     settings = SFTConfig(**arguments | strategy.arguments(spread, stage.adapter, stage.training))
     strategy.reduce_in_32_bits(settings)
+    group.check(stage, settings)
+    meeting = Meeting(vitals)
     trainer = Trainer(
         model=load_model(stage, resumed),
         args=settings,
         processing_class=load_tokenizer(store.path_of(stage.model.uri)),
-        train_dataset=load_rows(stage, "train.jsonl"),
-        eval_dataset=load_rows(stage, "validation.jsonl"),
+        train_dataset=load_rows(stage, "train.jsonl", meeting),
+        eval_dataset=load_rows(stage, "validation.jsonl", meeting),
     )
     # transformers adds it, whatever `report_to` says, where the protocol's variables are set. Ours reports instead (progress.py).
     trainer.remove_callback(KubeflowCallback)
     if stage.adapter:
         restore_adapter(trainer.model, resumed)
+    trainer.vitals, trainer.meeting = vitals, meeting
     return trainer
-
-
-def newest_checkpoint(run_folder: Path, fence: Fence) -> Path | None:
-    """Return the newest checkpoint that is whole; raises OSError where the store went away meanwhile."""
-    newest = checkpoint.newest(run_folder)
-    # A volume that is away looks like a run without checkpoints, and training would begin anew.
-    fence.check()
-    return newest
-
-
-def find_start(place: Place) -> tuple[Path | None, str]:
-    """Return the checkpoint to start from, if there is one, and the launch that may commit; the first process tells the others.
-
-    It alone reads every byte of the checkpoints, and clears away what is damaged or half written. They meet at torchrun's store,
-    since the model is built from the checkpoint and there is no process group before.
-    """
-    meeting = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=MEETING)
-    if int(os.environ["RANK"]) == 0:
-        fence = Fence(place.run_folder, os.environ["TUNESMITH_LAUNCH"])
-        newest = store.persevere(lambda: newest_checkpoint(place.run_folder, fence), "checkpoints")
-        checkpoint.sweep(place.run_folder, place.attempt)
-        meeting.set("start", json.dumps([str(newest or ""), fence.launch]))
-    folder, launch = json.loads(meeting.get("start"))
-    return Path(folder) if folder else None, launch
 
 
 def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     """Train from the newest checkpoint to the end; raises StageError(Interrupted) naming the checkpoint it saved."""
     place = Place(store.path_of(stage.run_uri), stage.attempt, stage.checkpoints.keep)
     staging = Path(os.environ["TUNESMITH_SCRATCH"]) / "checkpoints"
-    resumed, launch = find_start(place)
+    resumed, launch = find_start(place, vitals)
     resumed_step = checkpoint.step_of(resumed) if resumed else 0
     spread = strategy.in_effect(stage)
-    trainer = build(stage, spread, resumed, staging)
+    trainer = build(stage, spread, resumed, staging, vitals)
     fence = Fence(place.run_folder, launch)
-    trainer.vitals, trainer.publisher = vitals, Publisher(place, fence, staging)
+    trainer.publisher = Publisher(place, fence, staging, vitals)
+    devices = trainer.meeting.devices() if stage.device == "GPU" else None
     saving = SaveAndStop(trainer, stop, stage.checkpoints.every_steps)
     metrics = MetricsFile(place.run_folder / "metrics.jsonl", fence)
     measuring = MeasureSharding(stage, spread)
@@ -237,6 +217,9 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
         details = {"globalStep": made.step, "checkpoint": made.dump(), "resumedFromStep": resumed_step, "trainRuntimeSeconds": round(seconds, 3)}
         raise StageError("Interrupted", f"stopped by SIGTERM; the checkpoint of step {made.step} was saved", details)
     run, tokens = trainer.ledger.run, trainer.ledger.attempt.real
+    if devices:
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        print(f"peak of this process's GPU memory: {allocated} bytes in tensors, {reserved} bytes taken", flush=True)
     print(f"checkpoints held training up for {trainer.blocked_seconds:.3f} s of {seconds:.3f} s", flush=True)
     return TrainAnswer(
         global_step=made.step,
@@ -246,6 +229,7 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
         train_runtime_seconds=round(seconds, 3),
         tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
         world_size=trainer.accelerator.num_processes,
+        devices=devices,
         resumed_from_step=resumed_step,
         sharding=measuring.measured,
         checkpoint=made,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import chat, dataset, generation, store
-from tunesmith_trainer.contract import Artifact
+from tunesmith_trainer.contract import Artifact, Device
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
+from tunesmith_trainer.device import node
 from tunesmith_trainer.effect import measure
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import DEFAULT_GROUP_SIZE, check_group_sizes, inspect, load_tokenizer
@@ -88,7 +89,9 @@ def check_settings(settings: Quantization) -> None:
 
 def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     """Quantize the model at `source` into `target`, without manifest, and return how many rows calibrated it."""
+    import torch
     from llmcompressor.entrypoints.oneshot import oneshot
+    from llmcompressor.utils.dev import get_main_device
     from transformers import AutoModelForCausalLM
 
     settings = stage.variant.quantization
@@ -97,6 +100,7 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     encoded = [ids[: stage.training.max_length] for ids in encode(rows, tokenizer)]
     sequences = list(packed(encoded, stage.training.max_length))
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, trust_remote_code=False)
+    require_device(stage.device, get_main_device().type)
     oneshot(
         model=model,
         recipe=recipe(settings),
@@ -105,6 +109,8 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
         num_calibration_samples=len(sequences),
         shuffle_calibration_samples=False,
     )
+    if stage.device == "GPU":
+        require_device(stage.device, "cuda" if torch.cuda.max_memory_allocated() else "cpu")
     generation.make_savable(model).save_pretrained(target, save_compressed=True)
     generation.carry(source, target, generation.recorded_ends(store.path_of(stage.run_uri)))
     tokenizer.save_pretrained(target)
@@ -113,6 +119,13 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     for path in store.listed_files(target):
         path.chmod(0o644)  # llmcompressor's writer leaves weights readable by their owner alone
     return len(encoded)
+
+
+def require_device(asked: Device, kind: str) -> None:
+    """Refuse to calibrate on another kind of device than was asked for, which llmcompressor only logs: StageError(DeviceUnavailable)."""
+    wanted = "cuda" if asked == "GPU" else "cpu"
+    if kind != wanted:
+        raise StageError("DeviceUnavailable", f"{node()}: llmcompressor would calibrate on {kind}, and {wanted} was asked for")
 
 
 def encode(rows: list[dataset.Placed], tokenizer: Any) -> Iterator[list[int]]:

@@ -60,7 +60,7 @@ def reduce_in_32_bits(settings: Any) -> None:
 def zero(zero_stage: int, adapter: Adapter | None) -> dict[str, Any]:
     """Return DeepSpeed's configuration; what says auto is filled in by transformers.
 
-    The optimizer is torch's: DeepSpeed's own for the CPU is compiled when it is first used, and pods have no compiler.
+    The optimizer is torch's: DeepSpeed's own for the CPU is compiled at its first use in each pod, which takes a minute.
     """
     return {
         "train_micro_batch_size_per_gpu": "auto",

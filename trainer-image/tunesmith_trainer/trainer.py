@@ -11,6 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from tunesmith_trainer import losses, state
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.group import Meeting
 from tunesmith_trainer.publication import Publisher
 from tunesmith_trainer.stopping import EvaluationStopped, diverged
 from tunesmith_trainer.vitals import Vitals
@@ -28,6 +29,7 @@ class Trainer(SFTTrainer):
 
     publisher: Publisher
     vitals: Vitals
+    meeting: Meeting
     # Time in which no step could be made because of checkpoints.
     blocked_seconds = 0.0
     saved_step = 0
@@ -134,6 +136,7 @@ class Trainer(SFTTrainer):
             self._save(output_dir, state_dict=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.meeting.wait("the first process, which writes the weights")
         gathered = state.gather_optimizer(self.model, self.optimizer, self.args.should_save)
         if self.args.should_save:
             torch.save(gathered, Path(output_dir) / state.FILE)
@@ -155,9 +158,10 @@ class Trainer(SFTTrainer):
         began = time.monotonic()
         self.vitals.phase = "saving"
         self.publisher.wait()
+        self.meeting.wait("the checkpoint before, which is on its way to the store")
         super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
         # Every process writes its own part; nothing must be published before the last one has.
-        self.accelerator.wait_for_everyone()
+        self.meeting.wait("the others, which save")
         self.publisher.start(self.state.global_step)
         self.saved_step = self.state.global_step
         self.vitals.phase = "training"
