@@ -18,6 +18,10 @@ down: ## remove the development cluster: processes, mounts, interfaces, namespac
 test: ## lint, types, unit, integration, and the chain end to end
 	$(PYTHON) -m dev.checks machine build lint types unit integration trainer serving e2e down
 
+.PHONY: test-all
+test-all: ## everything there is, for hours; parts that have passed at this very commit are not run again
+	$(PYTHON) -m dev.checks --go-on machine build lint types unit integration integration-long crash trainer trainer-long serving e2e rollouts drills images e2e-images down
+
 .PHONY: test-fast
 test-fast: ## the part that needs no kubelet
 	$(PYTHON) -m dev.checks build lint types unit integration trainer serving
@@ -30,8 +34,8 @@ images: ## build the operator's, trainer's and serving image with buildah, into 
 test-images: ## run the chain once with those images (30 GB of disk)
 	$(PYTHON) -m dev.checks images e2e-images down
 
-.PHONY: lint types unit integration trainer serving e2e rollouts drills
-lint types unit integration trainer serving e2e rollouts drills: ## one part of the tests
+.PHONY: lint types unit integration integration-long trainer trainer-long serving e2e rollouts drills
+lint types unit integration integration-long trainer trainer-long serving e2e rollouts drills: ## one part of the tests
 	$(PYTHON) -m dev.checks $@
 
 .PHONY: bench-operator

@@ -1,10 +1,13 @@
 """Runs the parts of the test suite one after another and prints how long each took.
 
-    python3 -m dev.checks lint types unit integration trainer serving e2e down
+    python3 -m dev.checks [--go-on] lint types unit integration trainer serving e2e down
 
 Each part is a few commands in the Python environment that the part needs (`dev.venv` builds it from its lock on first use).
 One heavy part at a time: the parts never overlap. A part that fails does not stop the next ones, but the exit code tells; where
 `machine` or `build` fails, this machine lacks what the others need, and nothing more is started.
+
+Each part leaves a JUnit file with the tested commit, `build/tests/<part>.xml`, and all durations, `build/tests/<part>.durations`.
+With `--go-on`, a part whose JUnit file says that it passed at the present commit, in a tree without changes, is not run again.
 """
 
 from __future__ import annotations
@@ -16,18 +19,32 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from dev import junit
+
 ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "build" / "tests"
 PYTEST = ["-m", "pytest", "-q", "--durations=5"]
-# Not among `make test`'s parts: with nothing cached, these have little room left for the 20 minutes that it takes.
+# Whole files, in the order in which they are collected: each folder's conftest.py has the longest first.
+TWO_WORKERS = ["--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder"]
+E2E = ["-m", "pytest", "-v", "--durations=10"]
+# pyproject.toml leaves tests out that are marked so: they run in `make test-all` alone.
+LONG = ["-m", "long"]
+# Without what an earlier version has left in the development cluster; a cluster that KUBECONFIG names is the user's own.
+DOWN = ["-m", "dev.cluster", "down", "--purge"]
+FRESH = [] if os.environ.get("KUBECONFIG") else [DOWN]
 ROLLOUTS = "tests/e2e/test_serving.py"
-DRILLS = ("tests/e2e/test_long_drills.py", "tests/e2e/test_long_examples.py")
 
 # part -> (environment, environment variables, [arguments to that environment's python])
 # The environment HOST is the python that runs this.
 HOST = "host"
 NEEDED = ("machine", "build")
+CLUSTER = frozenset(("e2e", "rollouts", "drills", "e2e-images"))
+"""Parts that start the development cluster where it does not run, and leave it running."""
+WRITERS = frozenset(("fmt", "generate"))
+"""Parts that change files instead of testing them."""
 PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     # What the parts with a cluster need: not asked of a machine that runs the others alone.
     "machine": (HOST, {}, [["-m", "dev.demo", "--check"]]),
@@ -43,25 +60,29 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
         ],
     ),
     "types": ("operator", {}, [["-m", "mypy"]]),
-    "unit": ("operator", {}, [[*PYTEST, "tests/unit"]]),
-    # Two at a time, each with a control plane of its own: more than half of the time such tests wait.
-    "integration": ("operator", {}, [[*PYTEST, "--numprocesses=2", "--dist=loadfile", "tests/integration"]]),
-    "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, "tests/trainer"]]),
+    "unit": ("operator", {}, [[*PYTEST, "--numprocesses=2", "tests/unit"]]),
+    # Each worker has a control plane of its own: more than half of the time such tests wait.
+    "integration": ("operator", {}, [[*PYTEST, *TWO_WORKERS, "tests/integration"]]),
+    "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, *TWO_WORKERS, "tests/trainer"]]),
     "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
     "e2e": (
         "operator",
         {},
-        [["-m", "pytest", "-v", "--durations=10", "--timeout=1800", "tests/e2e", *map("--ignore={}".format, (ROLLOUTS, *DRILLS))]],
+        [*FRESH, [*E2E, "--timeout=1800", "tests/e2e"]],
     ),
-    "rollouts": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", ROLLOUTS]]),
-    "drills": ("operator", {}, [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", *DRILLS]]),
+    "rollouts": ("operator", {}, [[*E2E, "--timeout=2700", *LONG, ROLLOUTS]]),
+    "drills": ("operator", {}, [[*E2E, "--timeout=2700", *LONG, f"--ignore={ROLLOUTS}", "tests/e2e"]]),
     "images": (HOST, {}, [["-m", "dev.images"]]),
     "e2e-images": (
         "operator",
         {"TUNESMITH_REAL_IMAGES": "1"},
-        [["-m", "pytest", "-v", "--durations=10", "--timeout=2700", "tests/e2e/test_chain.py"]],
+        [*FRESH, [*E2E, "--timeout=2700", "tests/e2e/test_chain.py"]],
     ),
+    # One row more of a table each, or the same for longer.
+    "integration-long": ("operator", {}, [[*PYTEST, *LONG, "tests/integration"]]),
+    "trainer-long": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, *LONG, "tests/trainer"]]),
+    "crash": ("operator", {"PYTHONPATH": "operator"}, [["-m", "dev.bench.crash"]]),
     "down": ("operator", {}, [["-m", "pytest", "-v", "tests/e2e_down"]]),
     "fmt": ("operator", {}, [["-m", "ruff", "format", "."], ["-m", "ruff", "check", "--fix", "."]]),
     "generate": (
@@ -72,8 +93,28 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
 }
 
 
-LIMITS: dict[str, float] = {"build": 2700, "unit": 900, "integration": 2400, "trainer": 2400, "serving": 900, "e2e": 3600, "down": 600}
+LIMITS: dict[str, float] = {
+    **{"build": 2700, "unit": 900, "integration": 2400, "trainer": 2400, "serving": 900, "e2e": 3600, "down": 600},
+    **{"integration-long": 2400, "trainer-long": 2400, "rollouts": 5400, "drills": 10800, "images": 5400, "e2e-images": 5400, "crash": 5400},
+}
 """Seconds that a part's commands may take, with nothing cached: what hangs must not keep the others, and the table, from being seen."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table at the end."""
+
+    part: str
+    good: bool
+    seconds: float
+    record: junit.Record | None
+    earlier: bool = False
+
+    def __str__(self) -> str:
+        verdict = "ok (earlier)" if self.earlier else "ok" if self.good else "FAIL"
+        counted = f"{self.record.tests:5} tests" if self.record and self.record.tests else ""
+        skipped = f", {self.record.skipped} skipped" if self.record and self.record.skipped else ""
+        return f"{verdict:12} {self.part:12} {self.seconds:7.0f} s {counted}{skipped}".rstrip()
 
 
 def python(environment: str) -> str:
@@ -84,19 +125,56 @@ def python(environment: str) -> str:
     return out.stdout.strip()
 
 
+def record_of(part: str) -> Path:
+    """The part's JUnit file."""
+    return RECORDS / f"{part}.xml"
+
+
 def run(part: str) -> bool:
-    """Run all commands of a part; True if every one exited 0."""
+    """Run all commands of a part and write down what came of them; True if every one exited 0."""
     environment, variables, commands = PARTS[part]
-    interpreter = python(environment)
-    good, limit = True, LIMITS.get(part)
+    path, commit, done = record_of(part), junit.commit_of(ROOT), []
+    # What an earlier run has left must not be taken for this one's.
+    path.unlink(missing_ok=True)
+    path.with_suffix(".durations").unlink(missing_ok=True)
+    begun = time.monotonic()
+    try:
+        interpreter = python(environment)
+    except subprocess.CalledProcessError as error:
+        _write_down(part, commit, [junit.Command(f"python -m dev.venv {environment}", time.monotonic() - begun, error.returncode)])
+        raise
+    if environment != HOST:
+        done.append(junit.Command(f"python -m dev.venv {environment}", time.monotonic() - begun, 0))
+    limit = LIMITS.get(part)
     deadline = time.monotonic() + limit if limit else None
     for arguments in commands:
         print(f"\n== {part}: python {' '.join(arguments)}", flush=True)
-        # For one test: less than for all, since what it ends it names, with all stacks.
-        ending = [f"-ofaulthandler_timeout={0.8 * limit:.0f}"] if limit and "pytest" in arguments else []
-        left = deadline - time.monotonic() if deadline else None
-        good &= run_within(left, [interpreter, *arguments, *ending], os.environ | variables) == 0
-    return good
+        start = time.monotonic()
+        left = deadline - start if deadline else None
+        command = [interpreter, *arguments, *(_for_pytest(path, limit) if "pytest" in arguments else ())]
+        status = run_within(left, command, os.environ | variables | {junit.COMMIT: commit})
+        done.append(junit.Command(f"python {' '.join(arguments)}", time.monotonic() - start, status))
+    if part not in WRITERS:
+        _write_down(part, commit, done)
+    return all(command.status == 0 for command in done)
+
+
+def _write_down(part: str, commit: str, done: Sequence[junit.Command]) -> None:
+    """Write the part's JUnit file and its durations, beside what pytest wrote of each test."""
+    if junit.commit_of(ROOT) != commit:
+        print(f"{part}: the tree was changed while this ran", file=sys.stderr, flush=True)
+        commit = commit.removesuffix(junit.DIRTY) + junit.DIRTY
+    path = record_of(part)
+    junit.write(path, part, commit, done)
+    with path.with_suffix(".durations").open("a") as listing:
+        listing.writelines(f"{command.seconds:9.2f} s command  {command.name}\n" for command in done)
+
+
+def _for_pytest(path: Path, limit: float | None) -> list[str]:
+    """More arguments: where its JUnit file goes, and after how long a test ends the process, with all stacks."""
+    # For one test: less than for all, since what it ends it names.
+    ending = [f"-ofaulthandler_timeout={0.8 * limit:.0f}"] if limit else []
+    return [f"--junitxml={path}", *ending]
 
 
 def run_within(limit: float | None, command: Sequence[str], environment: Mapping[str, str], grace: float = 60) -> int:
@@ -125,32 +203,53 @@ def _interrupt(process: subprocess.Popen[bytes], grace: float) -> int:
     return process.wait() or 1
 
 
-def main(parts: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the named parts in order; 0 if all passed."""
+    going_on = "--go-on" in arguments
+    parts = [argument for argument in arguments if argument != "--go-on"]
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
-        print(f"usage: python3 -m dev.checks PART…; parts: {', '.join(PARTS)}", file=sys.stderr)
+        print(f"usage: python3 -m dev.checks [--go-on] PART…; parts: {', '.join(PARTS)}", file=sys.stderr)
         return 64
     # A process group of each part's own does not hear of what is sent to this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    took: list[tuple[str, bool, float]] = []
+    rows: list[Row] = []
     for part in parts:
-        start = time.monotonic()
-        try:
-            good = run(part)
-        except subprocess.CalledProcessError as error:
-            print(f"{part}: its environment could not be built: {error}", file=sys.stderr)
-            good = False
-        took.append((part, good, time.monotonic() - start))
-        if part in NEEDED and not good:
+        ran = [row.part for row in rows if not row.earlier]
+        if going_on and (record := _earlier(part, ran)):
+            rows.append(Row(part, True, record.seconds, record, earlier=True))
+            continue
+        rows.append(_row(part, fresh=going_on and part in CLUSTER and not CLUSTER.intersection(ran)))
+        if part in NEEDED and not rows[-1].good:
             print(f"{part} failed (see above): nothing more is started", file=sys.stderr)
             break
     print()
-    for part, good, seconds in took:
-        print(f"{'ok  ' if good else 'FAIL'} {part:12} {seconds:7.0f} s")
-    failed = sum(not good for _, good, _ in took)
-    print(f"parts: {len(took) - failed} passed, {failed} failed")
+    print(*rows, sep="\n")
+    failed = sum(not row.good for row in rows)
+    print(f"parts: {len(rows) - failed} passed, {failed} failed; {junit.commit_of(ROOT)}; JUnit files and durations: {RECORDS.relative_to(ROOT)}/")
     return 1 if failed else 0
+
+
+def _earlier(part: str, ran: Sequence[str]) -> junit.Record | None:
+    """The record of a part that need not be run again, after those that `ran`."""
+    # What the machine has does not hang on the commit; and a cluster that was started since has to go.
+    if part in NEEDED or (part == "down" and CLUSTER.intersection(ran)):
+        return None
+    record = junit.read(record_of(part))
+    return record if record and record.is_green_at(junit.commit_of(ROOT)) else None
+
+
+def _row(part: str, fresh: bool) -> Row:
+    """Run a part. `fresh`: without what another commit may have left in the development cluster."""
+    start = time.monotonic()
+    try:
+        if fresh and FRESH:
+            subprocess.run([sys.executable, *DOWN], cwd=ROOT, check=True)
+        good = run(part)
+    except subprocess.CalledProcessError as error:
+        print(f"{part}: its environment could not be built, or the cluster not be taken down: {error}", file=sys.stderr)
+        good = False
+    return Row(part, good, time.monotonic() - start, junit.read(record_of(part)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,18 +25,9 @@ from dev.bench.rights import grant
 from dev.bench.trail import AuditLog, Entry
 from dev.bench.view import GaveUp, Object, View
 from dev.cluster.controlplane import ControlPlane
-from tunesmith import ledger
-from tunesmith.modeldeployment import rollout
 from tunesmith.resources import RESOURCES
 
 _numbers = itertools.count()
-
-
-def hasten() -> None:
-    """In the operator's process: shorter waits, since a life is to take seconds. They are what they are for the sake of real programs."""
-    for module, name, value in ((ledger, "BACKOFF", timedelta(seconds=0.1)), (rollout, "DRAIN_SECONDS", 1)):
-        assert hasattr(module, name), f"{module.__name__}.{name} is gone: name what takes its place"
-        setattr(module, name, value)
 
 
 @dataclass
@@ -76,7 +66,7 @@ class Lane:
         self._view = view
         self._nursery = nursery
         self._audit = audit
-        self._prepare = (f"{hasten.__module__}:{hasten.__name__}", *prepare)
+        self._prepare = prepare
         self._kubeconfig = folder / f"{self.namespace}.kubeconfig"
         self._pid = 0
         self._deaths: list[int] = []
@@ -144,6 +134,9 @@ class Lane:
             "TUNESMITH_HEALTH_PORT": "0",
             "TUNESMITH_LEASE_NAMESPACE": self.namespace,
             "TUNESMITH_IDENTITY": "lane",
+            # A life is to take seconds.
+            "TUNESMITH_BACKOFF_SECONDS": "0.1",
+            "TUNESMITH_DRAIN_SECONDS": "1",
             # On a machine with too much to do, a lease that is lost would be one more fault than the plan has.
             "TUNESMITH_LEASE_DURATION_SECONDS": "90",
             "TUNESMITH_LEASE_DEADLINE_SECONDS": "60",

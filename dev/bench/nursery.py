@@ -1,7 +1,7 @@
 """Starts operators fast: a process that has imported everything once and forks for each of them.
 
 Half of the work of a short life would otherwise be Python's imports. What is forked runs `python -m tunesmith` unchanged, in a
-process of its own, with its own environment; only `prepare` may change it first (shorter waits, a defect to be found).
+process of its own, with its own environment; only `prepare` may change it first (a defect to be found).
 
 It takes one JSON object a line, `{order, environment, log, prepare}`, and answers each with `{order, started}`, the process's id;
 `{ended, status}` follows when a process has ended. Its own end is the end of all that it started.

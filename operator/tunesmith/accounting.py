@@ -37,6 +37,13 @@ def asked(job: Object) -> dict[str, int]:
     return {"gpus": devices * int(spec.get("parallelism", 1))} if devices else {}
 
 
+def memory(job: Object | None) -> str:
+    """The limit of host memory of the container that `asked` is about; empty if there is no Job to read it from."""
+    if job is None:
+        return ""
+    return str(job["spec"]["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", ""))
+
+
 def entered(entry: Entry, state: str, pods: Sequence[Object], now: datetime) -> dict[str, Any]:
     """What changes in the entry of an attempt under way that is now in `state` (Pending or Running)."""
     if state == entry["state"]:

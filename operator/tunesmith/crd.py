@@ -20,7 +20,7 @@ from tunesmith import status_schema
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 from tunesmith.modeldeployment import api as modeldeployment
-from tunesmith.spec import rule
+from tunesmith.spec import Rule, rule
 from tunesmith.values import GROUP, VERSION
 
 Schema = dict[str, Any]
@@ -68,7 +68,7 @@ class Kind:
     status: type[BaseModel]
     columns: tuple[Schema, ...]
     scale: bool = False
-    rules: tuple[dict[str, str], ...] = ()
+    rules: tuple[Rule, ...] = ()
     """CEL for the whole object, where its name is known."""
 
 
@@ -171,7 +171,7 @@ def _flatten(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Sc
     return merged | ({"x-kubernetes-validations": both} if both else {})
 
 
-def _map_of(flat: Mapping[str, Any]) -> tuple[Schema | None, list[dict[str, str]]]:
+def _map_of(flat: Mapping[str, Any]) -> tuple[Schema | None, list[Rule]]:
     """The schema of a map's values and CEL for its keys, which structural schemas cannot describe; None if this is no map."""
     limit = flat.get("propertyNames", {}).get("maxLength")
     rules = [rule(f"self.all(key, size(key) <= {limit})", f"keys must have at most {limit} characters")] if limit else []

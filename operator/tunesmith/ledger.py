@@ -5,35 +5,44 @@ All decisions about stages are made here, so that they are on record before `sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from tunesmith import accounting, attempts, kueue, limits
+from tunesmith import accounting, attempts, faults, kueue, limits, repeats
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
+from tunesmith.records import SIZE, checkpoint_of, record, tells_its_beginning
+from tunesmith.repeats import PATIENCE
 from tunesmith.results import Result, TrainResult
-from tunesmith.stages import Entry, StageKey, attempt_of, key_of
-from tunesmith.values import LABEL_STAGE, Object, Observed, controller_uid
-from tunesmith.verdicts import Verdict, judge
+from tunesmith.retries import Retries
+from tunesmith.stages import Entry, StageKey, key_of
+from tunesmith.values import Object, Observed, controller_uid
+from tunesmith.verdicts import LESS_MEMORY, Outcome, Verdict, judge
+from tunesmith.views import View, views_of
 
 ATTEMPTS_KEPT = 20
-RETRIES = 3
 DISRUPTION_LIMIT = 512
-BACKOFF, BACKOFF_LIMIT = timedelta(seconds=5), timedelta(seconds=300)
 LASTING = timedelta(minutes=10)
 """After an attempt that ran for so long the pauses begin anew, unless it ended as one before it that began at the same checkpoint."""
-PATIENCE = 50
-"""So many failures of what is around the program, one after another and none of them LASTING, are enough: about four hours of pauses."""
-STANDSTILL = {"Hung": 3, "PeerUnavailable": 10}
-"""So many attempts that end so and go on from one checkpoint are enough: what is around the program may be at fault, but the program may
-be too. Ten times of the second take most of an hour."""
-SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
-"""What may differ from one attempt to the next."""
 Sizing = Callable[[StageKey, Entry], Entry | None]
 """The SIZE of the next attempt of a stage, none for stages that have no such; None: there is no other within the entry's limits."""
-_PASSING = ("jobUID", "attemptStartTime", "disruption", "ending", "notBefore", "nodesLimit", "gpus", "stateTime", "ranSeconds", "queue")
+Check = Callable[[StageKey, Entry, Result, Sequence[Entry]], str]
+"""What is wrong with the result of a stage that says that it succeeded, given the attempts that have ended; empty if nothing is."""
+_PASSING = (
+    "jobUID",
+    "attemptStartTime",
+    "disruption",
+    "ending",
+    "notBefore",
+    "nodesLimit",
+    "gpus",
+    "stateTime",
+    "ranSeconds",
+    "queue",
+    "suspectNodes",
+)
 _OVER = ("Succeeded", "Failed", "Stopped")
 
 
@@ -45,8 +54,8 @@ class Ledger:
     """`status.stages`."""
     attempts: tuple[Entry, ...]
     """`status.attempts`: the last ones that ended."""
-    retries_spent: int
-    """`status.retriesSpent`."""
+    retries: Retries
+    """The budget of retries as it is now."""
     note: Note
     """What the stages now due are doing."""
     stage: str
@@ -82,29 +91,20 @@ class Ledger:
         return ({"startTime": started} if started else {}) | ({"completionTime": ended} if over and ended else {})
 
 
-@dataclass(frozen=True)
-class _View:
-    """The children of one stage."""
-
-    jobs: dict[int, Object] = field(default_factory=dict)
-    pods: dict[int, list[Object]] = field(default_factory=dict)
-
-    def busy(self, but: int | None = None) -> int:
-        """Unfinished Jobs and live pods of all attempts (but one)."""
-        jobs = sum(not attempts.is_finished(job) for number, job in self.jobs.items() if number != but)
-        return jobs + sum(attempts.is_live(pod) for number, found in self.pods.items() if number != but for pod in found)
-
-    def underway(self, after: int) -> int | None:
-        """The later attempt whose Job runs although it is not on record: the status was lost."""
-        return min((number for number, job in self.jobs.items() if number > after and not attempts.is_finished(job)), default=None)
-
-
-def fold(observed: Observed, waves: Sequence[Sequence[StageKey]], hold: bool, sizing: Sizing = lambda key, entry: {}) -> Ledger:
+def fold(
+    observed: Observed,
+    waves: Sequence[Sequence[StageKey]],
+    hold: bool,
+    sizing: Sizing = lambda key, entry: {},
+    check: Check = lambda key, entry, result, ended: "",
+    checkpoint: int = 0,
+) -> Ledger:
     """Follow the stages under way and begin those that are due.
 
     The stages of a wave run side by side, waves one after another. `hold`: begin nothing (suspended, or something named is missing).
+    `checkpoint`: step of the newest checkpoint that is on record, or that the attempt under way has reported.
     """
-    book = _Book(observed, sizing)
+    book = _Book(observed, sizing, check, checkpoint)
     hold = hold or book.failing
     for key in (key for wave in waves for key in wave):
         book.follow(key, hold)
@@ -120,23 +120,22 @@ def fold(observed: Observed, waves: Sequence[Sequence[StageKey]], hold: bool, si
 class _Book:
     """The entries while `fold` goes over them. Retries are one budget of all stages, so the stages cannot be folded apart."""
 
-    def __init__(self, observed: Observed, sizing: Sizing) -> None:
+    def __init__(self, observed: Observed, sizing: Sizing, check: Check, checkpoint: int) -> None:
         recorded = observed.recorded
-        self.sizing = sizing
+        self.sizing, self.check = sizing, check
         self.now: datetime = observed.now
-        self.retries = int(observed.spec.get("retries", RETRIES))
-        self.spent = int(recorded.get("retriesSpent", 0))
+        self.retries = Retries(observed.spec, recorded, checkpoint)
         self.ended: list[Entry] = list(recorded.get("attempts", ()))
         self.recorded: dict[StageKey, Entry] = {key_of(entry): {**entry} for entry in recorded.get("stages", ())}
         self.entries: dict[StageKey, Entry] = {}
         self.notes: dict[StageKey, Note] = {}
         self.answers: dict[StageKey, Result] = {}
-        self.views = _views(observed.children)
+        self.views = views_of(observed.children)
         self.observed = observed
         self.failing = is_true(recorded, limits.TARGET)
 
-    def view(self, key: StageKey) -> _View:
-        return self.views.get(key) or _View()
+    def view(self, key: StageKey) -> View:
+        return self.views.get(key) or View()
 
     def follow(self, key: StageKey, hold: bool) -> None:
         """See what became of the attempt under way, if one is."""
@@ -167,7 +166,7 @@ class _Book:
             # What has run holds its GPUs until no pod of it is left.
             running = note.running or (entry["state"] == "Running" and any(attempts.is_running(pod) for pod in pods))
             entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
-            entry |= self._fewer_nodes(key, job, pods)
+            entry |= self._fewer_nodes(key, job, pods) or self._suspects(entry, job, pods)
         else:
             entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
@@ -175,7 +174,7 @@ class _Book:
             # after a restart the pods of a Job may be seen before it is.)
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
             ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
-            self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours)
+            self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours, job)
 
     def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:
         """The attempt is to end, if not all of its pods find a node and it can do with those that did."""
@@ -189,44 +188,101 @@ class _Book:
         message = f"only {placed} of its pods found a node within {attempts.UNPLACED.total_seconds():.0f} s: {blocked}"
         return {"ending": {"reason": "Unschedulable", "message": message[:DISRUPTION_LIMIT]}, "nodesLimit": placed}
 
-    def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object]) -> None:
+    def _suspects(self, entry: Entry, job: Object | None, pods: Sequence[Object]) -> Entry:
+        """What to note of nodes that do not end a pod of the attempt, or cannot start one: then it is to end."""
+        late = [pod for pod in pods if (at := attempts.overdue_at(pod)) and at <= self.now]
+        ends = job is None or "deletionTimestamp" in job["metadata"] or job["spec"].get("suspend") or "ending" in entry
+        stuck = [] if ends else [pod for pod in pods if (at := faults.given_up_at(pod)) and at <= self.now]
+        fault = faults.cannot_start(stuck[0]) if stuck else None
+        nodes = faults.avoid(faults.nodes_of((*stuck, *late)), entry.get("suspectNodes", ()))
+        told = {"ending": {"reason": fault.reason, "message": fault.message[:DISRUPTION_LIMIT]}} if fault else {}
+        return told | ({"suspectNodes": nodes} if nodes else {})
+
+    def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
         entry, used = self.entries[key], accounting.used(self.entries[key], pods, self.now)
         within = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
+        verdict = self._checked(key, verdict)
+        self.retries.learn(checkpoint_of(verdict.result))
         if verdict.outcome == "OutOfMemory":
-            verdict, within = self._with_less_memory(key, verdict)
-        if (verdict.outcome == "Retry" or verdict.reason == "Hung") and self._seen_before(key, verdict):
-            verdict = replace(verdict, outcome="Failed", message=f"the same error at the same step as before: {verdict.message}")
-        alike = [ended for ended in self._from_one_checkpoint(key, verdict) if ended["reason"] == verdict.reason]
-        if verdict.outcome == "Later" and len(alike) + 1 >= STANDSTILL.get(verdict.reason, PATIENCE):
-            verdict = replace(verdict, outcome="Failed", message=f"{len(alike) + 1} attempts ended so without a new checkpoint: {verdict.message}")
+            verdict, within = self._with_less_memory(key, verdict, job)
+        before = [ended for ended in self.ended if (ended["stage"], ended.get("part", "")) == key]
+        alike = repeats.alike_from_one_checkpoint(verdict, before, self.retries.newest)
+        if why := repeats.hopeless(verdict, before, self.retries.newest):
+            verdict = replace(verdict, outcome="Failed", message=f"{why}: {verdict.message}")
         if verdict.result:
             self.answers[key] = verdict.result
         if isinstance(verdict.result, TrainResult) and verdict.result.checkpoint:
             entry["checkpointStep"] = verdict.result.checkpoint.step
-        self.spent += verdict.outcome == "Retry"
-        told = verdict.outcome == "Later" and _resumed_from(verdict) is not None
+        if verdict.outcome == "Retry":
+            self.retries.spend()
+        told = verdict.outcome == "Later" and tells_its_beginning(verdict.result)
         if used["runningSeconds"] >= LASTING.total_seconds() and not (told and alike):
             entry.pop("failures", None)
         if verdict.outcome in ("Retry", "Later"):
             entry["failures"] = entry.get("failures", 0) + 1
-        self.ended.append(_ended(entry, verdict, self.now) | used)
-        reason, message = verdict.reason, verdict.message[:MESSAGE_LIMIT]
+        verdict, fewer = self._avoiding(key, verdict)
+        self.ended.append(record(entry, verdict, self.now, self.retries.newest) | used)
+        self._settle(key, verdict, within | fewer)
+
+    def _avoiding(self, key: StageKey, verdict: Verdict) -> tuple[Verdict, Entry]:
+        """The verdict; the nodes that are at fault are kept for the next attempt, if there is to be one, and named.
+
+        One that was to be avoided and was taken all the same is all that there was: the next attempt does without it, where it may be smaller.
+        """
+        entry, bad = self.entries[key], [*(verdict.nodes if verdict.faulty else ()), *self.entries[key].get("suspectNodes", ())]
+        if not bad or verdict.outcome == "Succeeded" or self._is_hopeless(entry, verdict):
+            return verdict, {}
+        again = {node for node in bad if node in entry.get("avoidNodes", ()) and verdict.reason != "CommunicationFailed"}
+        entry["avoidNodes"] = faults.avoid(bad, entry.get("avoidNodes", ()))
+        told = f"{verdict.message}; the next attempt avoids {faults.listed(entry['avoidNodes'])} if it can"
+        size = self.sizing(key, {**entry, "nodesLimit": entry["nodes"] - len(again)}) if again and "nodes" in entry else None
+        if not size:
+            return replace(verdict, message=told), {}
+        return replace(verdict, message=f"{told}, with {size['nodes']} nodes"), {"nodesLimit": size["nodes"]}
+
+    def _settle(self, key: StageKey, verdict: Verdict, within: Entry) -> None:
+        """Put down what becomes of the stage after that end of its attempt."""
+        entry, reason, message = self.entries[key], verdict.reason, verdict.message[:MESSAGE_LIMIT]
         if verdict.outcome == "Succeeded" and verdict.result:
+            entry.pop("avoidNodes", None)
             self.entries[key] = _settled(entry, state="Succeeded", completionTime=timestamp(self.now), result=verdict.result.facts())
         elif self._is_hopeless(entry, verdict):
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
-            begin = timestamp(self.now + (_pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
+            begin = timestamp(self.now + (self._pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
             self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **within)
+
+    def _pause(self, failures: int) -> timedelta:
+        """How long to wait after so many failures in a row."""
+        timing = self.observed.config.timing
+        doubled: timedelta = timing.backoff * 2 ** min(failures - 1, 10)
+        return min(doubled, timing.backoff_limit)
 
     def _is_hopeless(self, entry: Entry, verdict: Verdict) -> bool:
         """Whether there is to be no other attempt."""
-        spent = verdict.outcome == "Retry" and self.spent > self.retries
+        spent = verdict.outcome == "Retry" and self.retries.exhausted
         return verdict.outcome == "Failed" or spent or (verdict.outcome == "Later" and entry["failures"] > PATIENCE)
 
-    def _with_less_memory(self, key: StageKey, verdict: Verdict) -> tuple[Verdict, Entry]:
-        """What comes of an attempt that ran out of memory: half the rows at a time, if the stage has such and more than one."""
+    def _checked(self, key: StageKey, verdict: Verdict) -> Verdict:
+        """The verdict, with a success that is none taken for what it is."""
+        wrong = self.check(key, self.entries[key], verdict.result, self.ended) if verdict.outcome == "Succeeded" and verdict.result else ""
+        if not wrong or verdict.result is None:
+            return verdict
+        # What lies in the store since an earlier attempt says nothing of this one's node.
+        nodes = verdict.nodes if verdict.result.attempt == self.entries[key]["attempt"] else ()
+        return Verdict("Later", "DeviceUnavailable", wrong, nodes=nodes, faulty=True)
+
+    def _with_less_memory(self, key: StageKey, verdict: Verdict, job: Object | None) -> tuple[Verdict, Entry]:
+        """What comes of an attempt that ran out of memory: half the rows at a time, if the stage has such and more than one.
+
+        The rows of a stage with GPUs lie in their memory: fewer of them leave the host no more.
+        """
         rows = self.entries[key].get("perDeviceTrainBatchSize")
+        if verdict.memory == "Host" and self.entries[key].get("gpus"):
+            was = f" (it was {memory})" if (memory := accounting.memory(job)) else ""
+            told = verdict.message.removesuffix(LESS_MEMORY)
+            message = f"{told}; this is the host's memory, which fewer rows at a time would not spare: raise `resources.memory`{was}"
+            return replace(verdict, outcome="Retry", message=message), {}
         if rows is None:
             return replace(verdict, outcome="Retry"), {}
         if rows == 1:
@@ -235,28 +291,6 @@ class _Book:
         size = self.sizing(key, self.entries[key] | limit) or {}
         told = ", ".join(f"{name} {size[name]}" for name in SIZE[1:])
         return replace(verdict, message=f"{verdict.message}; the next attempt has {told}"), limit
-
-    def _seen_before(self, key: StageKey, verdict: Verdict) -> bool:
-        """Whether an earlier attempt of the stage met the same error at the same step: a bug or bad data, which no further one mends."""
-        result = verdict.result
-        if not result or not result.fingerprint:
-            return False
-        this = (*key, result.fingerprint, result.step)
-        return any(this == (ended["stage"], ended.get("part", ""), ended.get("fingerprint"), ended.get("step")) for ended in self.ended)
-
-    def _from_one_checkpoint(self, key: StageKey, verdict: Verdict) -> list[Entry]:
-        """The attempts of the stage before this one, newest first, back to the last that went on from another checkpoint.
-
-        One that told of none, since it ended before it trained or was killed, has made none either, as far as is known.
-        """
-        found: list[Entry] = []
-        step = _resumed_from(verdict)
-        for ended in reversed([ended for ended in self.ended if (ended["stage"], ended.get("part", "")) == key]):
-            step = ended.get("resumedFromStep") if step is None else step
-            if ended.get("resumedFromStep", step) != step:
-                break
-            found.append(ended)
-        return found
 
     def begin(self, key: StageKey) -> None:
         """Start the next attempt, unless something of an earlier one may still be alive or it is too early."""
@@ -278,7 +312,7 @@ class _Book:
         for key, entry in self.entries.items():
             if entry["state"] in ("Pending", "Running"):
                 pods = self.view(key).pods.get(entry["attempt"], [])
-                self.ended.append(_ended(entry, _STOPPED, self.now) | accounting.used(entry, pods, self.now))
+                self.ended.append(record(entry, _STOPPED, self.now, self.retries.newest) | accounting.used(entry, pods, self.now))
         self.entries = {key: entry if entry["state"] in _OVER else _settled(entry, state="Stopped") for key, entry in self.entries.items()}
 
     def close(self, due: Sequence[StageKey]) -> Ledger:
@@ -288,7 +322,7 @@ class _Book:
         return Ledger(
             entries=tuple(self.entries.values()),
             attempts=tuple(self.ended[-ATTEMPTS_KEPT:]),
-            retries_spent=self.spent,
+            retries=self.retries,
             note=_summary([(key, self._note(key)) for key in due if self.entries[key]["state"] not in _OVER]),
             stage=due[0].name,
             busy=busy,
@@ -328,14 +362,10 @@ def _excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
     if verdict.outcome in ("Succeeded", "Failed"):
         return verdict
     if "ending" in entry:
-        return replace(verdict, outcome="Free", reason=entry["ending"]["reason"], message=entry["ending"]["message"])
+        # Where nodes are short it goes on at once with fewer; where one cannot start a pod, as after any fault of a node's.
+        outcome: Outcome = "Free" if entry["ending"]["reason"] == "Unschedulable" else "Later"
+        return Verdict(outcome, entry["ending"]["reason"], entry["ending"]["message"], verdict.result)
     return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
-
-
-def _pause(failures: int) -> timedelta:
-    """How long to wait after so many failures in a row."""
-    doubled: timedelta = BACKOFF * 2 ** min(failures - 1, 10)
-    return min(doubled, BACKOFF_LIMIT)
 
 
 _STOPPED = Verdict("Free", "Stopped", "another stage failed")
@@ -346,29 +376,6 @@ def _settled(entry: Entry, **changes: Any) -> Entry:
     return {name: value for name, value in entry.items() if name not in (*_PASSING, "reason", "message")} | changes
 
 
-def _ended(entry: Entry, verdict: Verdict, now: datetime) -> Entry:
-    part = {"part": entry["part"]} if "part" in entry else {}
-    return {
-        "stage": entry["name"],
-        **part,
-        "attempt": entry["attempt"],
-        "outcome": "Succeeded" if verdict.outcome == "Succeeded" else "Failed",
-        "free": verdict.outcome in ("Free", "Later", "OutOfMemory"),
-        "reason": verdict.reason,
-        "message": verdict.message[:MESSAGE_LIMIT],
-        "startTime": entry["attemptStartTime"],
-        "completionTime": timestamp(now),
-        **{name: entry[name] for name in SIZE if name in entry},
-        **({name: told for name in ("fingerprint", "step") if (told := getattr(verdict.result, name, None)) is not None}),
-        **({"resumedFromStep": step} if (step := _resumed_from(verdict)) is not None else {}),
-    }
-
-
-def _resumed_from(verdict: Verdict) -> int | None:
-    """The step of the checkpoint that the attempt went on from, if it told."""
-    return verdict.result.resumed_from_step if isinstance(verdict.result, TrainResult) else None
-
-
 def _summary(notes: Sequence[tuple[StageKey, Note]]) -> Note:
     """One note for stages side by side; its reason is that of the first that does not run."""
     if not notes:
@@ -376,17 +383,3 @@ def _summary(notes: Sequence[tuple[StageKey, Note]]) -> Note:
     first = next((note for _, note in notes if not note.running), None)
     text = "; ".join(f"{key}: {note.message}" for key, note in notes)
     return Note(first.reason if first else notes[0][0].name, text, running=first is None)
-
-
-def _views(children: Iterable[Object]) -> dict[StageKey, _View]:
-    views: dict[StageKey, _View] = {}
-    for child in children:
-        if LABEL_STAGE not in child["metadata"].get("labels", {}) or child["kind"] not in ("Job", "Pod"):
-            continue
-        key, number = attempt_of(child)
-        view = views.setdefault(key, _View())
-        if child["kind"] == "Job":
-            view.jobs[number] = child
-        else:
-            view.pods.setdefault(number, []).append(child)
-    return views

@@ -11,6 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from tunesmith.accounting import since
 from tunesmith.attempts import moment
 from tunesmith.conditions import find, is_true
+from tunesmith.faults import NODE_REASONS
 from tunesmith.stages import key_of
 from tunesmith.values import Key
 
@@ -38,7 +39,12 @@ GPU_SECONDS = Counter("tunesmith_gpu_seconds", "GPU-seconds of attempts that end
 LOSS = Gauge("tunesmith_training_loss", "Last loss of a training that goes on.", ["namespace", "name"])
 SPEED = Gauge("tunesmith_training_steps_per_second", "Optimizer steps a second of a training that goes on.", ["namespace", "name"])
 ATTEMPTS = Counter("tunesmith_attempts", "Attempts of stages that ended.", ["controller", "stage", "outcome", "reason"])
+NODE_FAULTS = Counter("tunesmith_node_faults", "Attempts that a fault of a device or a node ended, by the node at fault.", ["node", "reason"])
 GATES = Counter("tunesmith_gate_decisions", "Gate decisions by the condition's status and reason.", ["namespace", "status", "reason"])
+
+NODES_SHOWN, OTHER_NODES = 500, "other"
+_nodes: set[str] = set()
+"""Nodes that have series of their own; an autoscaler may make any number of names."""
 
 REVISIONS = Counter("tunesmith_revisions", "Revisions made, by what the gate said: Passed, or NoGate (served unjudged).", ["namespace", "verdict"])
 
@@ -53,6 +59,8 @@ def count_outcomes(key: Key, before: Mapping[str, Any], after: Mapping[str, Any]
     _show_training(key, before, after)
     for entry in _new("attempts", before, after):
         ATTEMPTS.labels(key.kind, entry["stage"], entry["outcome"], entry["reason"]).inc()
+        for node in entry.get("failedOn", ()) if entry["reason"] in NODE_REASONS else ():
+            NODE_FAULTS.labels(_shown(node), entry["reason"]).inc()
     verdict = after.get("verdict")
     if verdict and verdict != before.get("verdict"):
         VERDICTS.labels(key.namespace, verdict).inc()
@@ -99,6 +107,13 @@ def forget(key: Key) -> None:
     for gauge in (LOSS, SPEED) if key.kind == "FineTuneJob" else ():
         with suppress(KeyError):
             gauge.remove(key.namespace, key.name)
+
+
+def _shown(node: str) -> str:
+    """The node's name as a label: so many nodes, the first at fault, have their own."""
+    if len(_nodes) < NODES_SHOWN:
+        _nodes.add(node)
+    return node if node in _nodes else OTHER_NODES
 
 
 def _is_number(text: str) -> bool:

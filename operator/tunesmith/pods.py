@@ -110,15 +110,16 @@ def headless_service(metadata: Object, selector: Mapping[str, str], port: int) -
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
-def stage_job(metadata: Object, workload: Workload, config: Config, nodes: int = 0) -> Object:
+def stage_job(metadata: Object, workload: Workload, config: Config, nodes: int = 0, avoid: Sequence[str] = ()) -> Object:
     """A stage's Job. `nodes` > 0: an Indexed Job of so many pods, each on a node of its own, that meet by the Service of the same name.
 
+    Its pods go to none of the nodes `avoid`, if any other can take them.
     One attempt is one Job: it never retries by itself (docs/DESIGN.md section 3, Attempts).
     """
     name = metadata["name"]
     spec: Object = {"restartPolicy": "Never"}
-    if nodes > 1:
-        spec |= {"subdomain": name, "affinity": _apart(name)}
+    affinity = (_apart(name) if nodes > 1 else {}) | (_elsewhere(avoid) if avoid else {})
+    spec |= ({"subdomain": name} if nodes > 1 else {}) | ({"affinity": affinity} if affinity else {})
     template = pod_template(metadata["labels"], workload, config, spec)
     shape = {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes} if nodes else {"completions": 1, "parallelism": 1}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": shape | {"backoffLimit": 0, "template": template}}
@@ -195,9 +196,10 @@ def _environment(workload: Workload, config: Config) -> list[Object]:
             "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{STAGE_FOLDER}/{CA_FILE}",
             "KUBEFLOW_TRAINER_SERVER_TOKEN": f"{TOKEN_FOLDER}/token",
         }
+    node = {"name": "TUNESMITH_NODE", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}}
     # As many threads as CPUs were asked for, rounded up: left alone, each pod would start one for every CPU of its node.
     threads = {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1"}}}
-    return [*({"name": name, "value": value} for name, value in values.items()), threads]
+    return [*({"name": name, "value": value} for name, value in values.items()), node, threads]
 
 
 def _reports(workload: Workload, config: Config) -> bool:
@@ -257,3 +259,14 @@ def _scheduling(scheduling: Mapping[str, Any]) -> Object:
 def _apart(job: str) -> Object:
     term = {"labelSelector": {"matchLabels": {JOB_LABEL: job}}, "topologyKey": "kubernetes.io/hostname"}
     return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def _elsewhere(nodes: Sequence[str]) -> Object:
+    """A preference: where nothing else fits, the scheduler takes one of these nodes by itself.
+
+    All of them stand in one term, so that it gives a bad node none of its 200 points. A term for each would give half of them to a bad node
+    where there are two, and the image that is there already with the CPU that is free outweighs the other half (tests/integration/test_attempts.py).
+    """
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    term = {"weight": 100, "preference": {"matchFields": fields}}
+    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}

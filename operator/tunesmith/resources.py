@@ -71,9 +71,9 @@ _COUNTERS = frozenset(("active", "ready", "terminating", "uncountedTerminatedPod
 def tidy(obj: Object, resource: Resource) -> Object:
     """`obj` as the store keeps it: with its type (items of a LIST lack it), without what is never read.
 
-    That is `managedFields` (half of its size) and, of what there is most of: a pod's spec and annotations but for readiness gates and its index, a
-    Job's template but for what its containers may take, and its counters, without which most of its changes are none and wake nobody. Neither is ever
-    written again once it is made. Of an optional resource the store holds everybody's: only owner and conditions are read.
+    That is `managedFields` (half of its size) and, of what there is most of: a pod's spec and annotations but for its node, its readiness gates and
+    its index, a Job's template but for what its containers may take, and its counters, without which most of its changes are none and wake nobody.
+    Neither is ever written again once it is made. Of an optional resource the store holds everybody's: only owner and conditions are read.
     """
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     tidied = {**obj, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
@@ -93,9 +93,9 @@ def _tidy_pod(pod: Object) -> None:
         metadata.pop(name, None)
     if INDEX_ANNOTATION in annotations:
         metadata["annotations"] = {INDEX_ANNOTATION: annotations[INDEX_ANNOTATION]}
-    gates = (pod.pop("spec", None) or {}).get("readinessGates")
-    if gates:
-        pod["spec"] = {"readinessGates": gates}
+    spec = pod.pop("spec", None) or {}
+    if kept := {name: spec[name] for name in ("nodeName", "readinessGates") if spec.get(name)}:
+        pod["spec"] = kept
 
 
 def _tidy_job(job: Object) -> None:

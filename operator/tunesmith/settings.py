@@ -6,9 +6,10 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
-from tunesmith.values import Config, Images
+from tunesmith.values import Config, Images, Timing
 
 PREFIX = "TUNESMITH_"
 CA_LIMIT = 64 * 1024
@@ -68,6 +69,7 @@ class Settings:
     log_level: str = "INFO"
     network_policies: bool = True
     """Whether served models get a NetworkPolicy."""
+    timing: Timing = field(default_factory=Timing)
     progress: ProgressSettings = ProgressSettings()
     lease: LeaseSettings = field(default_factory=LeaseSettings)
 
@@ -80,6 +82,7 @@ class Settings:
             progress_url=self.progress.url if self.progress.enabled else "",
             progress_ca=_read_ca(self.progress.ca) if self.progress.ca else "",
             network_policies=self.network_policies,
+            timing=self.timing,
         )
 
 
@@ -107,8 +110,20 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         workers=int(env.get("WORKERS", default.workers)),
         log_level=env.get("LOG_LEVEL", default.log_level),
         network_policies=env.get("NETWORK_POLICIES", "true").lower() == "true",
+        timing=_timing(env, default.timing),
         progress=_progress(env, default.progress),
         lease=_lease(env, default.lease),
+    )
+
+
+def _timing(env: Mapping[str, str], default: Timing) -> Timing:
+    def seconds(name: str, usual: timedelta) -> timedelta:
+        return timedelta(seconds=float(env[name])) if name in env else usual
+
+    return Timing(
+        backoff=seconds("BACKOFF_SECONDS", default.backoff),
+        backoff_limit=seconds("BACKOFF_LIMIT_SECONDS", default.backoff_limit),
+        drain=seconds("DRAIN_SECONDS", default.drain),
     )
 
 

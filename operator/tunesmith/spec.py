@@ -22,17 +22,17 @@ LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 ARTIFACT = r"^(Adapter|Merged|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"
 
 
-Rule = dict[str, Any]
+Rule = dict[str, str | bool]
 
 
 def rule(expression: str, message: str, field_path: str = "", reason: str = "FieldValueInvalid") -> Rule:
     """One `x-kubernetes-validations` entry (KEP-2876). `field_path` (".a.b") is where the server reports the error."""
-    entry = {"rule": expression, "message": message, "reason": reason}
+    entry: Rule = {"rule": expression, "message": message, "reason": reason}
     return entry | ({"fieldPath": field_path} if field_path else {})
 
 
 def when_made(expression: str, message: str, field_path: str = "") -> Rule:
-    """A rule that holds for new objects alone, for immutable fields: one that a release before let in can still be worked on and deleted."""
+    """A rule for the creation alone, about immutable fields: objects that a release before let in can still be worked on and deleted."""
     return rule(f"oldSelf.hasValue() || ({expression})", message, field_path) | {"optionalOldSelf": True}
 
 
@@ -219,12 +219,12 @@ Format = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
 
 
 class DataSource(Block):
-    """A JSON Lines file and the shape of its rows."""
+    """A JSON Lines file or a folder of them, and the shape of their rows."""
 
-    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file on a PersistentVolumeClaim of this namespace.")
+    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file, or a folder of them, on a PersistentVolumeClaim of this namespace.")
     format: Format = Field(
-        description="Messages: `messages` (ChatML roles and contents). Alpaca: `instruction`, `input`, `output`. "
-        "PromptCompletion: `prompt`, `completion`. Text: `text`."
+        description="Messages: `messages`, `tools`. Alpaca: `instruction`, `input`, `output`. "
+        "PromptCompletion: `prompt`, `completion`. Text: `text`. docs/data.md has all keys."
     )
 
 

@@ -4,12 +4,13 @@
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
-    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?}
-    after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?}
+    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, suspectNodes?}
+    after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?, avoidNodes?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
 gradientAccumulationSteps} (finetunejob/sizing.py). An entry with `ending` {reason, message} is of an attempt that we end: its Job is
-deleted, and once no pod of it lives it counts as free.
+deleted, and once no pod of it lives it counts as free. Pods of the next attempt avoid `avoidNodes` (pods.py); `suspectNodes` join
+these when the attempt under way has ended.
 
 States: Waiting (no attempt under way), Pending (one is, but does not run), Running, Succeeded, Failed, Stopped (another stage failed).
 
@@ -20,11 +21,11 @@ result in the store. (This takes the place of a Job of its own that would read i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tunesmith import attempts, conditions, kueue, limits, pods
+from tunesmith import attempts, conditions, faults, kueue, limits, pods
 from tunesmith.contract import CONTRACT_VERSION, JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
@@ -132,7 +133,7 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
         if job is None and ("jobUID" in entry or (key, attempt) in begun):
             continue  # It was deleted, and its pods are still ending: it must not come back.
         if job is None:
-            job = stage_job(observed.owner, observed.config, key, attempt, make(key, attempt))
+            job = stage_job(observed.owner, observed.config, key, attempt, make(key, attempt), entry.get("avoidNodes", ()))
             create.append(job)
         if job["spec"].get("parallelism", 1) > 1:
             apply.append(stage_service(observed.owner, key, attempt))
@@ -146,8 +147,8 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))
 
 
-def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage: Stage) -> Object:
-    """The Job of an attempt."""
+def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage: Stage, avoid: Sequence[str] = ()) -> Object:
+    """The Job of an attempt; its pods avoid those nodes, if others can take them."""
     workload = pods.Workload(
         image=stage.image,
         command=TRAINER,
@@ -157,7 +158,7 @@ def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage:
         grace_period_seconds=stage.grace_period_seconds,
         progress_path=pods.progress_path(owner) if stage.reports else "",
     )
-    job = pods.stage_job(_metadata(owner, key, attempt), workload, config, stage.nodes)
+    job = pods.stage_job(_metadata(owner, key, attempt), workload, config, stage.nodes, avoid)
     return kueue.queued(job, kueue.labels(stage.scheduling, bool(stage.resources.get("gpus"))))
 
 
@@ -180,6 +181,7 @@ def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Ma
 
 def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[str, Any]) -> float | None:
     moments = [attempts.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
-    moments += [at for child in staged if child["kind"] == "Pod" and (at := attempts.overdue_at(child) or attempts.unplaced_at(child))]
+    for pod in (child for child in staged if child["kind"] == "Pod"):
+        moments += [at for at in (attempts.overdue_at(pod) or attempts.unplaced_at(pod), faults.given_up_at(pod)) if at]
     moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

@@ -12,24 +12,26 @@ from pydantic import Field
 
 from tunesmith.modeldeployment.api import Engine
 from tunesmith.spec import Block, Resources, Scheduling
-
-MAX_STAGES = 32
-MAX_ATTEMPTS = 20
-MAX_RESULTS = 64
-MAX_INTEGER = 2**53 - 1
-"""The API server compares bounds as floats: 2**63 - 1 is refused."""
-
-Text = Annotated[str, Field(max_length=512)]
-Word = Annotated[str, Field(max_length=64)]
-Message = Annotated[str, Field(max_length=1024)]
-Digest = Annotated[str, Field(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
-Location = Annotated[str, Field(max_length=1024)]
-Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
-Count = Annotated[int, Field(ge=0, le=2147483647)]
-BigCount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-Number = Annotated[str, Field(max_length=64)]
-Reason = Annotated[str, Field(max_length=128)]
-Verdict = Literal["Passed", "Failed", "Inconclusive", "NoCriteria"]
+from tunesmith.status_types import (
+    MAX_ATTEMPTS,
+    MAX_INTEGER,
+    MAX_NAMES,
+    MAX_RESULTS,
+    MAX_STAGES,
+    BigCount,
+    Count,
+    Digest,
+    Location,
+    Message,
+    Name,
+    Nodes,
+    Number,
+    Reason,
+    Text,
+    Time,
+    Word,
+)
+from tunesmith.verdict_schema import GateOutcome, MetricResult, Overlap, Verdict
 
 
 class Condition(Block):
@@ -67,6 +69,13 @@ class ResolvedModel(PinnedModel):
     architecture: Word | None = Field(None, description="Class name in its config.")
 
 
+class DataFile(Block):
+    """A file of a dataset."""
+
+    name: Name = Field(description="Its path in the dataset.")
+    rows: BigCount = Field(description="Rows read from it.")
+
+
 class ResolvedDataset(Block):
     """A dataset as it was read."""
 
@@ -74,6 +83,22 @@ class ResolvedDataset(Block):
     digest: Digest | None = Field(None, description="sha256 of its contents.")
     rows: BigCount | None = Field(None, description="Rows used.")
     dropped: BigCount | None = Field(None, description="Rows dropped by the filters.")
+    sequences: BigCount | None = Field(
+        None,
+        description="Sequences that its rows are trained as: more than rows where the chat template renders earlier turns otherwise than the last.",
+    )
+    loss: Word | None = Field(None, description="Answers or AllTokens: what of a row the loss is taken on.")
+    cut_rows: BigCount | None = Field(None, description="Rows longer than maxLength, which are cut.")
+    cut_tokens: BigCount | None = Field(None, description="Trained tokens lost by that.")
+    endless_rows: BigCount | None = Field(None, description="Rows that lose the end of an answer by that.")
+    stripped_rows: BigCount | None = Field(None, description="Rows with a text that the model's chat template leaves out.")
+    template_setting: Name | None = Field(None, description="Setting of the chat template, other than its default, that some rows are rendered with.")
+    template_setting_rows: BigCount | None = Field(None, description="Number of these rows.")
+    file_count: BigCount | None = Field(None, description="Files that were read.")
+    files: Annotated[list[DataFile], Field(max_length=MAX_NAMES)] | None = Field(None, description="The first of them.")
+    ignored_columns: Annotated[list[Name], Field(max_length=MAX_NAMES)] | None = Field(
+        None, description="The first of the columns, and keys of messages, that rows have and that are not used."
+    )
 
 
 class Resolved(Block):
@@ -90,10 +115,15 @@ class FineTuneJobResolved(Resolved):
     run_digest: Digest | None = Field(None, description="sha256 of all that determines the result.")
     model: ResolvedModel | None = Field(None, description="The base model.")
     datasets: Annotated[list[ResolvedDataset], Field(max_length=17)] | None = Field(None, description="The datasets.")
+    validation_dataset: ResolvedDataset | None = Field(None, description="The dataset of `validation`, where it has one of its own.")
+    warnings: Annotated[list[Text], Field(max_length=MAX_NAMES)] | None = Field(None, description="What is lost of the data, in words.")
     train_rows: BigCount | None = Field(None, description="Rows trained on.")
     validation_rows: BigCount | None = Field(None, description="Rows held out.")
     memory_estimate_bytes: BigCount | None = Field(None, description="Estimated memory of each device.")
     world_size: Count | None = Field(None, description="Processes of the training.")
+    devices: Annotated[dict[Annotated[str, Field(max_length=128)], Count], Field(max_length=16)] | None = Field(
+        None, description="GPUs that trained: their number, over all processes, by their name."
+    )
 
 
 class Ending(Block):
@@ -152,6 +182,12 @@ class Stage(Size):
     ran_seconds: BigCount | None = Field(None, description="How long the attempt under way ran before a queue took its pods away.")
     checkpoint_step: BigCount | None = Field(None, description="Step of the newest checkpoint that an attempt told of when it ended.")
     gpus: Count | None = Field(None, description="GPUs that the attempt under way asks for.")
+    avoid_nodes: Nodes | None = Field(
+        None, description="Nodes that were at fault last. The next attempt's pods go elsewhere, if any other node can take them."
+    )
+    suspect_nodes: Nodes | None = Field(
+        None, description="Nodes that cannot start, or do not end, a pod of the attempt under way: the one after it avoids them."
+    )
     queue: Queue | None = Field(None, description="Where the attempt under way stands in its queue.")
 
 
@@ -168,6 +204,8 @@ class Attempt(Size):
     fingerprint: Word | None = Field(None, description="Of its error: the exception's type and frames, or a crash's signal.")
     step: BigCount | None = Field(None, description="Last optimizer step completed before its error.")
     resumed_from_step: BigCount | None = Field(None, description="Step of the checkpoint that it began with; 0: none. Absent: it did not tell.")
+    checkpoint_step: BigCount | None = Field(None, description="Step of the newest checkpoint known of when it ended; absent: none.")
+    failed_on: Nodes | None = Field(None, description="Nodes of the pods whose end was the cause, at most two.")
     start_time: Time | None = Field(None, description="When it began.")
     completion_time: Time | None = Field(None, description="When it ended.")
     gpus: Count | None = Field(None, description="GPUs that it asked for; absent: none.")
@@ -242,7 +280,7 @@ class JobStatus(Status):
     attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
     start_time: Time | None = Field(None, description="When its first attempt began.")
     completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
-    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`.")
+    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`; 0 again after a new checkpoint.")
     gpu_seconds: GPUSeconds | None = Field(None, description="Absent: no GPU was asked for.")
 
 
@@ -252,6 +290,9 @@ class FineTuneJobStatus(JobStatus):
     resolved: FineTuneJobResolved | None = Field(None, description="What the names in the spec turned out to mean.")
     progress: Progress | None = Field(None, description="Newest report of the training.")
     last_checkpoint: Checkpoint | None = Field(None, description="Newest complete checkpoint.")
+    retries_spent_step: BigCount | None = Field(
+        None, description="Step of the newest checkpoint known of when one of `retries` was last spent: a newer one makes them whole again."
+    )
     artifacts: Annotated[list[Artifact], Field(max_length=10)] | None = Field(None, description="Finished artefacts.")
 
 
@@ -276,52 +317,6 @@ class EvalRunResolved(Resolved):
     output_uri: Location | None = Field(None, alias="outputURI", description="`output.uri`, or the FineTuneJob's.")
     baselines: Annotated[list[PinnedModel], Field(max_length=8)] | None = Field(None, description="The models compared with.")
     lineage: Lineage | None = Field(None, description="The FineTuneJob's run, for the report.")
-
-
-class GateOutcome(Block):
-    """One criterion of `spec.gate` and what came of it."""
-
-    metric: Annotated[str, Field(max_length=256)] = Field(description="As in the spec.")
-    baseline: Word | None = Field(None, description="As in the spec.")
-    min: Number | None = Field(None, description="As in the spec.")
-    max: Number | None = Field(None, description="As in the spec.")
-    max_drop: Number | None = Field(None, description="As in the spec.")
-    max_ratio: Number | None = Field(None, description="As in the spec.")
-    min_ratio: Number | None = Field(None, description="As in the spec.")
-    higher_is_better: bool | None = Field(None, description="As in the spec.")
-    min_samples: Count | None = Field(None, description="As in the spec.")
-    confidence: Number | None = Field(None, description="As in the spec.")
-    outcome: Literal["Passed", "Failed", "Inconclusive", "Missing"] = Field(
-        description="Inconclusive: so few items do not decide. Missing: the metric was not measured, which fails the gate."
-    )
-    value: Number | None = Field(None, description="Of the model under test.")
-    stderr: Number | None = Field(None, description="Standard error of the value.")
-    baseline_value: Number | None = Field(None, description="Of the baseline.")
-    lower: Number | None = Field(None, description="Lower bound of what is limited: the value, the change for the worse, or the ratio.")
-    upper: Number | None = Field(None, description="Upper bound of it; each bound is one-sided, at `confidence`.")
-    samples: BigCount | None = Field(None, description="Items that it was judged by.")
-    needed: BigCount | None = Field(
-        None, description="Inconclusive: about so many items would decide, were the figures as measured; absent: none would."
-    )
-
-
-class MetricResult(Block):
-    """One metric of all models."""
-
-    metric: Annotated[str, Field(max_length=256)] = Field(description="suite/task/metric[,filter].")
-    tested: Number | None = Field(None, description="Of the model under test.")
-    stderr: Number | None = Field(None, description="Standard error of `tested`.")
-    samples: BigCount | None = Field(None, description="Items that it was made of; absent: they are not kept, and a gate cannot judge it.")
-    baselines: Annotated[dict[Word, Number], Field(max_length=8)] | None = Field(None, description="Of each baseline, by name.")
-
-
-class Overlap(Block):
-    """How many of a suite's items are in the data that the model under test was trained on."""
-
-    suite: Word = Field(description="The suite.")
-    items: BigCount = Field(description="Its items.")
-    equal: BigCount = Field(description="Found whole.")
-    similar: BigCount = Field(description="Found in part: a stretch of thirteen words.")
 
 
 class EvalRunStatus(JobStatus):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 Object = dict[str, Any]
@@ -50,6 +50,18 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long the operator waits for the sake of what is around it. Tests set shorter times."""
+
+    backoff: timedelta = timedelta(seconds=5)
+    """From a failure to the next attempt; doubled with each further failure in a row."""
+    backoff_limit: timedelta = timedelta(seconds=300)
+    """The longest such pause."""
+    drain: timedelta = timedelta(seconds=30)
+    """How long an old revision still runs after the Service has been switched: endpoints take a while to reach every proxy."""
+
+
+@dataclass(frozen=True)
 class Config:
     """What the pure core needs of the operator's settings."""
 
@@ -62,6 +74,7 @@ class Config:
     """PEM of the CA that signed its certificate; the pods that report are given it."""
     network_policies: bool = True
     """Whether served models get a NetworkPolicy."""
+    timing: Timing = Timing()
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from enum import IntEnum, auto
 from typing import Literal
 
+from tunesmith import faults
 from tunesmith.attempts import disruption_of, index_of, terminated
 from tunesmith.results import INTERRUPTED, UNAVAILABLE, Result, parse_result
 from tunesmith.values import Object
@@ -30,38 +31,59 @@ class Verdict:
     reason: str
     message: str = ""
     result: Result | None = None
+    nodes: tuple[str, ...] = ()
+    """The nodes of the pods whose end is the cause, the one that ended first at the front."""
+    faulty: bool = False
+    """A device or a node is at fault, as far as is known: the next attempt avoids `nodes`."""
+    memory: str = ""
+    """Of OutOfMemory: `Host`, `Device`, or empty where that is not known."""
 
 
 class _Cause(IntEnum):
     """What can end a pod; the least one explains the others."""
 
-    INPUT = 0
-    DISRUPTION = 1
-    MEMORY = 2
-    PROGRAM = 3
-    SURROUNDINGS = 4
-    INTERRUPTION = 5
-    KILL = 6
-    HANG = 7
-    ECHO = 8
-    SILENCE = 9
+    INPUT = auto()
+    DISRUPTION = auto()
+    DEVICE = auto()
+    MEMORY = auto()
+    PROGRAM = auto()
+    SURROUNDINGS = auto()
+    INTERRUPTION = auto()
+    KILL = auto()
+    HANG = auto()
+    COMMUNICATION = auto()
+    ECHO = auto()
+    SILENCE = auto()
 
 
 _OUTCOMES: dict[_Cause, Outcome] = {
     _Cause.INPUT: "Failed",
     _Cause.DISRUPTION: "Free",
+    _Cause.DEVICE: "Later",
     _Cause.MEMORY: "OutOfMemory",
     _Cause.PROGRAM: "Retry",
     _Cause.SURROUNDINGS: "Later",
     _Cause.INTERRUPTION: "Free",
     _Cause.KILL: "Retry",
     _Cause.HANG: "Later",
+    _Cause.COMMUNICATION: "Later",
     _Cause.ECHO: "Later",
     _Cause.SILENCE: "Retry",
 }
 
-# Reasons of results that say more of the cause than their exit code. PeerUnavailable: another one's end stopped it.
-_TOLD = {"OutOfMemory": _Cause.MEMORY, "Hung": _Cause.HANG, "PeerUnavailable": _Cause.ECHO}
+# Reasons of results that say more of the cause than their exit code. PeerUnavailable: another one's end stopped it. CommunicationFailed:
+# the processes could not talk to one another, and which of them is at fault is not known; a pod that knows of a fault of its own says why.
+_TOLD = {
+    "OutOfMemory": _Cause.MEMORY,
+    "Hung": _Cause.HANG,
+    "PeerUnavailable": _Cause.ECHO,
+    "DeviceUnavailable": _Cause.DEVICE,
+    "DeviceFailed": _Cause.DEVICE,
+    "CommunicationFailed": _Cause.COMMUNICATION,
+}
+
+LESS_MEMORY = ": raise `memory`, or lower the batch size or length"
+"""What to do about a pod that was killed for its memory, where the batch lies in that memory."""
 
 # Exit codes without a result: the message may be lost though the program wrote one. 128 + the signal: it was killed.
 _SILENT = {UNAVAILABLE: _Cause.ECHO, INTERRUPTED: _Cause.INTERRUPTION, 137: _Cause.KILL, 143: _Cause.KILL}
@@ -77,6 +99,11 @@ class _Ending:
     reason: str
     message: str
     result: Result | None = None
+    faulty: bool = False
+    memory: str = ""
+    node: str = ""
+    time: str = ""
+    """When its container ended; empty if it had none."""
 
 
 def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
@@ -89,32 +116,47 @@ def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
     results = {index: parse_result(stage, _message(pod)) for index, pod in newest.items()}
     first = results.get(0)
     if first and first.outcome == "Succeeded":
-        return Verdict("Succeeded", "Succeeded", result=first)
-    endings = [ending for index, pod in newest.items() if (ending := _ending(pod, results[index]))]
+        return Verdict("Succeeded", "Succeeded", result=first, nodes=tuple(faults.nodes_of((newest[0],))))
+    endings = [_placed(ending, pod) for index, pod in newest.items() if (ending := _ending(pod, results[index]))]
     if disruption := disruption or disruption_of(pods):
-        endings.append(_Ending(_Cause.DISRUPTION, "Disrupted", disruption))
+        pressed = [_placed(_Ending(_Cause.DISRUPTION, "Disrupted", disruption, faulty=True), pod) for pod in pods if faults.was_evicted(pod)]
+        endings += pressed or [_Ending(_Cause.DISRUPTION, "Disrupted", disruption)]
     endings.append(_Ending(_Cause.SILENCE, "NoResult", "its pods are gone and told no result"))
     # Of several alike, one whose traceback is known can be told from another failure the next time.
     cause = min(endings, key=lambda ending: (ending.cause, not (ending.result and ending.result.fingerprint)))
     saved = next((result for result in results.values() if result and result.interrupted), None)
-    return Verdict(_OUTCOMES[cause.cause], cause.reason, cause.message, cause.result or saved)
+    alike = sorted((each for each in endings if (each.cause, each.faulty) == (cause.cause, cause.faulty)), key=lambda each: each.time)
+    return Verdict(
+        _OUTCOMES[cause.cause],
+        cause.reason,
+        cause.message,
+        cause.result or saved,
+        tuple(dict.fromkeys(each.node for each in alike if each.node)),
+        cause.faulty,
+        cause.memory,
+    )
+
+
+def _placed(ending: _Ending, pod: Object) -> _Ending:
+    return replace(ending, node=faults.node_of(pod), time=(terminated(pod) or {}).get("finishedAt") or "")
 
 
 def _ending(pod: Object, result: Result | None) -> _Ending | None:
     """How a pod ended; None if it succeeded, or nothing is known."""
     status, ended, name = pod.get("status") or {}, terminated(pod) or {}, pod["metadata"]["name"]
-    why = str(status.get("reason", ""))
     if ended.get("reason") == "OOMKilled":
-        advice = "raise `memory`, or lower the batch size or length"
-        return _Ending(_Cause.MEMORY, "OutOfMemory", f"pod {name} used more memory than its limit: {advice}", result)
-    if why == "Evicted":
+        return _Ending(_Cause.MEMORY, "OutOfMemory", f"pod {name} used more memory than its limit{LESS_MEMORY}", result, memory="Host")
+    if fault := faults.refusal(pod):
+        return _Ending(_Cause.DEVICE if fault.faulty else _Cause.SURROUNDINGS, fault.reason, fault.message, faulty=fault.faulty)
+    if status.get("reason") == "Evicted":
         return _Ending(_Cause.PROGRAM, "Evicted", f"pod {name} took more than its own limits: {status.get('message', '')}")
-    if why.startswith("OutOf") or why in ("UnexpectedAdmissionError", "NodeAffinity"):
-        return _Ending(_Cause.SURROUNDINGS, "PodRejected", f"pod {name} was refused by its node: {why}: {status.get('message', '')}")
     if result:
         return replace(_told(result), result=result) if result.outcome != "Succeeded" else None
+    if fault := faults.failed_start(pod):
+        return _Ending(_Cause.DEVICE, fault.reason, fault.message, faulty=True)
     if ended.get("reason") in _UNKNOWN:
-        return _Ending(_Cause.SURROUNDINGS, "ContainerLost", f"pod {name}: its node does not know what became of it (was it restarted?)")
+        message = f"pod {name}: its node does not know what became of it (was it restarted?)"
+        return _Ending(_Cause.SURROUNDINGS, "ContainerLost", message, faulty=True)
     code = ended.get("exitCode")
     if not code:
         return None
@@ -130,7 +172,8 @@ def _told(result: Result) -> _Ending:
     if result.interrupted:
         return _Ending(_Cause.INTERRUPTION, reason, message)
     other = _Cause.SURROUNDINGS if result.exit_code == UNAVAILABLE else _Cause.PROGRAM
-    return _Ending(_TOLD.get(reason, other), reason, message)
+    cause = _TOLD.get(reason, other)
+    return _Ending(cause, reason, message, faulty=reason in faults.NODE_REASONS, memory=result.memory or "")
 
 
 def _age(pod: Object) -> tuple[int, str]:

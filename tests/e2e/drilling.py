@@ -1,4 +1,4 @@
-"""A small training in two pods, its files, and how to hurt it, for test_drills.py and test_long_drills.py."""
+"""A small training in two pods, its files, and how to hurt it, for test_drills.py, test_long_faults.py and test_long_drills.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dev.demo.kube import Kube, Object, ours
 from dev.rows import WORDS, write_rows
 from tests.e2e.tiny import make_model
 
-STEPS, EVERY = 220, 10
+STEPS, EVERY = 140, 10
 CANARY = "canary-6d20c1"
 """In a row, and never to be told."""
 _WORKERS = """

@@ -1,4 +1,8 @@
-"""Bad input ends Stalled with a message a person can act on, before any training pod exists."""
+"""Bad input ends Stalled with a message a person can act on, before any training pod exists.
+
+Each reason is shown by a lower-level test (tests/trainer/test_prepare.py, tests/unit/operator/test_finetunejob_obstacles.py); here a pod
+on a node tells it. One for each way there is in `make test`, all of them in `make drills`.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,9 @@ CASES: dict[str, tuple[Object, str, list[str]]] = {
     "not-shared": ({"parallelism": {"nodes": 2, "ddp": {}}, "output": {"uri": "pvc://single/x"}}, "VolumeNotShared", ["single", "ReadWriteMany"]),
 }
 
+IN_EVERY_RUN = {"uri-missing", "row-shape", "not-shared"}
+NAMES = [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+
 MAKE_BAD_FILES = """
 set -eu
 mkdir -p /mnt/pvc/datasets/bad/pickle /mnt/pvc/datasets/bad/remote-code
@@ -58,8 +65,8 @@ sed -i 's/^{/{"auto_map": {"AutoModelForCausalLM": "evil.Model"},/' remote-code/
 
 
 @pytest.fixture(scope="module")
-def stalled(kube: Kube, chain: Any) -> dict[str, Object]:
-    """All bad jobs, applied at once (after the chain, so that they do not slow it), each waited for."""
+def stalled(request: pytest.FixtureRequest, kube: Kube, chain: Any) -> dict[str, Object]:
+    """The bad jobs whose tests are to run, applied at once (after the chain, so that they do not slow it), each waited for."""
     kube.run("exec", seed.LOADER, "--", "sh", "-c", MAKE_BAD_FILES)
     kube.apply(
         {
@@ -69,17 +76,18 @@ def stalled(kube: Kube, chain: Any) -> dict[str, Object]:
             "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
         }
     )
-    for name, (change, _, _) in CASES.items():
-        job = ours("FineTuneJob", f"bad-{name}", GOOD | change)
+    names = [item.callspec.params["name"] for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module]
+    for name in names:
+        job = ours("FineTuneJob", f"bad-{name}", GOOD | CASES[name][0])
         kube.run("apply", "--filename=-", stdin=json.dumps(job))
     jobs = {}
-    for name in CASES:
+    for name in names:
         kube.run("wait", f"finetunejob/bad-{name}", "--for=condition=Stalled", "--timeout=300s")
         jobs[name] = kube.get("finetunejob", f"bad-{name}")
     return jobs
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_bad_input_ends_stalled_with_a_message_to_act_on_and_no_training_pod(kube: Kube, stalled: dict[str, Object], name: str) -> None:
     _, reason, words = CASES[name]
     entry = follow.condition(stalled[name], "Stalled")

@@ -1,13 +1,20 @@
-"""The examples beside the chain, each run to its end."""
+"""The examples beside the chain, each run to its end.
+
+make drills
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dev.demo import chat, follow
 from dev.demo.kube import Kube
 from dev.demo.stack import ROOT
 from tests.e2e.conftest import say
+
+pytestmark = pytest.mark.long
 
 
 def test_full_fine_tuning_with_two_processes_ends_in_a_merged_and_a_four_bit_model(kube: Kube, chain: Any) -> None:

@@ -34,7 +34,7 @@ def reported(run: Object, model: str) -> tuple[float, float]:
     return perplexity, accuracy
 
 
-@pytest.mark.parametrize("model", ["tested", "base", "unquantized"])
+@pytest.mark.parametrize("model", ["tested", *(pytest.param(name, marks=pytest.mark.long) for name in ("base", "unquantized"))])
 def test_the_figures_equal_those_of_the_libraries_run_by_hand(
     model: str, kube: Kube, chain: dict[tuple[str, str], Object], data: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,8 @@ from tests.e2e.drilling import EVERY, EXHAUST, STOP, Run, spec, upload_inputs
 from tests.e2e.small_volume import SmallVolume
 from tests.e2e.trial import PATIENCE, TOLERANCE, Trial, delete, kill, nodes_kept_and_lost, suspend, train_attempts, without_operator
 
+pytestmark = pytest.mark.long
+
 STEPS, FEW_STEPS = 500, 200
 """So many that a training outlasts what is done to it. At a constant rate the first losses are those of a shorter one."""
 LONG_TOLERANCE = 5e-3

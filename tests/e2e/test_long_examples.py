@@ -12,6 +12,8 @@ from dev.demo.kube import Kube
 from dev.demo.stack import ROOT
 from tests.e2e.conftest import say
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("example", ["fsdp", "zero-3", "qlora"])
 def test_the_example_trains_to_its_end_and_tells_what_each_process_held(kube: Kube, example: str) -> None:

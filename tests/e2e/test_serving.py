@@ -1,4 +1,7 @@
-"""Real vLLM under load: what a change, a failure and the loss of a pod or a node cost the clients."""
+"""Real vLLM under load: what a change, a failure and the loss of a pod or a node cost the clients.
+
+make rollouts
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ from tests.e2e.rolling import (
     unreachable_seconds,
     upload_models,
 )
+
+pytestmark = pytest.mark.long
 
 HELD, STOPPED = 1, 2
 """Numbers of the nodes: the driver's, and the one that is stopped."""

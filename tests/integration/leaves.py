@@ -46,13 +46,13 @@ def value_at(spec: Any, path: Sequence[str]) -> Any:
     return spec
 
 
-def changed(schema: Object, spec: Object, path: Path) -> list[Object]:
-    """`spec` with another valid value at `path`, and with one more where the schema knows one."""
+def changed(schema: Object, spec: Object, path: Path, number: int) -> list[Object]:
+    """`spec` with another valid value at `path`: the first that the schema knows (`number` 0) or the second one (1), if there is one."""
     leaf = schema_at(schema, path)
     # A limit of two seconds is passed at once, and what has ended does not begin anew.
     first = [HOUR, 2 * HOUR] if path[-1].endswith("Seconds") else []
     others = [value for value in _values(leaf, first) if value != value_at(spec, path)]
-    return [placed(schema, spec, path, value) for value in others[:2]]
+    return [placed(schema, spec, path, value) for value in others[number : number + 1]]
 
 
 def placed(schema: Object, spec: Object, path: Path, value: Any) -> Object:

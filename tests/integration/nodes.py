@@ -31,6 +31,14 @@ class Node:
         lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self.name}}
         self._send("POST", _LEASES, lease | {"spec": {"holderIdentity": self.name, "leaseDurationSeconds": 40, "renewTime": _now()}})
 
+    def keep_image(self, name: str, size: int) -> None:
+        """Say that it has that image."""
+        self._send("PATCH", f"/api/v1/nodes/{self.name}/status", {"status": {"images": [{"names": [name], "sizeBytes": size}]}})
+
+    def cordon(self) -> None:
+        """Let nothing new come."""
+        self._send("PATCH", f"/api/v1/nodes/{self.name}", {"spec": {"unschedulable": True}})
+
     def renew(self) -> None:
         """Say that it lives."""
         self._send("PATCH", f"{_LEASES}/{self.name}", {"spec": {"renewTime": _now()}})

@@ -30,6 +30,8 @@ from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, LABEL_UID, 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 120.0
 """Seconds that anything may take on a busy machine. What must come sooner has a limit of its own."""
+DRAIN_SECONDS = 6
+"""How long a revision that was replaced runs on, instead of 30 s: what happens until then takes a fraction of a second."""
 PATIENT_LEASE = {"TUNESMITH_LEASE_DURATION_SECONDS": "40", "TUNESMITH_LEASE_DEADLINE_SECONDS": "30"}
 """Long, so that a machine that stands still for some seconds ends no operator."""
 
@@ -62,6 +64,8 @@ class OperatorProcess:
             "TUNESMITH_PROGRESS_CA": str(self.ca),
             # Short, so that a test sees several relists.
             "TUNESMITH_RESYNC_SECONDS": "1",
+            "TUNESMITH_BACKOFF_SECONDS": "1",
+            "TUNESMITH_DRAIN_SECONDS": str(DRAIN_SECONDS),
             "TUNESMITH_IDENTITY": identity,
             **PATIENT_LEASE,
         }

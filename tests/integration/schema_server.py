@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import copy
+import http.client
 import itertools
 import json
+import select
 import ssl
 import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -55,6 +58,38 @@ class Answer:
         return {field: "; ".join(told) for field, told in messages.items()}
 
 
+class Connections:
+    """Connections to one server that are kept: a new one for each look would be a TLS handshake. Threads never share one at a time."""
+
+    def __init__(self, url: str, context: ssl.SSLContext) -> None:
+        self._address, self._context = urlsplit(url).netloc, context
+        self._idle: deque[http.client.HTTPSConnection] = deque()
+
+    @contextmanager
+    def one(self) -> Iterator[http.client.HTTPSConnection]:
+        """A connection for one request; one on which that fails is not kept."""
+        connection = self._take()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
+    def _take(self) -> http.client.HTTPSConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            # What can be read before anything was asked is its end.
+            if connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]:
+                return connection
+            connection.close()
+        return http.client.HTTPSConnection(self._address, timeout=30, context=self._context)
+
+    def __del__(self) -> None:
+        for connection in self._idle:
+            connection.close()
+
+
 @dataclass
 class Server:
     """A control plane's API server with our CRDs."""
@@ -62,6 +97,10 @@ class Server:
     url: str
     context: ssl.SSLContext
     kubeconfig: Path
+    connections: Connections = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.connections = Connections(self.url, self.context)
 
     @classmethod
     def of(cls, control_plane: ControlPlane) -> Server:
@@ -84,17 +123,13 @@ class Server:
     def send(self, method: str, path: str, body: Object | list[Object] | None = None, content_type: str = "application/json") -> Answer:
         """Send one request; a refusal is an answer too."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type}, method=method)
-        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.context))
-        try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=30) as response:
-                return Answer(response.status, json.load(response), response.headers.get_all("Warning") or [])
-        except urllib.error.HTTPError as refused:
-            with refused:
-                text = refused.read().decode()
-                # Of a group that is not served (yet) the server says so in plain words.
-                body = json.loads(text) if text.startswith("{") else {"message": text}
-                return Answer(refused.code, body, refused.headers.get_all("Warning") or [])
+        with self.connections.one() as connection:
+            connection.request(method, path, data, {"Content-Type": content_type})
+            response = connection.getresponse()
+            text = response.read().decode()
+        # Of a group that is not served (yet) the server says so in plain words.
+        said = json.loads(text) if response.status < 400 or text.startswith("{") else {"message": text}
+        return Answer(response.status, said, response.headers.get_all("Warning") or [])
 
     def path(self, kind: str, name: str = "") -> str:
         """The path of an object of ours in `default`, or of all of its kind."""

@@ -10,17 +10,21 @@ import pytest
 
 from dev.cluster.processes import wait_until
 from tests.integration.nodes import TOLERATIONS, Node
-from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess
+from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer
 from tests.integration.schema_server import Server
 from tests.orders import orders
+from tunesmith import pods
 from tunesmith.attempts import UNPLACED
 from tunesmith.conditions import timestamp
-from tunesmith.values import Object
+from tunesmith.values import Config, Images, Object
 
 WHOLE = FINE_TUNE_JOB | {"scheduling": {"tolerations": TOLERATIONS}}
-REPLACED = 120
-"""Seconds from a node's stop to the pod that takes its pod's place: 60 to 80 by attempts.py's reckoning, the rest a busy machine's.
-That it is less than 90 is looked at where the nodes are real (tests/e2e/test_drills.py)."""
+METADATA: Object = {"name": "apart", "labels": {}}
+CONFIG = Config(Images("trainer:1", "serving:1"))
+REPLACED = 90
+"""Seconds from a node's stop to the pod that takes its pod's place: 30 to 50 by attempts.py's reckoning where the control plane gives a
+node up after 20 s (conftest.py), the rest a busy machine's. That it is no more with the default, 50 s, is looked at where the nodes are
+real (tests/e2e/test_drills.py)."""
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def waiting(space: Namespace, tune: Object) -> list[Object]:
 def test_a_pod_of_a_stopped_node_is_replaced_once_the_control_plane_has_given_the_node_up(
     operator: OperatorProcess, space: Namespace, nodes: list[Node]
 ) -> None:
-    """With the control plane's default times. The grace period of the pod, 120 s, is longer than that."""
+    """The grace period of the pod, 120 s, is longer than that."""
     first, second = nodes
     first.add()
     tune = space.create("FineTuneJob", "tune", WHOLE)
@@ -122,3 +126,58 @@ def test_a_node_that_was_only_late_keeps_its_pod(operator: OperatorProcess, spac
     operator.wait_resyncs(3)
     (left,) = space.stage_pods(tune, "Train", 1)
     assert "deletionTimestamp" not in left["metadata"]
+
+
+def fill(space: Namespace, node: Node) -> None:
+    """Pods of others take most of the node, and leave room for one more."""
+    much = {"name": "main", "image": "busy:1", "resources": {"requests": {"cpu": "6800m", "memory": "57Gi"}}}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"busy-{node.name}"}, "spec": {"nodeName": node.name, "containers": [much]}}
+    assert space.api.send("POST", space.path("Pod"), body).code == 201
+
+
+def wait_placed(space: Namespace, tune: Object, attempt: int, node: Node) -> Object:
+    """Wait until the one pod of that attempt of Train has been placed, and see that it was there."""
+    space.wait(lambda: any(map(node_of, space.stage_pods(tune, "Train", attempt))), f"attempt {attempt} to be placed")
+    (pod,) = space.stage_pods(tune, "Train", attempt)
+    assert node_of(pod) == node.name
+    return pod
+
+
+def test_the_attempt_after_a_fault_of_a_device_goes_to_another_node_and_back_where_no_other_is_left(
+    operator: OperatorProcess, space: Namespace, nodes: list[Node]
+) -> None:
+    """All that the scheduler prefers speaks for the bad node: it has the image, and it is empty."""
+    bad, good = nodes
+    bad.add()
+    bad.keep_image("trainer:1", 12 * 2**30)
+    tune = space.create("FineTuneJob", "tune", WHOLE | {"retries": 0})
+    space.play(tune, "Prepare", RESULTS["Prepare"])
+    pod = wait_placed(space, tune, 1, bad)
+    good.add()
+    fill(space, good)
+    space.end_pod(pod, answer("Train", 1, {"fingerprint": "0" * 12, "step": 7}, 69, "DeviceFailed"), 69)
+    pod = wait_placed(space, tune, 2, good)
+    (ended,) = (entry for entry in space.status("FineTuneJob", "tune")["attempts"] if entry["stage"] == "Train")
+    assert (ended["reason"], ended["free"], ended["failedOn"]) == ("DeviceFailed", True, [bad.name])
+    good.cordon()
+    space.end_pod(pod, answer("Train", 2, {}, 75, "Interrupted"), 75)
+    wait_placed(space, tune, 3, bad)
+    assert space.status("FineTuneJob", "tune")["retriesSpent"] == 0
+
+
+def test_two_bad_nodes_are_avoided_for_a_third_that_is_worse_in_all_else(space: Namespace, nodes: list[Node]) -> None:
+    third = Node(space.api, f"third-{space.name}")
+    for node in (*nodes, third):
+        node.add()
+    for node in nodes:
+        node.keep_image("trainer:1", 12 * 2**30)
+    fill(space, third)
+    spec = pods.stage_job(
+        METADATA, pods.Workload("trainer:1", ("run",), {}, {}, {"tolerations": TOLERATIONS}), CONFIG, 0, [node.name for node in nodes]
+    )
+    try:
+        space.create("Job", "apart", {**spec["spec"], "template": {"metadata": {}, "spec": spec["spec"]["template"]["spec"]}})
+        space.wait(lambda: [pod for pod in space.all("Pod") if node_of(pod) and "apart" in pod["metadata"]["name"]], "the pod to be placed")
+        assert [node_of(pod) for pod in space.all("Pod") if "apart" in pod["metadata"]["name"]] == [third.name]
+    finally:
+        third.remove()

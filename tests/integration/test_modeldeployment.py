@@ -11,11 +11,11 @@ from dev.bench.life import DIGEST
 from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
 from tests.integration import served
-from tests.integration.operators import Namespace, OperatorProcess, Writes
+from tests.integration.operators import DRAIN_SECONDS, Namespace, OperatorProcess, Writes
 from tunesmith import drift
 from tunesmith.conditions import is_true
 from tunesmith.modeldeployment.rendering import ANNOTATION
-from tunesmith.modeldeployment.revision import DRAIN_SECONDS, LABEL_REVISION
+from tunesmith.modeldeployment.revision import LABEL_REVISION
 from tunesmith.values import MANAGED_BY, Object
 
 SPEC: Object = {"model": {"uri": "pvc://models/base"}}

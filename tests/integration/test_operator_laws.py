@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,6 +22,7 @@ from tests.integration.operators import (
     play_all,
     settle,
 )
+from tests.integration.schema_server import Server
 from tunesmith.pods import ANNOTATIONS, STAGE_FILE
 from tunesmith.values import Object
 
@@ -54,12 +57,21 @@ def test_the_chain_runs_to_its_end_and_then_nothing_is_written(operator: Operato
 SPECS = {"FineTuneJob": ("tune", FINE_TUNE_JOB), "EvalRun": ("judge", EVAL_RUN), "ModelDeployment": ("serve", MODEL_DEPLOYMENT)}
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(SPECS)), ids=" ".join)
-def test_objects_may_be_applied_in_any_order(operator: OperatorProcess, space: Namespace, order: tuple[str, ...]) -> None:
-    made = {kind: space.create(kind, *SPECS[kind]) for kind in order}
-    play_chain(space, made["FineTuneJob"], made["EvalRun"], made["ModelDeployment"])
-    assert space.wait_condition("EvalRun", "judge", "Ready")["verdict"] == "Passed"
-    space.wait_condition("ModelDeployment", "serve", "GatePassed")
+def test_objects_may_be_applied_in_any_order(operator: OperatorProcess, api: Server, new_namespace: Callable[[], str]) -> None:
+    def apply_and_play(order: tuple[str, ...]) -> None:
+        space = Namespace(api, new_namespace())
+        space.claim("models")
+        made = {kind: space.create(kind, *SPECS[kind]) for kind in order}
+        play_chain(space, made["FineTuneJob"], made["EvalRun"], made["ModelDeployment"])
+        assert space.wait_condition("EvalRun", "judge", "Ready")["verdict"] == "Passed"
+        space.wait_condition("ModelDeployment", "serve", "GatePassed")
+
+    # At the same time: all that takes time is the Job controller, which answers each of them after a second.
+    orders = list(itertools.permutations(SPECS))
+    with ThreadPoolExecutor(len(orders)) as threads:
+        runs = {order: threads.submit(apply_and_play, order) for order in orders}
+    failed = {" ".join(order): repr(run.exception()) for order, run in runs.items() if run.exception()}
+    assert not failed
 
 
 @pytest.mark.parametrize("up", [True, False], ids=["with the operator up", "with the operator down"])

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from dev.cluster.processes import wait_until
 from tests.integration.operators import OperatorProcess
 from tests.integration.schema_examples import CHANGED, FULL, MESSAGES, MINIMAL, changed
 from tests.integration.schema_server import APPLY, PLURALS, Object, Server, manifest
 from tests.unit.operator.statuses import WALKS
+from tunesmith import crd
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 
@@ -132,6 +135,7 @@ REFUSED = [
     ("FineTuneJob", "adapter", None, "spec.baseQuantization", "needs `adapter`"),
     ("FineTuneJob", "parallelism", {"fsdp": {}}, "spec.baseQuantization", "needs `parallelism.ddp`"),
     ("FineTuneJob", "parallelism", {"deepSpeed": {"zeroStage": 3}}, "spec.baseQuantization", "needs `parallelism.ddp`"),
+    ("FineTuneJob", "parallelism.processesPerNode", 2, "spec.parallelism.processesPerNode", "at most `resources.gpus`"),
     ("FineTuneJob", "variants.1.quantization.algorithm", "SmoothQuantGPTQ", "spec.variants[1].quantization.algorithm", "needs scheme W8A8"),
     ("FineTuneJob", "variants.0.quantization.groupSize", 64, "spec.variants[0].quantization.groupSize", "needs scheme W4A16"),
     ("EvalRun", "gate.2.baseline", None, "spec.gate[2]", "need `baseline`"),
@@ -147,6 +151,36 @@ def test_a_bad_value_is_refused_with_its_path(server: Server, kind: str, path: s
     answer = server.create(kind, changed(kind, path, value))
     assert answer.code == 422, answer.body
     assert told in answer.refused[field], answer.refused
+
+
+@pytest.mark.parametrize(("processes", "resources"), [(8, None), (8, {"gpus": 0}), (8, {"memory": "8Gi"}), (4, {"gpus": 4}), (2, {"gpus": 4})])
+def test_as_many_processes_as_gpus_are_accepted_and_any_number_on_cpus(server: Server, processes: int, resources: Object | None) -> None:
+    spec = MINIMAL["FineTuneJob"] | {"parallelism": {"processesPerNode": processes, "ddp": {}}} | ({"resources": resources} if resources else {})
+    answer = server.create("FineTuneJob", spec)
+    assert answer.code == 201, answer.body
+
+
+def test_an_object_that_a_newer_rule_would_refuse_can_be_changed_suspended_and_written_a_status(server: Server) -> None:
+    (kind,) = (each for each in crd.KINDS if each.name == "FineTuneJob")
+    field = "spec.parallelism.processesPerNode"
+    spec = changed("FineTuneJob", "parallelism.processesPerNode", 2)
+    before = yaml.safe_load(crd.render(kind))
+    rules = before["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"]
+    rules[:] = [rule for rule in rules if "optionalOldSelf" not in rule]
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{before['metadata']['name']}"
+    try:
+        assert server.send("PATCH", f"{path}?fieldManager=test&force=true", before, APPLY).code == 200
+        wait_until(lambda: server.create("FineTuneJob", spec, "older").code in (201, 409), "the older rules to hold", 30, 0.1)
+    finally:
+        server.install(kind)
+    wait_until(lambda: field in server.create("FineTuneJob", spec).refused, "the newer rules to hold", 30, 0.1)
+    older = server.send("GET", server.path("FineTuneJob", "older"))
+    older.body["kind"] = "FineTuneJob"
+    written = server.write_status(older, {"observedGeneration": 1, "retriesSpent": 1})
+    assert written.code == 200, written.body
+    edited = server.update(written, lambda spec: spec.update(suspend=True, retries=7, resources=spec["resources"] | {"memory": "8Gi"}))
+    assert edited.code == 200, edited.body
+    assert server.write_status(edited, {"observedGeneration": 2}).code == 200
 
 
 @pytest.mark.parametrize("model", [{"uri": "pvc://models/base"}, {"modelDeploymentRef": {"name": "served"}}], ids=["uri", "served"])

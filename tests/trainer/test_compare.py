@@ -38,6 +38,17 @@ def page(root):
     return (root / "models/team-a/default/support-bot-eval/ba9876543210/report.html").read_text()
 
 
+def test_a_warning_about_a_models_folder_and_over_how_many_answers_a_figure_is_are_in_the_report(stage, tmp_path):
+    where = tmp_path / stage["evaluations"]["tested"].removeprefix("pvc://")
+    found = json.loads(where.read_text())
+    found["metrics"].append({"metric": "heldOut/stopped", "value": "0.875", "higherIsBetter": True, "samples": 8})
+    where.write_text(json.dumps(found | {"warnings": ["the answers <run> on"]}))
+    run(stage)
+    assert "<strong>tested</strong>: the answers &lt;run&gt; on" in page(tmp_path)
+    (row,) = re.findall(r'<td class="mono">heldOut/stopped.*?</tr>', page(tmp_path), re.DOTALL)
+    assert re.findall(r'<td class="number[^>]*>([0-9.]+)<', row) == ["8", "0.875"]
+
+
 def test_the_golden_stage_gives_the_golden_result(stage):
     answer = json.loads(json.dumps(run(stage).dump()))
     if os.environ.get("UPDATE_GOLDEN"):

@@ -17,6 +17,8 @@ SETTINGS = {"maxSteps": STEPS, "precision": "FP32", "learningRate": "2e-3"}
 # 60 rows, unpacked: where an epoch's rows do not divide by the processes, accelerate fills its last step up with rows from its start.
 BLOCKS = {"method": {"sft": {"packing": False, "assistantOnlyLoss": True}}, "validation": None}
 TOLERANCE = 1e-3
+HUNG_SECONDS = 8
+"""After so long a process that does nothing is taken for hung, instead of 40."""
 
 
 class Trial:
@@ -106,7 +108,7 @@ def bruised(make_trial):
         file.write(b"\xff\xff")
     trial.ends += [
         trial.run(4, {"do": "drain", "step": 47}),
-        trial.run(5, {"do": "burn", "step": 48, "seconds": 25}, TUNESMITH_HUNG_SECONDS="15"),
+        trial.run(5, {"do": "burn", "step": 48, "seconds": 2 * HUNG_SECONDS}, TUNESMITH_HUNG_SECONDS=str(HUNG_SECONDS)),
     ]
     return trial
 
@@ -167,15 +169,16 @@ def test_a_long_step_is_no_hang_and_the_curve_is_that_of_a_run_without_faults(br
     assert_same(bruised.curve(), reference)
 
 
-def test_suspend_and_resume_ten_times_lose_no_step(make_trial, reference):
+@pytest.mark.parametrize("steps", [(5, 20, 35), pytest.param(range(5, 55, 5), marks=pytest.mark.long)], ids=["three times", "ten times"])
+def test_suspended_and_resumed_several_times_it_loses_no_step(make_trial, reference, steps):
     trial = make_trial()
     resumed = 0
-    for number, step in enumerate(range(5, 55, 5)):
+    for number, step in enumerate(steps):
         # A queue that holds an attempt's Job back and lets it go again starts it twice under one number.
         code, result = trial.run(1 + number // 2, {"do": "drain", "step": step, "rank": number % 2})
         assert (code, result["reason"], result["globalStep"], result["checkpoint"]["step"]) == (75, "Interrupted", step, step), result
         resumed = step
-    code, result = trial.run(6)
+    code, result = trial.run(1 + len(steps) // 2)
     assert (code, result["resumedFromStep"], result["globalStep"]) == (0, resumed, STEPS), result
     assert_same(trial.curve(), reference)
 
@@ -251,13 +254,26 @@ def test_a_node_whose_disk_is_full_of_a_checkpoint_can_tell_so(make_trial):
     assert (code, result["reason"], result["step"]) == (69, "StorageFull", 11), result
 
 
-@pytest.mark.parametrize("how", ["stop", "sleep"])
+@pytest.mark.parametrize("how", ["sleep", pytest.param("stop", marks=pytest.mark.long)])
 def test_a_process_that_hangs_is_named_and_all_pods_of_its_attempt_end(make_trial, how):
     trial = make_trial()
-    pods = trial.start(1, {"do": how, "rank": 1, "step": 12}, nodes=2, processes=1, TUNESMITH_HUNG_SECONDS="15")
+    pods = trial.start(1, {"do": how, "rank": 1, "step": 12}, nodes=2, processes=1, TUNESMITH_HUNG_SECONDS=str(HUNG_SECONDS))
     (code, waiting), (hung_code, hung) = [pod.wait() for pod in pods]
     assert (hung_code, hung["reason"]) == (69, "Hung"), hung
     assert "rank 1 in pod" in hung["message"]
     # It told its step once a second, and may have begun within the last one.
     assert hung.get("step", 0) < 12
     assert (code, waiting["reason"]) == (69, "PeerUnavailable"), waiting
+
+
+def test_processes_that_spin_for_what_never_comes_are_found_by_the_time_of_their_steps(make_trial):
+    trial = make_trial()
+    # The steps before took a fraction of a second each.
+    code, result = trial.run(1, {"do": "spin", "rank": "all", "step": 12}, processes=2, TUNESMITH_STALLED_SECONDS="8", TUNESMITH_HUNG_SECONDS="600")
+    assert (code, result["reason"]) == (69, "Hung"), result
+    assert "makes no step: none for " in result["message"]
+    assert "after step 11, where the last ones took" in result["message"]
+    assert "in spin" not in result["message"].split("its stack")[1]
+    assert result["step"] == 11
+    # Everybody waits: the place proves nothing.
+    assert "fingerprint" not in result

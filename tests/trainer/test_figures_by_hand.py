@@ -103,6 +103,7 @@ def check_harness(ours, by_hand):
         assert float(ours[f"s/colours/{metric}"].stderr) == by_hand[f"{metric}_stderr,none"]
 
 
+@pytest.mark.long  # tests/e2e/test_figures.py has the command, too
 @pytest.mark.timeout(900)  # the command reads lm-eval's own 14,000 task files first: ten seconds of processor time
 def test_figures_of_the_harness_are_those_of_the_lm_eval_command(in_zoo, tmp_path):
     tasks = in_zoo.root / "data" / "tasks"

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from dev.cluster.ports import free_port
-from tests.trainer.bench import finalize_input, prepare_input, train_input
+from tests.trainer.bench import VICUNA, finalize_input, prepare_input, train_input
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,6 +36,11 @@ def test_the_artefacts_speak_the_base_models_template(story, finalized):
     for item in finalized[1]["artifacts"]:
         for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
             assert (story.store.path(item["uri"]) / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_generation_config_that_transformers_does_not_save_is_carried_as_it_is(story, finalized):
+    for item in finalized[1]["artifacts"]:
+        assert (story.store.path(item["uri"]) / "generation_config.json").read_text() == VICUNA
 
 
 def test_merged_is_the_base_with_the_adapter_to_the_last_bit_of_bf16_and_answers_so_and_not_as_the_base(story, finalized):
@@ -97,13 +102,13 @@ def test_an_adapter_that_training_left_at_zero_is_refused(story, finalized, tmp_
     assert (code, result["reason"]) == (65, "NoEffect")
 
 
-def test_full_fine_tuning_makes_a_merged_model_that_differs_from_its_base(store):
+def test_full_fine_tuning_makes_a_merged_model_that_differs_from_its_base(store, zygote):
     import torch
     from transformers import AutoModelForCausalLM
 
     prepared = store.run(prepare_input(adapter=None))[1]
     train = train_input(prepared, free_port(), adapter=None)
-    code, trained = store.start(train).wait()
+    code, trained = store.start(train, **zygote).wait()
     assert code == 0, trained
     value = finalize_input(train, trained)
     assert store.run(value)[1]["reason"] == "InvalidSettings"

@@ -4,9 +4,7 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer import bench
-from tests.trainer.bench import CHATML, conversations, make_tokenizer, prepare_input, training
-from tunesmith_trainer import chat
-from tunesmith_trainer.errors import StageError
+from tests.trainer.bench import conversations, prepare_input, training
 
 MESSAGES = {"name": "chat", "uri": "pvc://data/rows.jsonl", "format": "Messages"}
 
@@ -82,7 +80,9 @@ def test_a_missing_source_is_named(store):
     missing = refused(store, model={"uri": "pvc://models/nope"})
     assert missing[:2] == (64, "SourceNotFound")
     assert "pvc://models/nope" in missing[2]
-    assert refused(store, datasets=[MESSAGES | {"uri": "pvc://data/nope.jsonl"}])[1] == "SourceNotFound"
+    missing = refused(store, datasets=[MESSAGES | {"uri": "pvc://data/nope.jsonl"}])
+    assert missing[:2] == (64, "SourceNotFound")
+    assert "pvc://data/nope.jsonl" in missing[2]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "x.pth", "y.pkl", "z.ckpt"])
@@ -97,7 +97,9 @@ def test_pickled_weights_are_refused(store, name):
 def test_a_config_that_names_code_is_refused(store, name):
     path = store.root / "models" / "base" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
-    assert refused(store)[:2] == (65, "RemoteCodeRefused")
+    code, reason, message = refused(store)
+    assert (code, reason) == (65, "RemoteCodeRefused")
+    assert "auto_map" in message
 
 
 def test_python_files_are_refused(store):
@@ -160,6 +162,7 @@ def test_nothing_left_after_filtering_is_told_with_counts(store):
     changes = rows_of(store, *conversations(3), preparation={"minTokens": 1, "dropPatterns": ["^[01] "]}, training=training(maxLength=8))
     code, reason, message = refused(store, **changes)
     assert (code, reason) == (65, "EmptyDataset")
+    assert "chat" in message
     assert "2 matches a dropPattern" in message
     assert "1 nothing to train on within maxLength (8)" in message
 
@@ -186,6 +189,7 @@ def test_a_pattern_that_finds_no_end_is_named_and_refused(store):
     [
         ("optin", '"adamw_torch"', "did you mean optim?"),
         ("learning_rat", "1", "no such setting"),
+        ("lerning_rate", "1", "training.learningRate"),
         ("learning_rate", "1", "set training.learningRate instead"),
         ("output_dir", '"/tmp"', "Tunesmith owns"),
         ("hub_token", '"x"', "Tunesmith owns"),
@@ -227,6 +231,7 @@ def test_sequences_longer_than_the_models_positions_are_refused(store):
     code, reason, message = refused(store, training=training(maxLength=257))
     assert (code, reason) == (64, "SequenceTooLong")
     assert "256" in message
+    assert "257" in message
 
 
 def test_target_modules_that_the_model_lacks_are_refused(store):
@@ -236,7 +241,7 @@ def test_target_modules_that_the_model_lacks_are_refused(store):
     assert "q_proj" in message
 
 
-def test_a_template_that_cannot_be_marked_is_refused(store):
+def test_a_template_that_ends_no_turn_is_refused(store):
     template = store.root / "models" / "base" / "chat_template.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")
     code, reason, message = refused(store)
@@ -247,22 +252,6 @@ def test_a_template_that_cannot_be_marked_is_refused(store):
 def test_assistant_only_loss_needs_conversations(store):
     changes = rows_of(store, {"text": "red"}, data_format="Text")
     assert refused(store, **changes)[:2] == (64, "InvalidSettings")
-
-
-def test_a_patched_template_renders_what_the_models_own_does():
-    tokenizer = make_tokenizer()
-    patched = chat.training_template(tokenizer)
-    assert patched != CHATML
-    for row in conversations(3):
-        own = tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        assert tokenizer.apply_chat_template(row["messages"], tokenize=False, chat_template=patched) == own
-
-
-def test_a_template_that_marks_nothing_is_refused():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% generation %}{% endgeneration %}"
-    with pytest.raises(StageError, match="marks no token"):
-        chat.training_template(tokenizer)
 
 
 def test_equal_rows_validate_or_train_but_never_both():

@@ -79,9 +79,9 @@ def test_a_first_pod_that_never_appears_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_pod_whose_peer_never_comes_has_met_with_no_bug(store, index):
+def test_a_pod_whose_peer_never_comes_has_met_with_no_bug(store, zygote, index):
     prepared = store.run(bench.prepare_input())[1]
-    pod = store.start(bench.train_input(prepared, free_port(), nodes=2), index, TUNESMITH_RENDEZVOUS_SECONDS="5")
+    pod = store.start(bench.train_input(prepared, free_port(), nodes=2), index, **zygote, TUNESMITH_RENDEZVOUS_SECONDS="5")
     code, result = pod.wait()
     assert (code, result["reason"]) == (69, "PeerUnavailable"), result
     assert "another pod of the attempt did not come" in result["message"]
@@ -181,9 +181,9 @@ def test_progress_arrives_at_the_operator_not_too_often(operator, monkeypatch):
     assert operator[-1][1]["trainerStatus"]["progressPercentage"] == 100
 
 
-def test_a_training_reports_by_our_callback_alone(operator, store):
+def test_a_training_reports_by_our_callback_alone(operator, store, zygote):
     prepared = store.run(bench.prepare_input())[1]
-    code, result = store.start(bench.train_input(prepared, free_port())).wait()
+    code, result = store.start(bench.train_input(prepared, free_port()), **zygote).wait()
     assert code == 0, result
     reports = [body["trainerStatus"] for _, body in operator]
     figures = [{metric["name"]: metric["value"] for metric in report["metrics"]} for report in reports]

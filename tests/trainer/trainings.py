@@ -1,6 +1,6 @@
 """Trainings of several processes, one after another, forked from one process that has imported torch and its friends once.
 
-Run as `python -m tests.trainer.trainings PLAN`: a JSON list of `{"stage": <stage file>, "folder": <for logs and outcomes>,
+Run by the zygote (zygote.py) as `python -m tests.trainer.trainings PLAN`: a JSON list of `{"stage": <stage file>, "folder": <for logs and outcomes>,
 "root": <the store>, "processes": <number>, "stopAt": <step in which the last process gets SIGTERM, or null>, "untouched":
 <whether the libraries are left as they are>}`. An import takes ten times as long as a training here; all else is as under
 torchrun: the worker's own main, a process group of its own, outcome files.

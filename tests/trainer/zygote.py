@@ -1,7 +1,8 @@
-"""A process that has imported the trainer's libraries and forks training processes, which saves each of them ten seconds of CPU.
+"""A process that has imported the trainer's libraries and forks what a pod runs, which saves a training a quarter of a minute of CPU.
 
-torchrun starts its workers with the program that PYTHON_EXEC names. That is this file's client: it asks the zygote for a process,
-passes it the signals that it gets itself, and ends as that process ends. Everything else is as in a pod: launcher, torchrun, gloo.
+A stage (bench.py), the torchrun that Train starts and the workers that torchrun starts are all started with the program that
+ZYGOTE_PYTHON names. That is this file's client: it asks the zygote for a process, passes it the signals that it gets itself, and ends
+as that process ends. Everything else is as in a pod: launcher, torchrun, gloo. (PYTHON_EXEC names another program for the workers alone.)
 
     zygote.py serve SOCKET      fork for those who ask, until standard input ends
     zygote.py ARGUMENTS         the client; $ZYGOTE names the socket
@@ -16,7 +17,10 @@ import sys
 
 
 def serve(path):
-    import tunesmith_trainer.loop  # noqa: F401  what takes so long
+    # What takes so long.
+    import torch.distributed.run  # noqa: F401
+
+    import tunesmith_trainer.loop  # noqa: F401
 
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
@@ -89,9 +93,14 @@ def run(arguments):
 
     from tests.trainer import faults
 
-    faults.install()
+    # What the process starts comes from here, too.
+    sys.executable = os.environ["ZYGOTE_PYTHON"]
+    if "RANK" in os.environ:
+        faults.install()
     arguments = [argument for argument in arguments if argument != "-u"]
     assert arguments[0] == "-m", arguments
+    if arguments[1] == "tunesmith_trainer":
+        os.environ["LAUNCHER"] = str(os.getpid())
     sys.argv = arguments[1:]
     runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
@@ -100,7 +109,7 @@ def ask(arguments):
     """Be the client; returns the exit code."""
     zygote = socket.socket(socket.AF_UNIX)
     zygote.connect(os.environ["ZYGOTE"])
-    order = {"arguments": arguments, "environment": os.environ | {"CLIENT": str(os.getpid())}, "folder": os.getcwd()}
+    order = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     socket.send_fds(zygote, [b" "], [0, 1, 2])
     zygote.sendall(json.dumps(order).encode() + b"\n")

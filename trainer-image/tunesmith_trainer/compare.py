@@ -76,7 +76,8 @@ def count_overlap(stage: CompareInput, tested: EvaluateResult) -> list[Overlap] 
     path = store.path_of(stage.lineage.run_uri) / "data" / "train.jsonl" if stage.lineage else None
     if path is None or not path.is_file() or not tested.items:
         return None
-    found = overlap.find({file.suite: items.read([file]).items for file in tested.items}, dataset.read_normal(path))
+    rows = (placed.row for placed in dataset.read_normal(path))
+    found = overlap.find({file.suite: items.read([file]).items for file in tested.items}, rows)
     return [Overlap(suite=suite, items=one.items, equal=one.equal, similar=one.similar) for suite, one in found.items()]
 
 
@@ -152,7 +153,7 @@ def document(whole: report.Comparison) -> dict[str, Any]:
         "models": [
             evaluation.model.dump()
             | {"versions": evaluation.versions, "environment": evaluation.environment, "metrics": [metric.dump() for metric in evaluation.metrics]}
-            | {"items": [file.dump() for file in evaluation.items or ()], "tokenizer": evaluation.tokenizer}
+            | {"items": [file.dump() for file in evaluation.items or ()], "tokenizer": evaluation.tokenizer, "warnings": evaluation.warnings or []}
             for evaluation in whole.evaluations.values()
         ],
         "overlap": None if whole.overlap is None else [found.dump() for found in whole.overlap],

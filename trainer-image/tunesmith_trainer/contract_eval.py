@@ -110,6 +110,11 @@ class EvaluateInput(StageInput):
     """What Compare will judge: names and directions are checked before anything is measured."""
 
     @property
+    def needs_bf16(self) -> bool:
+        """By the spec's precision."""
+        return self.precision == "BF16"
+
+    @property
     def result_name(self) -> str:
         """Each model has a result file of its own."""
         return f"evaluate-{self.model.name}"
@@ -159,6 +164,8 @@ class EvaluateAnswer(Answer):
     """What the figures were computed on."""
     tokenizer: Digest | None = None
     """Of the model's vocabulary."""
+    warnings: list[str] | None = None
+    """What is wrong with the model's folder beside its figures."""
 
 
 # Compare.

@@ -7,7 +7,7 @@ import json
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache, partial
@@ -17,10 +17,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import gate_check, harness, items, perplexity, result, store
+from tunesmith_trainer import answers, gate_check, generation, harness, items, perplexity, result, store
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, ItemsFile, Metric, Precision, Suite
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import ADVICE
 from tunesmith_trainer.harness import Tasks
 from tunesmith_trainer.items import Measured
 from tunesmith_trainer.model import load_tokenizer, refuse_unsafe
@@ -47,6 +48,7 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         gate_check.check(stage.gate or [], stage.suites, tasks)
         folder, digest = store.verify(stage.model.uri, stage.model.digest)
         refuse_unsafe(folder, stage.model.uri)
+        generation.check(folder)
         tokenizer = load_tokenizer(folder)
         for suite in stage.suites:
             if suite.harness:
@@ -56,9 +58,10 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         for suite in stage.suites:
             own = tasks.get(suite.name)
             key = ingredients(suite, own, digest, stage, tokenizer)
-            found, file = measured(stage.output_uri, suite, key, partial(measure, suite, own, model, tokenizer))
+            found, file = measured(stage.output_uri, suite, key, partial(measure, suite, own, model, tokenizer, folder))
             metrics += found
             files.append(file)
+        warnings = (any(map(is_conversational, stage.suites)) and answers.warnings(tokenizer, folder)) or None
     return EvaluateAnswer(
         model=EvaluatedModel(name=stage.model.name, uri=stage.model.uri, digest=digest),
         result_uri=store.uri_of(result.result_path(stage.run_uri, stage.result_name)),
@@ -67,7 +70,13 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         items=files,
         environment=environment(stage.device),
         tokenizer=vocabulary_digest(tokenizer),
+        warnings=warnings,
     )
+
+
+def is_conversational(suite: Suite) -> bool:
+    """Return whether a suite's rows are conversations."""
+    return suite.perplexity is not None and suite.perplexity.dataset.format == "Messages"
 
 
 def load_model(folder: Path, precision: Precision, device: Device) -> Any:
@@ -80,18 +89,37 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
         dtype=getattr(torch, DTYPES[precision]),
         local_files_only=True,
         trust_remote_code=False,
-        device_map="auto" if device == "GPU" else "cpu",
+        device_map=device_map(torch.cuda.device_count()) if device == "GPU" else "cpu",
     )
+    if device == "GPU":
+        require_on_gpus(parameter.device.type for parameter in model.parameters())
     return model.eval()
 
 
-def measure(suite: Suite, tasks: Tasks | None, model: Callable[[], Any], tokenizer: Any) -> Measured:
-    """Return one suite's metrics of the model that `model()` loads, with their items."""
+def device_map(gpus: int) -> str | dict[str, int]:
+    """Return transformers' device map: a single GPU gets all, or runs out of memory; several share the layers."""
+    return "auto" if gpus > 1 else {"": 0}
+
+
+def require_on_gpus(kinds: Iterable[str]) -> None:
+    """Refuse a model of which transformers left weights on the host or on disk (`meta`): StageError(OutOfMemory).
+
+    It would be measured all the same, a layer at a time, for days.
+    """
+    elsewhere = Counter(kind for kind in kinds if kind != "cuda")
+    if elsewhere:
+        message = f"{elsewhere.total()} weights of the model do not fit the memory of the GPUs"
+        raise StageError("OutOfMemory", f"{message}: {ADVICE['Device', 'Evaluate']}", {"memory": "Device"})
+
+
+def measure(suite: Suite, tasks: Tasks | None, model: Callable[[], Any], tokenizer: Any, folder: Path) -> Measured:
+    """Return one suite's metrics of the model that `model()` loads from a folder, with their items."""
     if suite.harness:
         assert tasks is not None
         return harness.measure(suite.name, suite.harness, tasks, model(), tokenizer)
     assert suite.perplexity is not None
-    return perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
+    likelihoods = perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
+    return likelihoods.beside(answers.measure(suite.name, suite.perplexity, model(), tokenizer, folder))
 
 
 @contextmanager

@@ -114,8 +114,8 @@ def _require_same(criterion: Criterion, own: Sample, other: Sample) -> None:
     if own.ids != other.ids:
         unlike = len(set(own.ids) ^ set(other.ids))
         message = f"the gate: {criterion.metric} of tested is over {len(own.ids)} items, of {criterion.baseline} over {len(other.ids)}"
-        cause = "their data changed between the two, or maxLength leaves one tokenizer nothing of some rows"
-        raise StageError("DigestMismatch", f"{message}, and {unlike} of these only one of them has ({cause}): evaluate again in a new EvalRun")
+        cause = "their data changed between the two: evaluate again in a new EvalRun; or within maxLength their tokenizers take unlike rows"
+        raise StageError("DigestMismatch", f"{message}, and {unlike} of these only one of them has ({cause}: judge it without a baseline)")
 
 
 def bounds_of(criterion: Criterion, samples: Sequence[Sample], higher: bool) -> Bounds:

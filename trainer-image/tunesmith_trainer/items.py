@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,14 @@ class Measured:
         values = {metric.metric: float(metric.value) for metric in self.metrics}
         figures = {path: figure for path, figure in self.figures.items() if path in values and _agrees(self.sample(path), values[path])}
         return Measured(self.metrics, figures, self.items)
+
+    def beside(self, other: Measured) -> Measured:
+        """Return all figures of two measurements of the same data; an item of both has the values of both."""
+        mine = {item.id: item for item in self.items}
+        for item in other.items:
+            known = mine.get(item.id, item)
+            mine[item.id] = replace(known, values={**known.values, **item.values})
+        return Measured([*self.metrics, *other.metrics], {**self.figures, **other.figures}, list(mine.values()))
 
     def sample(self, path: str) -> Sample | None:
         """Return the items of a figure in their order, or None for one that was measured without."""

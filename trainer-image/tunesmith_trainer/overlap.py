@@ -8,13 +8,16 @@ Only hashes are kept: items lie on a volume where their texts need not be.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith_trainer import turns
 from tunesmith_trainer.items import Item, Marks
 
+SYSTEM = ("system", "developer")
 STRETCH = 13
 STRETCHES = 3
 """Of an item's words: the first ones, those in the middle, the last ones."""
@@ -40,26 +43,42 @@ def normal(text: str) -> str:
 
 
 def texts_of(row: Mapping[str, Any]) -> list[str]:
-    """Return what distinguishes a row, normalised: all turns but the system's, prompt and completion, or the text."""
-    if "messages" in row:
-        return _normal([message.get("content") for message in row["messages"] if message.get("role") != "system"])
-    return _normal([row.get(key) for key in ("prompt", "completion", "text")])
-
-
-def _normal(texts: Iterable[Any]) -> list[str]:
-    return [normal(text) for text in texts if isinstance(text, str) and text.strip()]
+    """Return what distinguishes a normalised row, as it is compared: all turns but the system's, prompt and completion, or the text."""
+    return _texts(message for message in _turns(row) if message.get("role") not in SYSTEM)
 
 
 def answers_of(row: Mapping[str, Any]) -> list[str]:
     """Return what a row has of its own: a prompt's words may be a form's."""
+    return _texts(message for message in _turns(row) if message.get("role") == "assistant")
+
+
+def _turns(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a row as turns, whatever its format."""
     if "messages" in row:
-        return _normal([message.get("content") for message in row["messages"] if message.get("role") == "assistant"])
-    return _normal([row.get(key) for key in ("completion", "text")])
+        return list(row["messages"])
+    asked, said = row.get("prompt"), row.get("completion", row.get("text"))
+    before = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    return [*before, *(said if isinstance(said, list) else [{"role": "assistant", "content": said}])]
+
+
+def _texts(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the texts of turns; one that only calls tools says its calls."""
+    found = []
+    for message in messages:
+        pieces = turns.texts(message) or [json.dumps(call, sort_keys=True, ensure_ascii=False) for call in message.get("tool_calls") or ()]
+        found += [normal("\n".join(pieces))] if pieces else []
+    return found
 
 
 def marks_of(row: Mapping[str, Any]) -> Marks:
     """Return the marks of a row of a dataset: it is found whole where all of its texts are one row's."""
     return Marks((_hash("\n".join(texts_of(row))),), tuple(_some(answers_of(row))))
+
+
+def item_of(number: int, row: Mapping[str, Any], values: Mapping[str, tuple[float, float]]) -> Item:
+    """Return a row of a dataset as an item: known by its number, and by what it says."""
+    marks = marks_of(row)
+    return Item(f"{number}-{marks.whole[0]}", values, marks)
 
 
 def marks_of_document(texts: Iterable[str]) -> Marks:

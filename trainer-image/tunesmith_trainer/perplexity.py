@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, overlap, store
+from tunesmith_trainer import dataset, overlap, store
+from tunesmith_trainer.chat import Encoded, Encoder, training_template
 from tunesmith_trainer.contract_eval import Metric, Perplexity
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.items import Figure, Item, Measured
 
-METHOD = 1
+METHOD = 3
 """Part of the cache key: to be raised whenever a change here changes a figure."""
 # Logits of one batch are held to this many numbers: half a gigabyte in 16 bits.
 LOGITS = 1 << 28
@@ -30,13 +31,13 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Row:
-    """A row ready to be scored: its tokens, which of them count, and the bytes that those stand for."""
+    """A sequence ready to be scored: its tokens, which of them count, and the bytes that those stand for."""
 
     ids: list[int]
     trained: list[bool]
     size: int
     number: int = 0
-    """Of the row in the data."""
+    """Of the row in the data, which may have several sequences."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> Mea
     UnsupportedTemplate when the model's chat template cannot mark the assistant's tokens.
     """
     rows = read_rows(settings, tokenizer)
-    scores = list(score(model, rows))
+    scores = by_row(score(model, rows))
     metrics = [
         _metric(f"{suite}/perplexity", perplexity(scores), len(scores)),
         _metric(f"{suite}/bits_per_byte", bits_per_byte(scores), len(scores)),
@@ -77,10 +78,12 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> Mea
 
 def items(suite: str, settings: Perplexity, scores: Sequence[Score]) -> Iterator[Item]:
     """Yield the rows with their scores, in the data's order."""
-    marks = [overlap.marks_of(row) for row in dataset.read(Path(settings.dataset.uri).name, settings.dataset.uri, settings.dataset.format)]
-    for one in sorted(scores, key=lambda one: one.number):
-        values = {f"{suite}/perplexity": (one.nll, float(one.tokens)), f"{suite}/bits_per_byte": (one.nll / math.log(2), float(one.size))}
-        yield Item(f"{one.number}-{marks[one.number].whole[0]}", values, marks[one.number])
+    source = dataset.Source(Path(settings.dataset.uri).name, settings.dataset.uri, settings.dataset.format)
+    found = {one.number: one for one in scores}
+    for number, item in enumerate(source):
+        if one := found.get(number):
+            values = {f"{suite}/perplexity": (one.nll, float(one.tokens)), f"{suite}/bits_per_byte": (one.nll / math.log(2), float(one.size))}
+            yield overlap.item_of(number, item.row, values)
 
 
 def tokens_digest(rows: Sequence[Row], tokenizer: Any) -> str:
@@ -92,9 +95,12 @@ def tokens_digest(rows: Sequence[Row], tokenizer: Any) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def template_of(settings: Perplexity, tokenizer: Any) -> str | None:
-    """Return the chat template that rows are rendered with, or None for formats that are not conversations."""
-    return chat.training_template(tokenizer) if settings.dataset.format == "Messages" else None
+def template_of(settings: Perplexity, tokenizer: Any) -> dict[str, Any] | None:
+    """Return the chat templates that rows are rendered with; None for texts."""
+    templates = training_template(tokenizer)
+    if settings.dataset.format not in ("Messages", "PromptCompletion") or not templates:
+        return None
+    return {"templates": templates}
 
 
 def data_digest(settings: Perplexity) -> str:
@@ -103,22 +109,33 @@ def data_digest(settings: Perplexity) -> str:
 
 
 def read_rows(settings: Perplexity, tokenizer: Any) -> list[Row]:
-    """Return the rows that have at least one token to score, cut at maxLength as training cuts them."""
-    template = template_of(settings, tokenizer)
+    """Return the sequences that have at least one token to score, cut at maxLength as training cuts them."""
     source = settings.dataset
-    rows = []
-    for number, row in enumerate(dataset.read(Path(source.uri).name, source.uri, source.format)):
-        encoded = chat.encode(tokenizer, row, template)
-        ids = encoded.ids[: settings.max_length]
-        # The first token has nothing before it that could predict it.
-        trained = [False, *encoded.trained[1 : settings.max_length]]
-        scored = [token for token, counts in zip(ids, trained, strict=True) if counts]
-        if scored:
-            text = tokenizer.decode(scored, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            rows.append(Row(ids, trained, len(text.encode()), number))
+    encoder = Encoder(tokenizer, answers=True)
+    if source.format == "Messages":
+        encoder.check_template()
+    rows, cut = [], 0
+    for number, item in enumerate(dataset.Source(Path(source.uri).name, source.uri, source.format)):
+        with dataset.placed(item.place):
+            sequences = encoder.encode(item.row).sequences
+        cut += any(len(sequence.ids) > settings.max_length for sequence in sequences)
+        rows += [row for sequence in sequences if (row := _row(sequence, number, settings.max_length, tokenizer))]
+    if cut:
+        print(f"{source.uri}: {cut} rows are longer than maxLength ({settings.max_length}) and were cut", flush=True)
     if not rows:
         raise StageError("EmptyDataset", f"{source.uri} has no token to score within maxLength ({settings.max_length})")
     return rows
+
+
+def _row(sequence: Encoded, number: int, max_length: int, tokenizer: Any) -> Row | None:
+    ids = sequence.ids[:max_length]
+    # The first token has nothing before it that could predict it.
+    trained = [False, *sequence.trained[1:max_length]]
+    scored = [token for token, counts in zip(ids, trained, strict=True) if counts]
+    if not scored:
+        return None
+    text = tokenizer.decode(scored, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Row(ids, trained, len(text.encode()), number)
 
 
 def score(model: Any, rows: Sequence[Row]) -> Iterator[Score]:
@@ -130,6 +147,15 @@ def score(model: Any, rows: Sequence[Row]) -> Iterator[Score]:
     with torch.inference_mode():
         for batch in batches(ordered, budget):
             yield from _score_batch(model, batch)
+
+
+def by_row(scores: Iterable[Score]) -> list[Score]:
+    """Return one score for each row of the data: the sequences of one row are not independent of one another."""
+    found: dict[int, Score] = {}
+    for one in scores:
+        other = found.get(one.number, Score(0.0, 0, 0, one.number))
+        found[one.number] = Score(one.nll + other.nll, one.tokens + other.tokens, one.size + other.size, one.number)
+    return list(found.values())
 
 
 def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:

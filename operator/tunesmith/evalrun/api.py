@@ -32,7 +32,7 @@ from tunesmith.spec import (
 KIND = "EvalRun"
 PLURAL = "evalruns"
 TESTED = "tested"
-PERPLEXITY_METRICS = {"perplexity": False, "bits_per_byte": False}
+PERPLEXITY_METRICS = {"perplexity": False, "bits_per_byte": False, "stopped": True}
 """What a perplexity suite measures, and whether more of it is better."""
 OVERLAP = "overlap"
 """Measured of every suite: the share of its items that the tested model was trained on."""
@@ -96,7 +96,9 @@ class Suite(Block):
 
     name: SuiteName = Field(description="First part of its metrics' paths.")
     harness: Harness | None = Field(None, description="lm-evaluation-harness tasks.")
-    perplexity: Perplexity | None = Field(None, description="Perplexity on a dataset.")
+    perplexity: Perplexity | None = Field(
+        None, description="Perplexity on a dataset; over Messages also stopped, the share of a few answers that end by themselves."
+    )
 
 
 CONFIDENCE = r"^0\.[0-9]{1,6}$"
@@ -123,7 +125,8 @@ class Criterion(Block):
         min_length=1,
         max_length=256,
         pattern=r"^[A-Za-z0-9_.,/-]+$",
-        description="suite/task/metric[,filter], suite/perplexity, suite/bits_per_byte, or suite/overlap: the share of its items trained on.",
+        description="suite/task/metric[,filter], suite/perplexity, suite/bits_per_byte, suite/stopped, "
+        "or suite/overlap: the share of its items trained on.",
     )
     baseline: Name | None = Field(None, description="The baseline that maxDrop, maxRatio and minRatio compare with, item by item.")
     min: Decimal | None = Field(None, description="value >= min, for metrics of which more is better.")
@@ -149,6 +152,10 @@ def _is_one_of(*metrics: str) -> str:
     return "g.metric in [" + ", ".join(f"s.name + '/{metric}'" for metric in metrics) + "]"
 
 
+def _metrics(higher: bool) -> list[str]:
+    return [name for name, more in PERPLEXITY_METRICS.items() if more == higher]
+
+
 GATE_RULES = (
     when_made(
         "!has(self.gate) || self.gate.all(g, self.suites.exists(s, g.metric.startsWith(s.name + '/')))",
@@ -167,11 +174,13 @@ GATE_RULES = (
         ".gate",
     ),
     when_made(
-        _on_perplexity(
-            f"!({_is_one_of(*(name for name, higher in PERPLEXITY_METRICS.items() if not higher))}) || "
-            "(!has(g.min) && !has(g.minRatio) && !(has(g.higherIsBetter) && g.higherIsBetter))"
-        ),
-        "of perplexity and bits_per_byte less is better: `min` and `minRatio` would ask for a worse model, use `max` and `maxRatio`",
+        _on_perplexity(f"!({_is_one_of(*_metrics(False))}) || (!has(g.min) && !has(g.minRatio) && !(has(g.higherIsBetter) && g.higherIsBetter))"),
+        f"of {' and '.join(_metrics(False))} less is better: `min` and `minRatio` would ask for a worse model, use `max` and `maxRatio`",
+        ".gate",
+    ),
+    when_made(
+        _on_perplexity(f"!({_is_one_of(*_metrics(True))}) || (!has(g.max) && !has(g.maxRatio) && !(has(g.higherIsBetter) && !g.higherIsBetter))"),
+        f"of {' and '.join(_metrics(True))} more is better: `max` and `maxRatio` would ask for a worse model, use `min` and `minRatio`",
         ".gate",
     ),
     when_made(

@@ -23,7 +23,7 @@ def status(observed: Observed) -> Object:
     pins, error = _pins(observed)
     ledger = fold(observed, waves(observed.spec), hold=error is not None or bool(observed.spec.get("suspend")))
     generation = observed.owner["metadata"]["generation"]
-    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
+    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries.spent}
     facts |= {"gpuSeconds": used} if (used := account(observed.recorded, ledger.attempts, None)) else {}
     outcome = _outcome(observed.spec, facts)
     word, conditions = standing(observed, ledger, error, End("Finished", "Evaluated", _summary(outcome)) if outcome else None)

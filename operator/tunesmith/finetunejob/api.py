@@ -26,6 +26,7 @@ from tunesmith.spec import (
     rules,
     union,
     unique_names,
+    when_made,
 )
 
 KIND = "FineTuneJob"
@@ -63,8 +64,13 @@ class Preparation(Block):
 class SFT(Block):
     """Supervised fine-tuning (TRL SFTTrainer)."""
 
-    packing: bool | None = Field(None, description="Pack short rows into sequences of maxLength. Default: false.")
-    assistant_only_loss: bool | None = Field(None, description="Take the loss on assistant tokens only. Default: true for Messages.")
+    packing: bool | None = Field(
+        None,
+        description="Pack short rows into sequences of maxLength; refused for architectures in which packed rows see one another. Default: false.",
+    )
+    assistant_only_loss: bool | None = Field(
+        None, description="Take the loss on the assistant's answers only. Default: true if all datasets are Messages."
+    )
 
 
 class Method(Block):
@@ -148,7 +154,9 @@ class Parallelism(Block):
         description="An attempt for which not all nodes were found within 120 s is followed by one on as many as were found, down to this many, "
         "with more gradient accumulation: the global batch stays the same. Later attempts ask for all nodes again. Default: `nodes`.",
     )
-    processes_per_node: int | None = Field(None, ge=1, le=64, description="Processes of each pod. Default: one a GPU, or 1 on CPU.")
+    processes_per_node: int | None = Field(
+        None, ge=1, le=64, description="Processes of each pod, at most one a GPU. Default: one a GPU, or 1 on CPU."
+    )
     ddp: DDP | None = Field(None, description="Data parallel: each process holds the whole model.")
     fsdp: FSDP | None = Field(None, description="Weights, gradients and optimizer state are sharded over all processes.")
     deep_speed: DeepSpeed | None = Field(None, description="DeepSpeed ZeRO, with torch's AdamW.")
@@ -256,6 +264,11 @@ class Spec(Limited):
                 "artifact Adapter needs `adapter`",
                 ".output.artifacts",
             ),
+            when_made(
+                "self.?resources.?gpus.orValue(0) == 0 || self.?parallelism.?processesPerNode.orValue(1) <= self.resources.gpus",
+                "must be at most `resources.gpus`: each process needs a GPU of its own",
+                ".parallelism.processesPerNode",
+            ),
             rule("!has(self.baseQuantization) || has(self.adapter)", "needs `adapter`", ".baseQuantization"),
             rule(
                 "!has(self.baseQuantization) || !has(self.parallelism) || has(self.parallelism.ddp)",
@@ -288,7 +301,11 @@ class Spec(Limited):
     scheduling: StageScheduling | None = Field(None, description="Where pods may run.")
     checkpoints: Checkpoints | None = Field(None, description="How often, how many.")
     retries: int | None = Field(
-        None, ge=0, le=100, description="Attempts after the first that failures of the program may spend, over all stages. Default: 3."
+        None,
+        ge=0,
+        le=100,
+        description="Attempts after the first that failures of the program may spend, over all stages; whole again after each new checkpoint. "
+        "Default: 3.",
     )
     output: Output = Field(description="Where the artefacts go and which are wanted.")
     variants: Annotated[list[Variant], Field(max_length=8)] | None = Field(None, description="Quantized copies to make.")

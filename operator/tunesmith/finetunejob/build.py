@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith import contract
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
-from tunesmith.ledger import SIZE
+from tunesmith.records import SIZE
 from tunesmith.stages import Stage, StageKey, common_input, contract_version, key_of, plan, rendezvous_endpoint
 from tunesmith.values import Observed, Plan
 

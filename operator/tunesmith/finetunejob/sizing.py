@@ -1,11 +1,12 @@
-"""How many nodes an attempt of Train gets, and how its global batch is cut for them. The global batch itself never changes."""
+"""How many nodes an attempt of Train gets, how its global batch is cut for them, and whether so many trained. The global batch never changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.finetunejob import defaults
+from tunesmith.results import Result, TrainResult
 from tunesmith.stages import StageKey
 
 Block = dict[str, Any]
@@ -29,3 +30,29 @@ def size(spec: Mapping[str, Any], key: StageKey, entry: Mapping[str, Any]) -> Bl
             at_once = next(number for number in range(min(most, share), 0, -1) if share % number == 0)
             return {"nodes": nodes, "perDeviceTrainBatchSize": at_once, "gradientAccumulationSteps": share // at_once}
     return None
+
+
+def misfit(spec: Mapping[str, Any], key: StageKey, entry: Mapping[str, Any], result: Result, ended: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong with a training that succeeded, if other processes took part than were asked for; empty if nothing is, or it is not known.
+
+    Processes that do not find one another, or no GPU, train each by itself, which is another training. A result may be that of an earlier
+    attempt, which lay in the store: it is measured by the size of that one.
+    """
+    if not isinstance(result, TrainResult) or result.world_size is None:
+        return ""
+    made_by = entry if result.attempt == entry["attempt"] else _attempt(key, result.attempt, ended)
+    spread = defaults.parallelism(spec)
+    if made_by is None:
+        return ""
+    nodes, each = int(made_by.get("nodes", spread["nodes"])), int(spread["processesPerNode"])
+    if result.world_size == nodes * each:
+        return ""
+    found = "".join(f", {count} {name}" for name, count in (result.devices or {}).items())
+    return (
+        f"trained with {result.world_size} processes{found}; {nodes * each} were asked for ({nodes} nodes of {each}): "
+        "this is not the training of the spec, and its result is not used"
+    )
+
+
+def _attempt(key: StageKey, number: int, ended: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((each for each in ended if (each["stage"], each.get("part", ""), each["attempt"]) == (*key, number)), None)

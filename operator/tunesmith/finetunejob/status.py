@@ -12,7 +12,7 @@ from tunesmith.accounting import account
 from tunesmith.conditions import is_true, merge, timestamp
 from tunesmith.errors import TunesmithError
 from tunesmith.finetunejob import defaults
-from tunesmith.finetunejob.sizing import size
+from tunesmith.finetunejob.sizing import misfit, size
 from tunesmith.finetunejob.sources import check_volumes, model_uri
 from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
@@ -23,9 +23,11 @@ from tunesmith.values import LABEL_STAGE, Observed
 
 PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
 METRICS_KEPT, METRIC_NAME_LIMIT = 32, 64
+NAMES_KEPT = 20
+"""Files, columns and warnings of each dataset."""
 CHECKPOINT_METRIC, STEP_DIGITS = "last_checkpoint_step", 15
 """What the trainer reports once it has made a checkpoint (trainer-image/tunesmith_trainer/progress.py)."""
-PREPARED = ("runDigest", "runURI", "model", "datasets", "trainRows", "validationRows", "memoryEstimateBytes")
+PREPARED = ("runDigest", "runURI", "model", "datasets", "validationDataset", "trainRows", "validationRows", "memoryEstimateBytes", "warnings")
 
 
 def status(observed: Observed) -> dict[str, Any]:
@@ -34,17 +36,20 @@ def status(observed: Observed) -> dict[str, Any]:
         return _kept(observed)
     resolved, obstacle = _resolve(observed)
     suspend = bool(observed.spec.get("suspend"))
-    ledger = fold(observed, waves(observed.spec), suspend or obstacle is not None, partial(size, observed.spec))
-    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries_spent}
+    reported, known = _reported_checkpoint(observed), observed.recorded.get("lastCheckpoint")
+    newest = max((each["step"] for each in (reported, known) if each), default=0)
+    spec, hold = observed.spec, suspend or obstacle is not None
+    ledger = fold(observed, waves(spec), hold, partial(size, spec), partial(misfit, spec), newest)
+    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries.spent}
+    facts |= {} if ledger.retries.step is None else {"retriesSpentStep": ledger.retries.step}
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
     facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
     progress = _progress(observed, ledger)
     # With what is written anyway and not oftener: a report by itself is worth no write.
-    written = progress != observed.recorded.get("progress") or facts["attempts"] != observed.recorded.get("attempts", [])
-    reported = _reported_checkpoint(observed) if written else None
-    facts |= _optional("lastCheckpoint", _told_checkpoint(ledger) or reported or observed.recorded.get("lastCheckpoint")) | _optional(
-        "progress", progress
-    )
+    after = {**facts, "progress": progress}
+    before = {"progress": None, "attempts": [], "retriesSpent": 0, **observed.recorded}
+    written = any(after[name] != before[name] for name in ("progress", "attempts", "retriesSpent"))
+    facts |= _optional("lastCheckpoint", _told_checkpoint(ledger) or (reported if written else None) or known) | _optional("progress", progress)
     stage, conditions = standing(observed, ledger, obstacle, _end(ledger, facts))
     return (
         facts
@@ -84,7 +89,15 @@ def _resolve(observed: Observed) -> tuple[dict[str, Any], TunesmithError | None]
 
 def _prepared(resolved: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     told = result_of(facts, "Prepare") or {}
-    return resolved | {name: told[name] for name in PREPARED if name in told}
+    devices = (result_of(facts, "Train") or {}).get("devices")
+    return resolved | {name: _bounded(told[name]) for name in PREPARED if name in told} | _optional("devices", devices)
+
+
+def _bounded(value: Any) -> Any:
+    """A part of Prepare's answer with its lists no longer than the schema has them."""
+    if isinstance(value, list):
+        return [_bounded(member) for member in value[:NAMES_KEPT]]
+    return {name: _bounded(member) for name, member in value.items()} if isinstance(value, dict) else value
 
 
 def _artifacts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -165,7 +178,9 @@ def _end(ledger: Ledger, facts: Mapping[str, Any]) -> End | None:
     if not ledger.succeeded:
         return None
     made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
-    return End("Succeeded", "Succeeded", f"made {made} at {facts['resolved']['runURI']}")
+    warnings = len(facts["resolved"].get("warnings", ()))
+    note = f"; status.resolved.warnings has {warnings} on the data" if warnings else ""
+    return End("Succeeded", "Succeeded", f"made {made} at {facts['resolved']['runURI']}{note}")
 
 
 def _optional(name: str, value: Any) -> dict[str, Any]:

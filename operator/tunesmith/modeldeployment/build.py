@@ -44,7 +44,7 @@ def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
 
 def _wake_after(observed: Observed, revisions: list[Revision]) -> float | None:
     draining = in_state(revisions, "Draining")
-    return drain_left(draining, observed.now) if draining else None
+    return drain_left(observed, draining) if draining else None
 
 
 def _main_service(observed: Observed, revisions: list[Revision]) -> list[Object]:

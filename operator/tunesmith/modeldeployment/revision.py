@@ -16,8 +16,6 @@ from typing import Any, Literal
 from tunesmith.values import GROUP, LABEL_UID, Object
 
 LABEL_REVISION = f"{GROUP}/revision"
-DRAIN_SECONDS = 30
-"""How long an old revision still runs after the Service has been switched: endpoints take a while to reach every proxy."""
 
 State = Literal["Candidate", "Active", "Draining"]
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from tunesmith.attempts import moment
@@ -14,7 +13,7 @@ from tunesmith.conditions import timestamp
 from tunesmith.contract import CONTRACT_VERSION
 from tunesmith.modeldeployment.health import failure_of, is_complete
 from tunesmith.modeldeployment.judgement import Judgement, Model
-from tunesmith.modeldeployment.revision import DRAIN_SECONDS, LABEL_REVISION, Revision, in_state, inputs_of, name_of
+from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, in_state, inputs_of, name_of
 from tunesmith.values import Observed
 
 
@@ -73,14 +72,14 @@ def _promote(observed: Observed, revisions: list[Revision]) -> list[Revision]:
 
 
 def _drain(observed: Observed, revisions: list[Revision]) -> list[Revision]:
-    """Let the draining revision go, 30 s after the Service was seen (not only told) to select another one."""
+    """Let the draining revision go, `timing.drain` after the Service was seen (not only told) to select another one."""
     draining, active = in_state(revisions, "Draining"), in_state(revisions, "Active")
     if draining is None:
         return revisions
     if draining.switched_time is None and active and _selected(observed) == active.name:
         draining = replace(draining, switched_time=timestamp(observed.now))
     rest = [r for r in revisions if r.state != "Draining"]
-    left = drain_left(draining, observed.now)
+    left = drain_left(observed, draining)
     return rest if left is not None and left <= 0 else [*rest, draining]
 
 
@@ -89,8 +88,8 @@ def _selected(observed: Observed) -> Any:
     return ((service or {}).get("spec") or {}).get("selector", {}).get(LABEL_REVISION)
 
 
-def drain_left(revision: Revision, now: datetime) -> float | None:
+def drain_left(observed: Observed, revision: Revision) -> float | None:
     """Seconds until the draining revision goes; None: the Service has not been seen to be switched yet."""
     if revision.switched_time is None:
         return None
-    return DRAIN_SECONDS - (now - moment(revision.switched_time)).total_seconds()
+    return (observed.config.timing.drain - (observed.now - moment(revision.switched_time))).total_seconds()

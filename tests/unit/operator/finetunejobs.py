@@ -42,3 +42,34 @@ def trained(**spec: Any) -> Life:
     life.step()
     life.succeed("Prepare").run("Train").step()
     return life
+
+
+def placed(life: Life, *nodes: str) -> Life:
+    """The pods of Train's newest attempt are on these nodes."""
+    for pod, node in zip(life.pods("Train"), nodes, strict=True):
+        pod["spec"] = {"nodeName": node}
+    return life
+
+
+def avoided(life: World, stage: str = "Train", part: str = "") -> list[str]:
+    """The nodes that the stage's newest Job avoids."""
+    return avoided_by(life.job(stage, part))
+
+
+def avoided_by(job: Object) -> list[str]:
+    """The nodes that a Job avoids, by one term of a preference as strong as can be."""
+    affinity = job["spec"]["template"]["spec"].get("affinity", {}).get("nodeAffinity")
+    if affinity is None:
+        return []
+    assert affinity.keys() == {"preferredDuringSchedulingIgnoredDuringExecution"}
+    (term,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert (term["weight"], term["preference"].keys()) == (100, {"matchFields"})
+    fields = term["preference"]["matchFields"]
+    assert all((field["key"], field["operator"], len(field["values"])) == ("metadata.name", "NotIn", 1) for field in fields)
+    return [field["values"][0] for field in fields]
+
+
+def last(life: World) -> Object:
+    """The last attempt on record."""
+    attempt: Object = life.status["attempts"][-1]
+    return attempt

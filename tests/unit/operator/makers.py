@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from tests.orders import orders
 from tunesmith.conditions import find, timestamp
 from tunesmith.pods import claims
 from tunesmith.resources import RESOURCES, tidy
@@ -75,7 +76,7 @@ def answer(stage: str, part: str = "", attempt: int = 1) -> Object:
         "Prepare": {"runDigest": "sha256:0123456789ab" + "c" * 52, "runURI": RUN_URI, "memoryEstimateBytes": 7}
         | {"model": models | {"parameters": 9, "contextLength": 2048, "architecture": "LlamaForCausalLM"}}
         | {"datasets": [{"name": "chat", "digest": BASE, "rows": 5, "dropped": 1}], "trainRows": 5, "validationRows": 0},
-        "Train": {"globalStep": 40, "worldSize": 1, "trainLoss": 1.5, "checkpoint": checkpoint(attempt, 40)},
+        "Train": {"globalStep": 40, "trainLoss": 1.5, "checkpoint": checkpoint(attempt, 40)},
         "Finalize": {"artifacts": [artifact("Adapter", "PEFT"), artifact("Merged")]},
         "Quantize": {"artifacts": [artifact(part, "CompressedTensors")], "effect": {"quantizedModules": 3, "bitsPerWeight": 8.1}},
         "Evaluate": {"model": models | {"name": part}, "resultURI": f"{RUN_URI}/results/evaluate-{part}.json"},
@@ -173,6 +174,7 @@ class World:
         """The pods of the stage end; pod 0 tells `result`. The Job is complete if it succeeded, else failed."""
         if not self.pods(stage, part):
             self.run(stage, part)
+        result = by_all(result, self.job(stage, part)) if result else None
         good = result is not None and result["outcome"] == "Succeeded"
         exit_code = (result or {}).get("exitCode", 137)
         for index, pod in enumerate(self.pods(stage, part)):
@@ -217,6 +219,13 @@ class World:
     def truths(self) -> dict[str, str]:
         """Status of each condition."""
         return {entry["type"]: entry["status"] for entry in self.status["conditions"]}
+
+
+def by_all(result: Object, job: Object) -> Object:
+    """A success of Train that names no world size, as it is where as many processes trained as the Job was told to start; any other as it is."""
+    meeting = orders(job).get("rendezvous")
+    good = meeting and result["outcome"] == "Succeeded"
+    return {"worldSize": meeting["nodes"] * meeting["processesPerNode"], **result} if good else result
 
 
 def staged(entry: Object) -> str:

@@ -11,7 +11,7 @@ from tunesmith.values import Object
 
 
 def of_fine_tune_job() -> Iterator[Object]:
-    """From the first look to the last artefact, with a failed attempt and a report of progress on the way."""
+    """From the first look to the last artefact, with attempts that failed, a bad node and a report of progress on the way."""
     world = makers.World(status, build, makers.finetunejob(variants=[makers.variant("w8a8")], parallelism={"nodes": 2, "ddp": {}}))
     yield world.step()
     yield world.succeed("Prepare").status
@@ -21,9 +21,28 @@ def of_fine_tune_job() -> Iterator[Object]:
     interrupted = makers.refusal("Train", 75, "Interrupted", outcome="Interrupted", checkpoint=makers.checkpoint(1, 20))
     yield world.end("Train", interrupted).step()
     world.vanish().later(600).step()
-    for stage, part in (("Train", ""), ("Finalize", ""), ("Quantize", "w8a8")):
+    yield from _faults(world)
+    world.end("Train", makers.answer("Train") | {"devices": {"NVIDIA H200": 2}})
+    yield world.step()
+    for stage, part in (("Finalize", ""), ("Quantize", "w8a8")):
         yield world.succeed(stage, part).status
     assert world.truths()["Finished"] == "True"
+
+
+def _faults(world: makers.World) -> Iterator[Object]:
+    """A device fails, then the program, then a node does not end its pod."""
+    for code, reason, *facts in ((69, "DeviceFailed", "failedOn", "avoidNodes"), (70, "InternalError", "retriesSpentStep")):
+        world.run("Train").pods("Train")[0]["spec"] = {"nodeName": "gpu-7.example"}
+        world.step()
+        yield world.end("Train", makers.refusal("Train", code, reason)).step()
+        assert all(fact in str(world.status) for fact in facts)
+        world.later(600).step()
+    world.run("Train").pods("Train")[0]["spec"] = {"nodeName": "gpu-8.example"}
+    world.step()
+    world.remove("Job", world.job("Train")["metadata"]["name"]).later(100)
+    yield world.step()
+    assert "suspectNodes" in str(world.status)
+    world.vanish().later(600).step()
 
 
 def of_eval_run() -> Iterator[Object]:

@@ -15,7 +15,7 @@ from tunesmith.conditions import timestamp
 from tunesmith.contract import CONTRACT_VERSION, stage_json
 from tunesmith.finetunejob.build import build, stage_input
 from tunesmith.finetunejob.sizing import size
-from tunesmith.ledger import SIZE
+from tunesmith.records import SIZE
 from tunesmith.stages import StageKey
 from tunesmith.values import Object
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from prometheus_client import REGISTRY
 
+from tunesmith import metrics
 from tunesmith.metrics import count_outcomes, forget
 from tunesmith.values import Key
 
@@ -103,3 +105,21 @@ def test_the_wait_for_a_queue_and_gpu_seconds_are_counted_once() -> None:
     for old, new in ((waits, runs), (runs, runs), (runs, evicted), (evicted, again), (again, again)):
         count_outcomes(KEY, old, new)
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [360.0, 10.0, 20.0, 0.0]
+
+
+def faulty(*nodes: str, reason: str = "DeviceFailed") -> dict[str, Any]:
+    attempt = {"stage": "Train", "attempt": 1, "outcome": "Failed", "reason": reason, "failedOn": list(nodes)}
+    return {"attempts": [attempt]}
+
+
+def test_faults_are_counted_by_the_node_that_had_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(node: str, reason: str = "DeviceFailed") -> float:
+        return REGISTRY.get_sample_value("tunesmith_node_faults_total", {"node": node, "reason": reason}) or 0.0
+
+    count_outcomes(KEY, {}, faulty("gpu-1", "gpu-2"))
+    count_outcomes(KEY, {}, faulty("gpu-1"))
+    count_outcomes(KEY, {}, faulty("gpu-1", reason="InternalError"))
+    assert [counted("gpu-1"), counted("gpu-2"), counted("gpu-1", "InternalError")] == [2.0, 1.0, 0.0]
+    monkeypatch.setattr(metrics, "NODES_SHOWN", 2)
+    count_outcomes(KEY, {}, faulty("gpu-2", "gpu-3"))
+    assert [counted("gpu-2"), counted("gpu-3"), counted("other")] == [2.0, 0.0, 1.0]

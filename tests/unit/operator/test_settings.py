@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tunesmith.settings import ProgressSettings, Settings, from_environment
+from tunesmith.values import Timing
 
 
 def test_an_empty_environment_means_the_defaults() -> None:
     chosen = from_environment({"HOME": "/root", "KUBECONFIG": "/nowhere"})
     assert chosen.resync_seconds == Settings().resync_seconds
     assert (chosen.namespaces, chosen.progress.enabled, chosen.lease.enabled) == ((), False, True)
+    assert chosen.config().timing == Timing(backoff=timedelta(seconds=5), backoff_limit=timedelta(minutes=5), drain=timedelta(seconds=30))
 
 
 def test_each_variable_is_taken(tmp_path: Path) -> None:
@@ -25,6 +28,9 @@ def test_each_variable_is_taken(tmp_path: Path) -> None:
             "TUNESMITH_NAMESPACES": "team-a, team-b,",
             "TUNESMITH_WORKERS": "9",
             "TUNESMITH_LEADER_ELECTION": "false",
+            "TUNESMITH_BACKOFF_SECONDS": "0.5",
+            "TUNESMITH_BACKOFF_LIMIT_SECONDS": "2",
+            "TUNESMITH_DRAIN_SECONDS": "6",
             "TUNESMITH_PROGRESS_URL": "https://operator:8443/",
             "TUNESMITH_PROGRESS_CERTIFICATE": "/tls/tls.crt",
             "TUNESMITH_PROGRESS_CA": str(ca),
@@ -32,6 +38,7 @@ def test_each_variable_is_taken(tmp_path: Path) -> None:
     )
     assert (chosen.namespaces, chosen.workers, chosen.lease.enabled) == (("team-a", "team-b"), 9, False)
     config = chosen.config()
+    assert config.timing == Timing(backoff=timedelta(seconds=0.5), backoff_limit=timedelta(seconds=2), drain=timedelta(seconds=6))
     assert (config.images.trainer, config.progress_url, config.progress_ca) == ("trainer:1", "https://operator:8443", "PEM")
 
 

@@ -44,12 +44,13 @@ def test_counters_of_a_job_are_no_change(store: Store) -> None:
     assert store.put(tidy(counted, RESOURCES["Job"])) == frozenset()
 
 
-def test_of_a_pod_no_spec_is_kept_but_the_gates_of_its_readiness() -> None:
+def test_of_a_pod_no_spec_is_kept_but_its_node_and_the_gates_of_its_readiness() -> None:
     annotations = {INDEX_ANNOTATION: "1", "cni.example.com/networks": "[]"}
-    pod = child("Pod", "pod", TUNE, spec={"containers": [{"name": "stage"}], "readinessGates": [{"conditionType": "a"}]}, status={"phase": "Running"})
+    spec = {"containers": [{"name": "stage"}], "nodeName": "gpu-1", "readinessGates": [{"conditionType": "a"}]}
+    pod = child("Pod", "pod", TUNE, spec=spec, status={"phase": "Running"})
     pod["metadata"] |= {"annotations": annotations, "finalizers": ["batch.kubernetes.io/job-tracking"]}
     kept = tidy(pod, RESOURCES["Pod"])
-    assert kept["spec"] == {"readinessGates": [{"conditionType": "a"}]} and kept["status"] == {"phase": "Running"}
+    assert kept["spec"] == {"nodeName": "gpu-1", "readinessGates": [{"conditionType": "a"}]} and kept["status"] == {"phase": "Running"}
     assert kept["metadata"]["annotations"] == {INDEX_ANNOTATION: "1"} and "finalizers" not in kept["metadata"]
     assert "spec" not in tidy({**pod, "spec": {"containers": []}}, RESOURCES["Pod"])
 

@@ -10,14 +10,15 @@ import pytest
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal
 from tunesmith.conditions import timestamp
-from tunesmith.ledger import STANDSTILL
+from tunesmith.repeats import STANDSTILL
 from tunesmith.values import Object
 from tunesmith.verdicts import judge
 
 
-def ended(code: int, result: Object | None = None, why: str = "Error", **status: Any) -> Object:
+def ended(code: int, result: Object | None = None, why: str = "Error", message: str = "", **status: Any) -> Object:
     """The status of a pod whose container ended."""
-    terminated = {"exitCode": code, "reason": why} | ({"message": json.dumps(result)} if result else {})
+    text = json.dumps(result) if result else message
+    terminated = {"exitCode": code, "reason": why} | ({"message": text} if text else {})
     return {"phase": "Failed", "containerStatuses": [{"state": {"terminated": terminated}}]} | status
 
 
@@ -26,12 +27,19 @@ def told(code: int, reason: str, **facts: Any) -> Object:
     return ended(code, refusal("Train", code, reason, outcome="Interrupted" if code == 75 else "Failed", **facts))
 
 
-def rejected(reason: str, *conditions: str) -> Object:
+def rejected(reason: str, *conditions: str, message: str = "x") -> Object:
     """The status of a pod without a container: its node ended it, or never began it."""
     disrupted = [{"type": "DisruptionTarget", "status": "True", "reason": condition, "message": "x"} for condition in conditions]
-    return {"phase": "Failed", "reason": reason, "message": "x", "conditions": disrupted}
+    return {"phase": "Failed", "reason": reason, "message": message, "conditions": disrupted}
 
 
+# What containerd, runc and the kubelet say.
+CREATE = "failed to create containerd task: failed to create shim task: OCI runtime create failed: "
+NO_CDI = CREATE + "error modifying OCI spec: failed to inject CDI devices: unresolvable CDI devices management.nvidia.com/gpu=0: unknown"
+NO_NVML = CREATE + "error running hook #0: exit status 1, stderr: nvidia-container-cli: initialization error: nvml error: driver not loaded: unknown"
+NO_CGROUP = CREATE + "runc create failed: unable to start container process: unable to apply cgroup configuration: unknown"
+NO_PYTHON = CREATE + 'runc create failed: unable to start container process: exec: "python": executable file not found in $PATH: unknown'
+REJECTED = "Pod was rejected: Resources cannot be allocated with Topology locality"
 PEER, SAVED = told(69, "PeerUnavailable"), told(75, "Interrupted", checkpoint=checkpoint(1, 20))
 
 
@@ -77,7 +85,31 @@ TABLE = [
     Row("collective failed", PEER, PEER, "PeerUnavailable", pause=5),
     Row("collective hung", told(69, "Hung"), told(69, "Hung"), "Hung", pause=5),
     Row("a process hung, and its peer only saw that it went", PEER, told(69, "Hung"), "Hung", pause=5),
+    Row("a device failed", PEER, told(69, "DeviceFailed"), "DeviceFailed", pause=5),
+    Row("a device was not there", told(69, "DeviceUnavailable"), told(75, "Interrupted"), "DeviceUnavailable", pause=5),
+    Row("a device failed, and the others could not reach it", told(69, "CommunicationFailed"), told(69, "DeviceFailed"), "DeviceFailed", pause=5),
+    Row("a device failed, of which another process fell over", told(70, "InternalError"), told(69, "DeviceFailed"), "DeviceFailed", pause=5),
+    Row("a device failed, and the other pod ran out of memory", told(70, "OutOfMemory"), told(69, "DeviceFailed"), "DeviceFailed", pause=5),
+    Row("a device failed as its node was shut down", told(69, "DeviceFailed"), rejected("Terminated", "TerminationByKubelet"), "Disrupted"),
+    Row("bad data outweighs a device", told(65, "InvalidDataset"), told(69, "DeviceFailed"), "InvalidDataset", failed=True),
+    Row("collectives broke, and the peer only saw that", PEER, told(69, "CommunicationFailed"), "CommunicationFailed", pause=5),
+    Row("collectives broke of a process that hung", told(69, "CommunicationFailed"), told(69, "Hung"), "Hung", pause=5),
+    Row("collectives broke of a bug", told(69, "CommunicationFailed"), told(70, "InternalError"), "InternalError", spent=1, pause=5),
+    Row("collectives broke of memory", told(69, "CommunicationFailed"), told(70, "OutOfMemory"), "OutOfMemory", changed=True),
+    Row("collectives broke of a process killed", told(69, "CommunicationFailed"), ended(137), "NoResult", spent=1, pause=5),
+    Row("the runtime has no device for it", SAVED, ended(128, why="StartError", message=NO_CDI), "DeviceUnavailable", pause=5),
+    Row("the runtime's hook failed", SAVED, ended(128, why="StartError", message=NO_NVML), "DeviceUnavailable", pause=5),
+    Row("the runtime could not start it", SAVED, ended(128, why="StartError", message=NO_CGROUP), "StartError", pause=5),
+    Row("the image has no such program", SAVED, ended(128, why="StartError", message=NO_PYTHON), "NoResult", spent=1, pause=5),
     Row("refused by its node", PEER, rejected("UnexpectedAdmissionError"), "PodRejected", pause=5),
+    Row("refused by its node's topology", SAVED, rejected("TopologyAffinityError", message=REJECTED), "PodRejected", pause=5),
+    Row(
+        "refused by its node, which was short of disk",
+        SAVED,
+        rejected("Evicted", message="The node had condition: [DiskPressure]. "),
+        "PodRejected",
+        pause=5,
+    ),
     Row("no room on its node after all", PEER, rejected("OutOfnvidia.com/gpu"), "PodRejected", pause=5),
     Row("forgotten by its node", PEER, ended(137, why="ContainerStatusUnknown"), "ContainerLost", pause=5),
     Row("its node was restarted", PEER, ended(255, why="Unknown"), "ContainerLost", pause=5),
