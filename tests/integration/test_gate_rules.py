@@ -34,6 +34,8 @@ REFUSED = [
     ("gate.1", {"metric": "heldOut/perplexity", "min": "5"}, "spec.gate", "would ask for a worse model"),
     ("gate.1", {"metric": "heldOut/bits_per_byte", "baseline": "base", "minRatio": "1"}, "spec.gate", "would ask for a worse model"),
     ("gate.1.higherIsBetter", True, "spec.gate", "would ask for a worse model"),
+    ("gate.1", {"metric": "heldOut/stopped", "max": "0.5"}, "spec.gate", "would ask for a worse model"),
+    ("gate.1", {"metric": "heldOut/stopped", "min": "0.5", "higherIsBetter": False}, "spec.gate", "would ask for a worse model"),
     ("gate.6", {"metric": "heldOut/overlap", "min": "0.1"}, "spec.gate", "use `max`"),
     ("gate.6", {"metric": "knowledge/overlap", "baseline": "base", "maxDrop": "0.1"}, "spec.gate", "use `max`"),
     ("gate.4.baseline", None, "spec.gate[4]", "need `baseline`"),

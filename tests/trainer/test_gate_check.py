@@ -7,7 +7,7 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.models import SUITES, TASK, evaluate_input, write_task
-from tunesmith_trainer import evaluate, harness, items
+from tunesmith_trainer import answers, evaluate, harness, items
 from tunesmith_trainer.errors import StageError
 
 BASE = "pvc://models/base"
@@ -15,7 +15,9 @@ GROUP = "group: things\ntask: [colours, shades]\naggregate_metric_list:\n- {metr
 
 
 @pytest.fixture
-def data_store(base_store):
+def data_store(base_store, monkeypatch):
+    # Models with random weights never end an answer, and take their time.
+    monkeypatch.setattr(answers, "NEW_TOKENS", 8)
     write_rows(base_store / "data" / "test.jsonl", [{"messages": [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]}] * 3)
     folder = base_store / "data" / "tasks"
     write_task(folder)
@@ -35,6 +37,9 @@ def value(tasks=("colours",), gate=(), **harness):
     suites = copy.deepcopy(SUITES)
     suites[1]["harness"] |= {"tasks": list(tasks)} | harness
     return evaluate_input(BASE, suites=suites, gate=list(gate))
+
+
+TEXTS = {"name": "texts", "perplexity": {"dataset": {"uri": "pvc://data/texts.jsonl", "format": "Text"}, "maxLength": 64}}
 
 
 def run(given):
@@ -83,14 +88,17 @@ def test_a_name_that_nothing_measures_is_told_before_anything_is_measured(unmeas
         {"metric": "knowledge/colours/acc", "max": "0.5"},
         {"metric": "knowledge/colours/acc", "maxRatio": "1.02", "baseline": "base"},
         {"metric": "knowledge/colours/acc", "maxDrop": "0.1", "baseline": "base", "higherIsBetter": False},
+        {"metric": "heldOut/stopped", "max": "0.5"},
+        {"metric": "texts/stopped", "min": "0.5"},
         {"metric": "heldOut/overlap", "maxDrop": "0.1", "baseline": "base"},
         {"metric": "knowledge/overlap", "min": "0.1"},
         {"metric": "knowledge/blurred/mcc", "min": "0.1"},
     ],
 )
 def test_a_criterion_that_could_not_be_judged_is_refused_before_anything_is_measured(unmeasured, criterion):
-    with pytest.raises(StageError) as caught:
-        run(value(("colours", "blurred"), [criterion]))
+    given = value(("colours", "blurred"), [criterion])
+    with pytest.raises(StageError, match=r"gate\[0\]: ") as caught:
+        run(given | {"suites": [*given["suites"], TEXTS]})
     assert caught.value.reason == "InvalidSettings"
 
 
@@ -99,6 +107,7 @@ def test_what_is_right_is_measured_with_its_items_a_groups_too(data_store, own_t
         {"metric": "knowledge/things/acc", "min": "0"},
         {"metric": "knowledge/colours/acc_norm", "min": "0"},
         {"metric": "heldOut/perplexity", "max": "1e6"},
+        {"metric": "heldOut/stopped", "min": "0"},
         {"metric": "heldOut/overlap", "max": "0"},
     ]
     answer = run(value(("things",), gate))
@@ -110,6 +119,13 @@ def test_what_is_right_is_measured_with_its_items_a_groups_too(data_store, own_t
     measured = items.read(answer.items)
     assert measured.sample("knowledge/things/acc").is_binary
     assert [file.suite for file in answer.items] == ["heldOut", "knowledge"]
+
+
+def test_whether_an_answer_ends_is_a_value_of_its_row_and_can_be_judged(data_store):
+    measured = items.read(run(value()).items[:1])
+    assert measured.sample("heldOut/stopped").is_binary
+    assert measured.sample("heldOut/stopped").ids == measured.sample("heldOut/perplexity").ids
+    assert len(measured.items) == 3, "overlap counts each row once"
 
 
 def test_a_group_whose_tasks_weigh_alike_is_made_of_its_items_too(data_store, own_tasks_alone):

@@ -26,6 +26,14 @@ def found(evaluated, trained):
         (chat("Who?", "Me."), chat(" who?\n", "ME.", system="Be kind.")),
         (chat("Who?", "Me."), {"prompt": "Who?", "completion": "Me."}),
         ({"text": "a  b\nc"}, {"text": "A B c"}),
+        (
+            {"prompt": [{"role": "user", "content": "Who?"}], "completion": [{"role": "assistant", "content": "Me."}]},
+            chat("Who?", "Me.", system="Be kind."),
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}, {"role": "assistant", "content": "Me."}]},
+            chat("Who?", "Me."),
+        ),
     ],
 )
 def test_a_row_is_found_whole_whatever_its_case_spaces_system_message_and_format(evaluated, trained):
@@ -54,3 +62,12 @@ def test_a_tasks_question_is_found_as_a_turn_a_prompt_or_a_text():
 def test_every_item_that_is_in_the_data_is_counted_once():
     rows = [{"text": f"row {number}"} for number in range(10)]
     assert found(items(*rows, *rows), rows[:3] * 2) == Found(20, 6, 0)
+
+
+def test_an_answer_that_only_calls_tools_is_known_by_its_calls():
+    def row(city):
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        return {"messages": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+
+    assert found(items(row("Rome")), [row("Rome")]) == Found(1, 1, 0)
+    assert found(items(row("Rome")), [row("Oslo")]) == Found(1, 0, 0)
