@@ -6,7 +6,7 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.models import SUITES, evaluate_input, write_task
-from tunesmith_trainer import evaluate, harness, perplexity, store
+from tunesmith_trainer import answers, evaluate, harness, perplexity, store
 from tunesmith_trainer.contract_eval import Metric
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.harness_tasks import copy_tasks
@@ -163,6 +163,7 @@ def test_libraries_the_device_a_template_the_batch_and_the_method_are_in_the_cac
         (evaluate, "environment", lambda _: {"device": "2 x another GPU"}, ["heldOut", "knowledge"]),
         (perplexity, "METHOD", perplexity.METHOD + 1, ["heldOut"]),
         (perplexity, "BATCH_TOKENS", 1, ["heldOut"]),
+        (answers, "NEW_TOKENS", 9, ["heldOut"]),
         (harness, "METHOD", harness.METHOD + 1, ["knowledge"]),
         (harness, "BATCH_SIZE", 1, ["knowledge"]),
         (perplexity, "template_of", lambda *_: "another", ["heldOut"]),

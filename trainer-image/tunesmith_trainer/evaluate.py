@@ -176,6 +176,7 @@ def ingredients(suite: Suite, tasks: Tasks | None, digest: str, stage: EvaluateI
         data = {"rows": perplexity.data_digest(suite.perplexity)}
         template = perplexity.template_of(suite.perplexity, tokenizer)
         method = {"perplexity": perplexity.METHOD, "batch": perplexity.BATCH_TOKENS, "logits": perplexity.LOGITS}
+        method |= {"prompts": answers.PROMPTS, "newTokens": answers.NEW_TOKENS}
     return {
         "model": digest,
         "suite": settings,

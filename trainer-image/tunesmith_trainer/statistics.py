@@ -15,7 +15,7 @@ formula, the percentile, BCa and percentile-t bootstrap) miss this: dev/bench/ga
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,15 +195,25 @@ def _draw(sums: Any, draws: int) -> tuple[Any, Any]:
     """Return weighted sums of the rows of `sums` for each draw, and the weight of the added item: Dirichlet's, not divided by their sum."""
     import numpy as np
 
-    chance = np.random.default_rng(SEED)
     rows, items = sums.shape
     kept, added = np.empty((rows, draws)), np.empty(draws)
+    start = 0
+    for weights in weights_of(items, draws):
+        end = start + len(weights)
+        kept[:, start:end] = sums @ weights[:, :items].T
+        added[start:end] = weights[:, items]
+        start = end
+    return kept, added
+
+
+def weights_of(items: int, draws: int) -> Iterable[Any]:
+    """Yield the weights of so many items and one more for each draw, a block of draws at a time; the same ones always."""
+    import numpy as np
+
+    chance = np.random.default_rng(SEED)
     block = max(1, BLOCK // (items + 1))
     for start in range(0, draws, block):
-        weights = chance.standard_exponential((min(block, draws - start), items + 1))
-        kept[:, start : start + block] = sums @ weights[:, :items].T
-        added[start : start + block] = weights[:, items]
-    return kept, added
+        yield chance.standard_exponential((min(block, draws - start), items + 1))
 
 
 def _value(statistic: Statistic, sums: Any) -> Any:
