@@ -173,14 +173,14 @@ GATE_RULES = (
         f"a metric of a harness suite is suite/task/metric[,filter], or suite/{OVERLAP}",
         ".gate",
     ),
+    # One rule for both directions: the server adds up what all rules may cost.
     when_made(
-        _on_perplexity(f"!({_is_one_of(*_metrics(False))}) || (!has(g.min) && !has(g.minRatio) && !(has(g.higherIsBetter) && g.higherIsBetter))"),
-        f"of {' and '.join(_metrics(False))} less is better: `min` and `minRatio` would ask for a worse model, use `max` and `maxRatio`",
-        ".gate",
-    ),
-    when_made(
-        _on_perplexity(f"!({_is_one_of(*_metrics(True))}) || (!has(g.max) && !has(g.maxRatio) && !(has(g.higherIsBetter) && !g.higherIsBetter))"),
-        f"of {' and '.join(_metrics(True))} more is better: `max` and `maxRatio` would ask for a worse model, use `min` and `minRatio`",
+        _on_perplexity(
+            f"(!({_is_one_of(*_metrics(False))}) || (!has(g.min) && !has(g.minRatio) && !(has(g.higherIsBetter) && g.higherIsBetter))) && "
+            f"(!({_is_one_of(*_metrics(True))}) || (!has(g.max) && !has(g.maxRatio) && !(has(g.higherIsBetter) && !g.higherIsBetter)))"
+        ),
+        f"of {' and '.join(_metrics(False))} less is better, of {' and '.join(_metrics(True))} more: "
+        "`min` and `minRatio` of the former, `max` and `maxRatio` of the latter would ask for a worse model",
         ".gate",
     ),
     when_made(
