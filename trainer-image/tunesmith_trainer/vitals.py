@@ -233,6 +233,8 @@ class Patient:
         self.stepless_seconds = 0.0 if went_on or told["phase"] != "training" or told["waitsFor"] else self.stepless_seconds + passed
         self.idle_seconds += passed
         self.still_seconds = 0.0 if self.waits_for_others else self.still_seconds + passed
+        # What a child had used is gone with it.
+        self.cpu_seconds, self.moved_bytes = min(self.cpu_seconds, cpu_seconds), min(self.moved_bytes, moved_bytes)
         # The shares are taken over the whole time of standing still: one beat's worth is too little to measure.
         seconds = max(self.idle_seconds, BEAT_SECONDS * 5)
         busy = cpu_seconds - self.cpu_seconds > IDLE_CPU * seconds or moved_bytes - self.moved_bytes > IDLE_BYTES * seconds
