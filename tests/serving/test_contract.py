@@ -12,7 +12,7 @@ from tunesmith_serving.errors import ServeError
 def test_the_golden_stage_file_is_read_and_written_unchanged():
     stage = ServeInput.model_validate(golden_stage())
 
-    assert stage.model_dump(mode="json", by_alias=True) == golden_stage()
+    assert stage.model_dump(mode="json", by_alias=True, exclude_none=True) == golden_stage()
 
 
 def test_the_golden_result_is_read_and_written_unchanged():
