@@ -91,12 +91,6 @@ def unplaced_at(pod: Object) -> datetime | None:
     return moment(condition["lastTransitionTime"]) + UNPLACED if waits else None
 
 
-def scheduled_at(pod: Object) -> datetime | None:
-    """When the pod was bound to its node; None if it was not."""
-    condition = _scheduled(pod)
-    return moment(condition["lastTransitionTime"]) if condition.get("status") == "True" and "lastTransitionTime" in condition else None
-
-
 def placed(pods: Sequence[Object], now: datetime) -> int | None:
     """How many pods of an attempt have a node, once the others have waited long enough for one; None before."""
     waiting = [at for pod in pods if (at := unplaced_at(pod))]

@@ -6,11 +6,11 @@ What a program itself finds out about its devices stands in its result; `verdict
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from tunesmith.attempts import UNPLACED, is_live, moment, scheduled_at, terminated
+from tunesmith.attempts import UNPLACED, is_live, moment, terminated
 from tunesmith.values import Object
 
 AVOIDED = 2
@@ -95,11 +95,12 @@ def cannot_start(pod: Object) -> Fault | None:
     return _not_started(pod, text)
 
 
-def given_up_at(pod: Object) -> datetime | None:
-    """When a pod has waited long enough whose node cannot create its container; None if it does not wait for that."""
-    begun = (pod.get("status") or {}).get("startTime")
-    since = moment(begun) if begun else scheduled_at(pod)
-    return since + UNPLACED if since and cannot_start(pod) else None
+def given_up_at(entry: Mapping[str, Any]) -> datetime | None:
+    """When an attempt has waited long enough for a container that its node cannot create; None if it has not been seen to wait for one.
+
+    From when that was first seen: the image may have been pulled for long before.
+    """
+    return moment(entry["stuckTime"]) + UNPLACED if "stuckTime" in entry else None
 
 
 def avoid(bad: Sequence[str], before: Sequence[str]) -> list[str]:

@@ -42,6 +42,7 @@ _PASSING = (
     "ranSeconds",
     "queue",
     "suspectNodes",
+    "stuckTime",
 )
 _OVER = ("Succeeded", "Failed", "Stopped")
 
@@ -157,8 +158,9 @@ class _Book:
             if job and job["spec"].get("suspend") and "deletionTimestamp" not in job["metadata"]:
                 note = kueue.note(entry.get("queue", {}), pods)
                 if not pods:
-                    # What took the pods that were evicted is no excuse for those that will run next.
+                    # What took the pods that were evicted, or kept them, is no excuse for those that will run next.
                     entry.pop("disruption", None)
+                    entry.pop("stuckTime", None)
             self.notes[key] = note
             if job and note != attempts.NOTHING_RUNS:
                 # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
@@ -192,7 +194,11 @@ class _Book:
         """What to note of nodes that do not end a pod of the attempt, or cannot start one: then it is to end."""
         late = [pod for pod in pods if (at := attempts.overdue_at(pod)) and at <= self.now]
         ends = job is None or "deletionTimestamp" in job["metadata"] or job["spec"].get("suspend") or "ending" in entry
-        stuck = [] if ends else [pod for pod in pods if (at := faults.given_up_at(pod)) and at <= self.now]
+        stuck = [] if ends else [pod for pod in pods if faults.cannot_start(pod)]
+        if stuck:
+            entry.setdefault("stuckTime", timestamp(self.now))
+        given_up_at = faults.given_up_at(entry)
+        stuck = stuck if given_up_at and given_up_at <= self.now else []
         fault = faults.cannot_start(stuck[0]) if stuck else None
         nodes = faults.avoid(faults.nodes_of((*stuck, *late)), entry.get("suspectNodes", ()))
         told = {"ending": {"reason": fault.reason, "message": fault.message[:DISRUPTION_LIMIT]}} if fault else {}

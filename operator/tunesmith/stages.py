@@ -4,7 +4,8 @@
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
-    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, suspectNodes?}
+    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, suspectNodes?,
+     stuckTime?}
     after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?, avoidNodes?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
@@ -181,7 +182,7 @@ def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Ma
 
 def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[str, Any]) -> float | None:
     moments = [attempts.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
-    for pod in (child for child in staged if child["kind"] == "Pod"):
-        moments += [at for at in (attempts.overdue_at(pod) or attempts.unplaced_at(pod), faults.given_up_at(pod)) if at]
+    moments += [at for entry in status.get("stages", ()) if (at := faults.given_up_at(entry))]
+    moments += [at for child in staged if child["kind"] == "Pod" and (at := attempts.overdue_at(child) or attempts.unplaced_at(child))]
     moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

@@ -188,6 +188,7 @@ class Stage(Size):
     suspect_nodes: Nodes | None = Field(
         None, description="Nodes that cannot start, or do not end, a pod of the attempt under way: the one after it avoids them."
     )
+    stuck_time: Time | None = Field(None, description="When it was first seen that a node cannot create a container of the attempt under way.")
     queue: Queue | None = Field(None, description="Where the attempt under way stands in its queue.")
 
 

@@ -227,6 +227,19 @@ def test_the_end_of_a_turn_is_read_off_a_rendered_conversation():
     assert chat.end_of_turn(bench.make_tokenizer()) == [END_OF_TURN]
 
 
+def test_an_end_token_that_the_vocabulary_has_not_is_only_one_that_never_comes(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    beyond = model.config.vocab_size + 7
+    asked = [[5, 6, 7], [8, 9]]
+    first = [answer[0] for answer in answers.answers(model, asked, [beyond])]
+    other = next(token for token in range(8, 60) if answers.answers(model, [[token]], [beyond])[0][0] != first[0])
+    ended, goes_on = answers.answers(model, [asked[0], [other]], [beyond, first[0]])
+    assert ended[0] == first[0]
+    assert len(goes_on) > 1
+
+
 def test_conversations_are_asked_up_to_their_last_answers_those_with_short_ones_first_and_long_ones_never(tmp_path, tiny_model, monkeypatch):
     from tunesmith_trainer.contract_eval import Perplexity
 

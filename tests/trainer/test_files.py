@@ -66,6 +66,7 @@ def test_folder_of_files_which_were_read_is_known_with_their_rows(data):
         ("part-1.csv", b"a,b"),
         ("part-1.tsv", b"a\tb"),
         ("more.txt", b"a text"),
+        ("more.xml", b"<a/>"),
         ("rows.jsonl.bak", lines(5)),
         ("part-00000", lines(5)),
         ("shard.0", b"[1]"),
@@ -98,6 +99,16 @@ def test_folder_of_files_what_is_no_data_stands_in_no_ones_way(data, name):
         ("train/part-0.jsonl", "Eval/part-0.jsonl"),
         ("chat_train.jsonl", "chat_val.jsonl"),
         ("validation.jsonl", "test.jsonl"),
+        ("rows.jsonl", "held_out.jsonl"),
+        ("rows.jsonl", "hold-out.jsonl"),
+        ("rows.jsonl", "testset.jsonl"),
+        ("rows.jsonl", "test_data.jsonl"),
+        ("rows.jsonl", "TestSet.jsonl"),
+        ("rows.jsonl", "myTest.jsonl"),
+        ("rows.jsonl", "testA.jsonl"),
+        ("rows.jsonl", "devset.jsonl"),
+        ("rows.jsonl", "development.jsonl"),
+        ("rows.jsonl", "evalsets/part-0.jsonl"),
     ],
 )
 def test_folder_of_files_of_several_splits_is_refused(data, train, other):
@@ -109,7 +120,12 @@ def test_folder_of_files_of_several_splits_is_refused(data, train, other):
 
 
 @pytest.mark.parametrize(
-    "names", [("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"), ("test.jsonl",), ("contest.jsonl", "latest.jsonl", "a.jsonl")]
+    "names",
+    [
+        ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"),
+        ("test.jsonl",),
+        ("contest.jsonl", "latest.jsonl", "attest/devices.jsonl", "latestValues.jsonl", "a.jsonl"),
+    ],
 )
 def test_folder_of_files_of_one_split_is_read(data, names):
     for name in names:
@@ -144,6 +160,8 @@ def test_a_folder_without_data_is_refused(data):
         (lines(2).replace(b"\n", b"") + b"\n", "row 1: not JSON (more than one value on a line"),
         (lines(2).replace(b"\n", b",\n"), "row 1: not JSON (one JSON object a line is expected, without commas between them)"),
         (b'{"a": ' + b"[" * 20000 + b"]" * 20000 + b"}\n", "row 1: nested too deep"),
+        (b'{"text": "one\ntwo"}\n', "row 1: not JSON (a text does not end on its line: write a line break in a text as \\n, or the line is cut off)"),
+        (b'{"text": "one\ttwo"}\n', "row 1: not JSON (a text holds a control character, such as a tab, that has to be escaped, at column 14)"),
         (b'{"n": ' + b"1" * 5000 + b"}\n", "row 1: not JSON (a number has too many digits)"),
         (b'{"messages": [], "messages": []}\n', "row 1: an object has the key 'messages' twice"),
         (b'{"text": "a", "meta": {"x": 1, "x": 2}}\n', "row 1: an object has the key 'x' twice"),

@@ -59,6 +59,15 @@ def test_loss_by_hand_the_validation_loss_is_that_of_a_plain_loop_whatever_the_b
         assert measured["eval_loss"] == pytest.approx(expected, abs=1e-6), (packing, size)
 
 
+def test_the_first_batch_of_an_evaluation_which_may_compile_is_no_part_of_a_step(build):
+    trainer = build()
+    trainer.vitals.begin(0)
+    phases, step = [], trainer.prediction_step
+    trainer.prediction_step = lambda *given, **settings: phases.append(trainer.vitals.phase) or step(*given, **settings)
+    trainer.evaluate()
+    assert set(phases) == {"evaluating"}
+
+
 def test_loss_by_hand_the_training_loss_is_the_mean_over_all_tokens_whatever_is_logged(build):
     trained = []
     for every in (1, 4, 10):

@@ -76,9 +76,14 @@ def test_fields_dropped_an_answer_with_a_weight_of_nothing_is_read_and_not_train
     assert "A1" in trained(QWEN, normal(row))[-1][0]
 
 
-def test_a_weight_of_nothing_is_refused_where_the_loss_is_on_everything():
+@pytest.mark.parametrize("row", [messages(QUESTION, ANSWER | {"weight": 0}, SECOND, LAST), messages(QUESTION | {"train": False}, ANSWER)])
+def test_a_weight_of_nothing_is_refused_where_the_loss_is_on_everything(row):
     with pytest.raises(RowError, match="needs method"):
-        Encoder(QWEN, answers=False).encode(normal(messages(QUESTION, ANSWER | {"weight": 0}, SECOND, LAST)))
+        Encoder(QWEN, answers=False).encode(normal(row))
+
+
+def test_a_question_with_a_weight_of_nothing_is_as_one_without():
+    assert answers(messages(QUESTION | {"train": False}, ANSWER)) == answers(messages(QUESTION, ANSWER))
 
 
 @pytest.mark.parametrize(
@@ -115,10 +120,38 @@ def test_a_weight_of_nothing_is_refused_where_the_loss_is_on_everything():
         (messages(QUESTION, ANSWER, weight=0.5), "'weight' is not used: what is trained is said by the weight of a message"),
         (messages(QUESTION, ANSWER, loss_mask=[0, 1]), "'loss_mask' is not used: what is trained is said by the weight of a message"),
         (messages(QUESTION, ANSWER, split="test"), "its column 'split' says that the row is held out"),
+        (messages(QUESTION, ANSWER, split="test_sft"), "its column 'split' says that the row is held out"),
+        (messages(QUESTION, ANSWER, partition="Dev"), "its column 'partition' says that the row is held out"),
+        (messages(QUESTION, ANSWER, is_test=True), "its column 'is_test' says that the row is held out"),
+        (messages(QUESTION, ANSWER, instructions="S"), "'instructions' is not used: write it as the first message"),
+        (messages(QUESTION, ANSWER, **{"System Prompt": "S"}), "'System Prompt' is not used: write it as the first message"),
+        (messages(QUESTION, ANSWER, image_url="a.png"), "'image_url' is not used: only texts can be trained on"),
+        (messages(QUESTION, ANSWER, loss_weights=[0, 1]), "'loss_weights' is not used: what is trained is said by the weight of a message"),
     ],
 )
 def test_fields_dropped_what_cannot_be_used_is_refused_by_name(row, complaint):
     assert complaint in refused(row)
+
+
+@pytest.mark.parametrize(
+    ("column", "data_format", "complaint"),
+    [
+        ("context", "PromptCompletion", "'context' is not used: write it into the prompt"),
+        ("suffix", "PromptCompletion", "'suffix' is not used: write it into the prompt"),
+        ("input", "PromptCompletion", "'input' is not used: write it into the prompt"),
+        ("instruction", "PromptCompletion", "'instruction' is not used: write it into the prompt"),
+        ("context", "Alpaca", "'context' is not used: write it as the input"),
+    ],
+)
+def test_fields_dropped_what_a_question_says_beside_itself_is_refused_by_name(column, data_format, complaint):
+    row = {"prompt": "cat", "completion": "dog"} if data_format == "PromptCompletion" else {"instruction": "cat", "output": "dog"}
+    with pytest.raises(RowError, match=complaint):
+        normal(row | {column: "red"}, data_format)
+
+
+def test_fields_dropped_columns_that_mean_no_held_out_row_are_left_out():
+    row = messages(QUESTION, ANSWER, split="train_sft", partition="train", is_test=False, prompt="cat", instruction="cat")
+    assert formats.normalise(row, "Messages")[1] == {"split", "partition", "is_test", "prompt", "instruction"}
 
 
 def test_fields_dropped_the_name_of_a_key_that_may_be_data_is_not_quoted():
@@ -195,6 +228,9 @@ def test_row_shapes_several_parts_are_joined_as_a_server_does_or_given_as_the_te
         ({"messages": [{"role": "Assistant", "content": "a"}]}, "Messages", "write assistant"),
         ({"messages": '[{"role": "user"}]'}, "Messages", "here it is a text: write the list itself"),
         ({"messages": None}, "Messages", "'messages' must be a list"),
+        ({"messages": {"role": ["user"], "content": ["a"]}}, "Messages", "here it is an object: write the list itself"),
+        ({"conversations": [QUESTION, ANSWER]}, "Messages", "the messages stand under 'conversations': call them messages"),
+        ({"conversation": [QUESTION, ANSWER]}, "Messages", "the messages stand under 'conversation': call them messages"),
         ({"prompt": "a", "completion": "b"}, "Messages", "the row has the keys of the format PromptCompletion"),
         ({"instruction": "a", "output": "b"}, "Text", "the row has the keys of the format Alpaca"),
         ({"messages": [QUESTION, ANSWER]}, "PromptCompletion", "the row has the keys of the format Messages"),

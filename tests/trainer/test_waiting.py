@@ -224,6 +224,32 @@ def test_one_that_has_waited_long_and_goes_on_is_not_hung_for_what_it_waited():
     assert patient.is_hung
 
 
+def test_what_a_mapped_file_brings_moves_data_on_a_store_that_the_kernel_does_not_count(tmp_path):
+    """Weights are read from a mapped file. What a store in user space has read for it stands in no counter but that of the faults."""
+    import mmap
+
+    import psutil
+
+    path = tmp_path / "weights"
+    path.write_bytes(b"1" * (64 << 20))  # in memory from here on, so nothing is read of any disk
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        before = vitals._moved(psutil.Process())
+        assert all(mapped[place] == 49 for place in range(0, len(mapped), mmap.PAGESIZE))
+        assert vitals._moved(psutil.Process()) - before > 1 << 20
+
+
+def test_one_whose_children_end_is_as_busy_as_it_is_itself():
+    """What its children have used and moved goes with them: torch.compile's workers end a minute after they are needed."""
+    patient = Patient()
+    patient.hear(told(phase="evaluating"), 2000.0, 1 << 40, 1.0)
+    for second in range(1, 200):
+        patient.hear(told(phase="evaluating", beat=second), 30.0 + second, 1 << 20, 1.0)
+        assert not patient.is_hung, second
+    for second in range(200, 260):
+        patient.hear(told(phase="evaluating", beat=second), 230.0, 1 << 20, 1.0)
+    assert patient.is_hung
+
+
 def test_one_that_moves_data_is_not_idle_however_little_cpu_that_takes():
     slow, still = Patient(), Patient()
     for second in range(1, 2000):

@@ -93,8 +93,8 @@ def run(arguments):
 
     from tests.trainer import faults
 
-    # What the process starts comes from here, too.
-    sys.executable = os.environ["ZYGOTE_PYTHON"]
+    # What the process starts comes from here, too; but where PYTHON_EXEC alone has torchrun's workers come from here.
+    sys.executable = os.environ.get("ZYGOTE_PYTHON", sys.executable)
     if "RANK" in os.environ:
         faults.install()
     arguments = [argument for argument in arguments if argument != "-u"]

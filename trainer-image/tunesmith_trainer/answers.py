@@ -97,7 +97,7 @@ def answers(model: Any, asked: list[list[int]], ends: list[int]) -> list[list[in
     # The folder's settings of sampling, which generate would fall back to.
     model.generation_config = GenerationConfig()
     try:
-        config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0)
+        config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends or None, pad_token_id=0)
         found = []
         for first in range(0, len(asked), size):
             batch = asked[first : first + size]

@@ -96,7 +96,7 @@ class Encoder:
     def _everything(self, found: Conversation) -> Encoding:
         """Return a conversation as one sequence, trained whole."""
         if found.weighed:
-            raise RowError("a weight of 0 leaves an answer out of the loss, which needs method.sft.assistantOnlyLoss: true")
+            raise RowError("a weight of 0 leaves a message out of the loss, which needs method.sft.assistantOnlyLoss: true")
         text = found.template.render(found.talk)
         ids = self.words.ids(text)
         return Encoding([Encoded(ids, [True] * len(ids))], stripped=_strips(found.talk, [text]))

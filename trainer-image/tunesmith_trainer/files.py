@@ -20,7 +20,7 @@ DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", 
 """What the library datasets and hubs write beside data."""
 DATA_SUFFIXES = frozenset(
     ".gz .bz2 .xz .zst .lz4 .zip .tar .tgz .7z .rar .parquet .arrow .feather .csv .tsv .txt .xls .xlsx .avro .orc .npy .npz .h5 .hdf5 .sqlite "
-    ".lance .tfrecord .mds .pkl .pickle .pt .json5".split()
+    ".xml .lance .tfrecord .mds .msgpack .pkl .pickle .pt .json5".split()
 )
 NOTES = re.compile(r"(license|licence|readme|notice|citation|changelog|requirements|copying|authors)\b.*", re.IGNORECASE)
 KINDS = (
@@ -39,7 +39,7 @@ KINDS = (
     (b"\xfe\xff", "in UTF-16: save it as UTF-8"),
 )
 SPLITS = {
-    "validation": ("validation", "valid", "dev", "val"),
+    "validation": ("validation", "validate", "valid", "development", "dev", "val"),
     "test": ("test", "tests", "testing", "eval", "evaluation", "heldout", "holdout"),
 }
 """Held-out splits, and how files and folders name them (as the library datasets knows them, and a few more)."""
@@ -84,12 +84,10 @@ def _some(names: list[str]) -> str:
 
 def split_of(name: str) -> str:
     """Return the split that a file's path in its dataset names: train where it names none that is held out."""
-    for split, words in SPLITS.items():
-        if any(
-            re.search(rf"(?:^|[-._ 0-9/])(?:{'|'.join(words)})(?:[-._ 0-9/]|$)", part.lower()) for part in (name, name.replace("held-out", "heldout"))
-        ):
-            return split
-    return "train"
+    # Also of `testSet`, `testA` and `held_out`, which are one word or two.
+    words = re.sub(r"(held|hold)[-._ ]?(?=out)", r"\1", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower())
+    found = (split for split, known in SPLITS.items() if re.search(rf"(?<![a-z])(?:{'|'.join(known)})(?:set|data|split)?s?(?![a-z])", words))
+    return next(found, "train")
 
 
 def looks_like_data(path: Path) -> bool:
@@ -168,6 +166,10 @@ def _why(text: str, error: json.JSONDecodeError) -> str:
             if "\r" in start
             else "more than one value on a line: each object needs a line of its own"
         )
+    if error.msg.startswith("Unterminated string") or text[error.pos : error.pos + 1] in ("\r", "\n"):
+        return "a text does not end on its line: write a line break in a text as \\n, or the line is cut off"
+    if error.msg.startswith("Invalid control character"):
+        return f"a text holds a control character, such as a tab, that has to be escaped, at column {error.colno}"
     if start[0] == "[":
         return f"{ONE_A_LINE}; this file is one array"
     if start[0] == "{" and error.pos >= len(text.rstrip()):

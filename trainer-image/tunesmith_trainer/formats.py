@@ -7,9 +7,11 @@ left out, and its name is reported.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith_trainer import files
 from tunesmith_trainer.errors import RowError
 from tunesmith_trainer.spec import DataFormat
 from tunesmith_trainer.template import REASONING
@@ -23,7 +25,9 @@ FLAGS = ("weight", "train", "training", "loss")
 """Keys by which a message says whether it is trained."""
 CONTEXT = ("tools", "documents", "chat_template_kwargs")
 """Columns that chat templates take beside the messages."""
-HELD_OUT = ("test", "validation", "valid", "dev", "val", "eval", "evaluation")
+SPLIT_COLUMNS = ("split", "subset", "partition", "data_split", "dataset_split")
+HELD_OUT_FLAGS = ("is_test", "is_validation", "is_eval", "held_out")
+"""Columns by which a row says that it is not to be trained on."""
 UNUSED = {
     "functions": "write them as tools",
     "function_call": "write it as tool_calls of a message",
@@ -31,15 +35,31 @@ UNUSED = {
     "system": "write it as the first message, of the role system",
     "system_prompt": "write it as the first message, of the role system",
     "system_message": "write it as the first message, of the role system",
+    "instructions": "write it as the first message, of the role system",
     "history": "write it as messages",
     "reasoning": "write it into the assistant's message as reasoning_content",
     "reasoning_content": "write it into the assistant's message",
     "thinking": "write it into the assistant's message as reasoning_content",
 }
 """Columns that change what is learnt and are not used, and what to do instead."""
-MEDIA = dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only texts can be trained on")
+UNUSED_IN: dict[str, dict[str, str]] = {
+    "PromptCompletion": dict.fromkeys(("context", "suffix", "instruction", "input"), "write it into the prompt, or into the completion"),
+    "Alpaca": {"context": "write it as the input"},
+}
+"""Columns that belong to a question in rows of these formats, which have another place for it."""
+_MEDIA = (
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+    *(f"{kind}_{form}" for kind in ("image", "audio", "video") for form in ("path", "url")),
+)
+MEDIA = dict.fromkeys(_MEDIA, "only texts can be trained on")
 WEIGHTS = frozenset(
-    "sample_weight loss_weight weights mask masks loss_mask train_mask completion_mask assistant_mask assistant_masks train_on_inputs".split()
+    "sample_weight loss_weight loss_weights weights mask masks loss_mask "
+    "train_mask completion_mask assistant_mask assistant_masks train_on_inputs train_on_input train_on_prompt trainable".split()
 )
 MESSAGE_KEYS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", *REASONING, *FLAGS))
 MESSAGE_NOTES = frozenset(
@@ -80,18 +100,24 @@ def _empty(value: Any) -> bool:
 
 def _check_columns(row: Row, columns: set[str], data_format: DataFormat) -> None:
     """Refuse columns that change what is learnt and have no place in the format."""
-    for key in sorted(columns):
-        if key in MEDIA or key in WEIGHTS or (key in FLAGS and row[key] not in (1, True)):
-            raise RowError(f"{key!r} is not used: {MEDIA.get(key, 'what is trained is said by the weight of a message')}; or take the column out")
-        if data_format != "Text" and (key in UNUSED or key in CONTEXT):
-            advice = UNUSED.get(key, "write the rows as messages (format Messages)")
-            if data_format == "Alpaca" and key in ("system", "history"):
-                advice = "Alpaca's wording has no place for it: write the rows as messages (format Messages)"
-            raise RowError(f"{key!r} is not used: {advice}; or take the column out")
-    if str(row.get("split", "")).lower() in HELD_OUT:
-        raise RowError("its column 'split' says that the row is held out: such rows are not read; take them out of the file, or the column")
+    for column in sorted(columns):
+        key, value = re.sub(r"[ -]", "_", column.lower()), row[column]
+        if key in MEDIA or key in WEIGHTS or (key in FLAGS and value not in (1, True)):
+            raise RowError(f"{column!r} is not used: {MEDIA.get(key, 'what is trained is said by the weight of a message')}; or take the column out")
+        if data_format != "Text" and (advice := _advice(key, data_format)):
+            raise RowError(f"{column!r} is not used: {advice}; or take the column out")
+        if (key in SPLIT_COLUMNS and files.split_of(str(value)) != "train") or (key in HELD_OUT_FLAGS and value in (1, True)):
+            raise RowError(f"its column {column!r} says that the row is held out: such rows are not read; take them out of the file, or the column")
     if isinstance(row.get("label"), bool):
         raise RowError("'label' says whether the answer is a good one, which supervised fine-tuning does not use: keep the good rows, without it")
+
+
+def _advice(key: str, data_format: DataFormat) -> str:
+    """Return what to do with a column that changes what is learnt; empty for any other."""
+    if data_format == "Alpaca" and key in ("system", "history"):
+        return "Alpaca's wording has no place for it: write the rows as messages (format Messages)"
+    fallback = "write the rows as messages (format Messages)" if key in CONTEXT else ""
+    return UNUSED.get(key) or UNUSED_IN.get(data_format, {}).get(key) or fallback
 
 
 def _text(row: Row, key: str) -> str:
@@ -103,8 +129,9 @@ def _text(row: Row, key: str) -> str:
 
 def _other_shape(row: Row) -> str:
     """Say which other format a row seems to have."""
-    if isinstance(row.get("conversations"), list):
-        return f": {SHAREGPT}"
+    for key in ("conversations", "conversation", "dialogue", "dialog"):
+        if isinstance(turns := row.get(key), list) and turns and isinstance(turns[0], dict):
+            return f": {SHAREGPT}" if "from" in turns[0] else f": the messages stand under {key!r}: call them messages"
     shapes = {"Messages": ("messages",), "PromptCompletion": ("prompt", "completion"), "Alpaca": ("instruction", "output"), "Text": ("text",)}
     fitting = [name for name, keys in shapes.items() if all(row.get(key) for key in keys)]
     if not fitting and "chosen" in row and "rejected" in row:
@@ -114,8 +141,9 @@ def _other_shape(row: Row) -> str:
 
 def _messages(row: Row, left: set[str]) -> tuple[Row, set[str]]:
     given = row.get("messages")
-    if isinstance(given, str):
-        raise RowError("'messages' must be a list of at least one message; here it is a text: write the list itself")
+    if isinstance(given, str | dict):
+        what = "a text" if isinstance(given, str) else "an object"
+        raise RowError(f"'messages' must be a list of at least one message; here it is {what}: write the list itself")
     if not isinstance(given, list) or not given:
         raise RowError(f"'messages' must be a list of at least one message{_other_shape(row)}")
     normal = [_message(message, f"messages[{number}]", left) for number, message in enumerate(given)]
@@ -206,7 +234,7 @@ def _json(value: Any, name: str) -> Any:
 
 
 def _trained(message: Row, role: str, name: str) -> bool:
-    """Return whether a message of the assistant is trained, by its weight (OpenAI, Mistral) or its flags (axolotl and others)."""
+    """Return whether a message may be trained, by its weight (OpenAI, Mistral) or its flags (axolotl and others)."""
     flags = {key: message[key] for key in FLAGS if key in message}
     for key, value in flags.items():
         if not isinstance(value, int | float) or value not in (0, 1):
@@ -215,7 +243,7 @@ def _trained(message: Row, role: str, name: str) -> bool:
             raise RowError(f"{name}.{key} says that a message of the role {role} is trained, but only the assistant's are: take the key out")
     if len({bool(value) for value in flags.values()}) > 1:
         raise RowError(f"{name} says by {' and '.join(flags)} both that it is trained and that it is not")
-    return role != "assistant" or all(flags.values())
+    return all(flags.values())
 
 
 def _context(row: Row) -> Row:

@@ -77,8 +77,6 @@ class SaveAndStop(TrainerCallback):
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """End an evaluation where a process has to stop: it may take longer than the grace period."""
-        if self._vitals.phase == "training":
-            self._vitals.phase = "evaluating"
         if self._heed(args.device, state.global_step):
             self.interrupted = True
             raise EvaluationStopped

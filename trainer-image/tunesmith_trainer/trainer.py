@@ -85,6 +85,8 @@ class Trainer(SFTTrainer):
 
     def evaluation_loop(self, *arguments: Any, **settings: Any) -> Any:
         """Evaluate; the loss is the mean over all validation tokens. Raises StageError(EmptyDataset) where there is none."""
+        if self.vitals.phase == "training":
+            self.vitals.phase = "evaluating"
         self._validation.take()
         output = super().evaluation_loop(*arguments, **settings)
         sums = self._validation.take()

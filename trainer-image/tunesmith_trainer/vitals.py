@@ -42,6 +42,8 @@ PATIENT_SECONDS = 900.0
 # Below this share of one CPU, and of bytes a second, a process does nothing; its beats and the libraries' own threads take far less.
 IDLE_CPU = 0.02
 IDLE_BYTES = 256 << 10
+# What the kernel maps around a page that is missed (fault_around_bytes).
+FAULT_BYTES = 64 << 10
 # A new shape of the data may have torch.compile and Triton compile again in the middle of training, which takes minutes.
 STALLED_SECONDS = 600.0
 STALLED_TIMES = 10
@@ -233,6 +235,8 @@ class Patient:
         self.stepless_seconds = 0.0 if went_on or told["phase"] != "training" or told["waitsFor"] else self.stepless_seconds + passed
         self.idle_seconds += passed
         self.still_seconds = 0.0 if self.waits_for_others else self.still_seconds + passed
+        # What a child had used is gone with it.
+        self.cpu_seconds, self.moved_bytes = min(self.cpu_seconds, cpu_seconds), min(self.moved_bytes, moved_bytes)
         # The shares are taken over the whole time of standing still: one beat's worth is too little to measure.
         seconds = max(self.idle_seconds, BEAT_SECONDS * 5)
         busy = cpu_seconds - self.cpu_seconds > IDLE_CPU * seconds or moved_bytes - self.moved_bytes > IDLE_BYTES * seconds
@@ -348,11 +352,20 @@ def _used(pid: int) -> tuple[float, float] | None:
 
 
 def _moved(process: psutil.Process) -> int:
-    """Return the bytes that a process has read and written; what a mapped file had to read counts too."""
+    """Return the bytes that a process has read and written, those of mapped files too.
+
+    What a mapped file had to read is counted by the kernel's own file systems alone; any store's shows in the pages that were mapped.
+    A process that stands still maps none.
+    """
+    moved = 0
     with suppress(psutil.AccessDenied):
         counters = process.io_counters()
-        return int(counters.read_chars + counters.write_chars + counters.read_bytes)
-    return 0
+        moved = counters.read_chars + counters.write_chars + counters.read_bytes
+    with suppress(OSError):
+        # Behind the name, which may hold spaces: proc(5), minflt and majflt.
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        moved += (int(fields[7]) + int(fields[9])) * FAULT_BYTES
+    return int(moved)
 
 
 def _is_stopped(pid: int) -> bool:
