@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from tunesmith import accounting, attempts, faults, kueue, limits, repeats
+from tunesmith import accounting, attempts, faults, kueue, limits, lingering, podstatus, repeats
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
 from tunesmith.records import SIZE, checkpoint_of, record, tells_its_beginning
@@ -18,12 +19,12 @@ from tunesmith.repeats import PATIENCE
 from tunesmith.results import Result, TrainResult
 from tunesmith.retries import Retries
 from tunesmith.stages import Entry, StageKey, key_of
+from tunesmith.underway import TEXT_LIMIT, Underway, excused
 from tunesmith.values import Object, Observed, controller_uid
-from tunesmith.verdicts import LESS_MEMORY, Outcome, Verdict, judge
+from tunesmith.verdicts import LESS_MEMORY, Verdict, judge
 from tunesmith.views import View, views_of
 
 ATTEMPTS_KEPT = 20
-DISRUPTION_LIMIT = 512
 LASTING = timedelta(minutes=10)
 """After an attempt that ran for so long the pauses begin anew, unless it ended as one before it that began at the same checkpoint."""
 Sizing = Callable[[StageKey, Entry], Entry | None]
@@ -42,6 +43,7 @@ _PASSING = (
     "ranSeconds",
     "queue",
     "suspectNodes",
+    "ends",
 )
 _OVER = ("Succeeded", "Failed", "Stopped")
 
@@ -150,8 +152,10 @@ class _Book:
             self.entries[key] = _settled(entry, state="Waiting", attempt=entry["attempt"] - 1) if hold else entry
             return
         if text := attempts.disruption_of(pods) or entry.get("disruption", "") or attempts.removal_of(job, pods):
-            entry["disruption"] = text[:DISRUPTION_LIMIT]
-        if any(attempts.is_live(pod) for pod in pods) or (job is not None and not attempts.is_finished(job)):
+            entry["disruption"] = text[:TEXT_LIMIT]
+        underway = Underway(entry, job, pods, self.now, partial(self.sizing, key))
+        unfinished = job is not None and not attempts.is_finished(job) and not underway.is_over
+        if unfinished or any(podstatus.is_live(pod) for pod in pods):
             note = attempts.describe(job, pods)
             entry |= kueue.recorded(entry.get("queue", {}), job, self.observed.children, note.running) if job else {}
             if job and job["spec"].get("suspend") and "deletionTimestamp" not in job["metadata"]:
@@ -164,9 +168,9 @@ class _Book:
                 # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
                 entry |= {"jobUID": job["metadata"]["uid"]} | accounting.asked(job)
             # What has run holds its GPUs until no pod of it is left.
-            running = note.running or (entry["state"] == "Running" and any(attempts.is_running(pod) for pod in pods))
+            running = note.running or (entry["state"] == "Running" and any(podstatus.is_running(pod) for pod in pods))
             entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
-            entry |= self._fewer_nodes(key, job, pods) or self._suspects(entry, job, pods)
+            entry |= underway.notes()
         else:
             entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
@@ -174,29 +178,8 @@ class _Book:
             # after a restart the pods of a Job may be seen before it is.)
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
             ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
-            self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours, job)
-
-    def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:
-        """The attempt is to end, if not all of its pods find a node and it can do with those that did."""
-        entry, placed = self.entries[key], attempts.placed(pods, self.now)
-        if placed is None or job is None or job["spec"].get("suspend") or "ending" in entry:
-            return {}
-        size = self.sizing(key, {**entry, "nodesLimit": placed})
-        if not size or size["nodes"] >= entry.get("nodes", len(pods)):
-            return {}
-        blocked = next(note.message for pod in pods if (note := attempts.obstacle(pod)))
-        message = f"only {placed} of its pods found a node within {attempts.UNPLACED.total_seconds():.0f} s: {blocked}"
-        return {"ending": {"reason": "Unschedulable", "message": message[:DISRUPTION_LIMIT]}, "nodesLimit": placed}
-
-    def _suspects(self, entry: Entry, job: Object | None, pods: Sequence[Object]) -> Entry:
-        """What to note of nodes that do not end a pod of the attempt, or cannot start one: then it is to end."""
-        late = [pod for pod in pods if (at := attempts.overdue_at(pod)) and at <= self.now]
-        ends = job is None or "deletionTimestamp" in job["metadata"] or job["spec"].get("suspend") or "ending" in entry
-        stuck = [] if ends else [pod for pod in pods if (at := faults.given_up_at(pod)) and at <= self.now]
-        fault = faults.cannot_start(stuck[0]) if stuck else None
-        nodes = faults.avoid(faults.nodes_of((*stuck, *late)), entry.get("suspectNodes", ()))
-        told = {"ending": {"reason": fault.reason, "message": fault.message[:DISRUPTION_LIMIT]}} if fault else {}
-        return told | ({"suspectNodes": nodes} if nodes else {})
+            ours += lingering.revived(entry.get("ends", ()), ours, made_by)
+            self._end(key, excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours, job)
 
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
         entry, used = self.entries[key], accounting.used(self.entries[key], pods, self.now)
@@ -298,7 +281,7 @@ class _Book:
         if entry["state"] != "Waiting":
             return
         attempt = view.underway(after=entry["attempt"]) or entry["attempt"] + 1
-        if view.busy(but=attempt if attempt in view.jobs else None) or self.now < attempts.moment(entry.get("notBefore", timestamp(self.now))):
+        if view.busy(but=attempt if attempt in view.jobs else None) or self.now < podstatus.moment(entry.get("notBefore", timestamp(self.now))):
             return
         started = timestamp(self.now)
         # If the status was lost and its Job runs, it is as large as that one.
@@ -355,17 +338,6 @@ class _Book:
         if entry.get("reason"):
             return Note("Retrying", f"attempt {entry['attempt']} ended: {entry['reason']}: {entry['message']}")
         return Note("Waiting", "has not begun")
-
-
-def _excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
-    """The verdict on an attempt that we ended, or a person did: how its pods took that is of no account, but for a success and bad input."""
-    if verdict.outcome in ("Succeeded", "Failed"):
-        return verdict
-    if "ending" in entry:
-        # Where nodes are short it goes on at once with fewer; where one cannot start a pod, as after any fault of a node's.
-        outcome: Outcome = "Free" if entry["ending"]["reason"] == "Unschedulable" else "Later"
-        return Verdict(outcome, entry["ending"]["reason"], entry["ending"]["message"], verdict.result)
-    return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
 
 
 _STOPPED = Verdict("Free", "Stopped", "another stage failed")

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tunesmith import accounting
-from tunesmith.attempts import moment
 from tunesmith.conditions import Condition, find, is_true
+from tunesmith.podstatus import moment
 from tunesmith.values import Observed
 
 TARGET = "FailureTarget"

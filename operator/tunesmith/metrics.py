@@ -9,9 +9,9 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from tunesmith.accounting import since
-from tunesmith.attempts import moment
 from tunesmith.conditions import find, is_true
 from tunesmith.faults import NODE_REASONS
+from tunesmith.podstatus import moment
 from tunesmith.stages import key_of
 from tunesmith.values import Key
 

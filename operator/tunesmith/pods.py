@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.errors import InvalidSpec
-from tunesmith.values import API_VERSION, GROUP, LABEL_KIND, LABEL_NAME, LABEL_UID, MANAGED_BY, VERSION, Config, Object
+from tunesmith.values import API_VERSION, CONTAINER, GROUP, LABEL_KIND, LABEL_NAME, LABEL_UID, MANAGED_BY, VERSION, Config, Object
 
 USER = 65532
 MAX_CLAIMS = 8
@@ -169,7 +169,7 @@ def container_resources(resources: Mapping[str, Any]) -> Object:
 
 def _container(workload: Workload, config: Config) -> Object:
     return {
-        "name": "stage",
+        "name": CONTAINER,
         "image": workload.image,
         "imagePullPolicy": config.image_pull_policy,
         "command": list(workload.command),

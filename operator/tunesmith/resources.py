@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunesmith.attempts import INDEX_ANNOTATION
+from tunesmith.podstatus import INDEX_ANNOTATION
 from tunesmith.values import API_VERSION, MANAGED_BY, Object
 
 
@@ -71,7 +71,7 @@ _COUNTERS = frozenset(("active", "ready", "terminating", "uncountedTerminatedPod
 def tidy(obj: Object, resource: Resource) -> Object:
     """`obj` as the store keeps it: with its type (items of a LIST lack it), without what is never read.
 
-    That is `managedFields` (half of its size) and, of what there is most of: a pod's spec and annotations but for its node, its readiness gates and
+    That is `managedFields` (half of its size) and, of what there is most of: a pod's spec and annotations but for its node and
     its index, a Job's template but for what its containers may take, and its counters, without which most of its changes are none and wake nobody.
     Neither is ever written again once it is made. Of an optional resource the store holds everybody's: only owner and conditions are read.
     """
@@ -94,8 +94,8 @@ def _tidy_pod(pod: Object) -> None:
     if INDEX_ANNOTATION in annotations:
         metadata["annotations"] = {INDEX_ANNOTATION: annotations[INDEX_ANNOTATION]}
     spec = pod.pop("spec", None) or {}
-    if kept := {name: spec[name] for name in ("nodeName", "readinessGates") if spec.get(name)}:
-        pod["spec"] = kept
+    if spec.get("nodeName"):
+        pod["spec"] = {"nodeName": spec["nodeName"]}
 
 
 def _tidy_job(job: Object) -> None:
@@ -103,5 +103,5 @@ def _tidy_job(job: Object) -> None:
     spec = job.get("spec") or {}
     containers = spec.get("template", {}).get("spec", {}).get("containers", ())
     if containers:
-        kept = [{"resources": container.get("resources", {})} for container in containers]
+        kept = [{"name": container.get("name"), "resources": container.get("resources", {})} for container in containers]
         job["spec"] = {**spec, "template": {"spec": {"containers": kept}}}

@@ -4,7 +4,7 @@
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
-    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, suspectNodes?}
+    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, ends?, suspectNodes?}
     after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?, avoidNodes?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tunesmith import attempts, conditions, faults, kueue, limits, pods
+from tunesmith import attempts, conditions, faults, kueue, limits, lingering, pods, podstatus
 from tunesmith.contract import CONTRACT_VERSION, JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
@@ -180,8 +180,9 @@ def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Ma
 
 
 def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[str, Any]) -> float | None:
-    moments = [attempts.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
+    moments = [podstatus.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
     for pod in (child for child in staged if child["kind"] == "Pod"):
         moments += [at for at in (attempts.overdue_at(pod) or attempts.unplaced_at(pod), faults.given_up_at(pod)) if at]
+        moments += lingering.due([pod])
     moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

@@ -107,6 +107,18 @@ class Ending(Block):
     message: Message = Field(description="For people.")
 
 
+class PodEnd(Block):
+    """How our container in a pod ended that the operator had to delete."""
+
+    pod: Annotated[str, Field(max_length=253)] = Field(description="Name of the pod.")
+    index: Count = Field(description="Its completion index.")
+    node: Annotated[str, Field(max_length=253)] | None = Field(None, description="Its node.")
+    exit_code: int | None = Field(None, ge=-MAX_INTEGER, le=MAX_INTEGER, description="As the kubelet reported it.")
+    reason: Reason | None = Field(None, description="As the kubelet reported it.")
+    message: Annotated[str, Field(max_length=2048)] | None = Field(None, description="The stage's result.")
+    finished_at: Time | None = Field(None, description="When it ended.")
+
+
 class Size(Block):
     """What may differ from one attempt of Train to the next; their product is always the global batch of the spec."""
 
@@ -148,6 +160,9 @@ class Stage(Size):
     attempt_start_time: Time | None = Field(None, description="When the attempt under way began.")
     disruption: Message | None = Field(None, description="What took a pod of the attempt under way away.")
     ending: Ending | None = Field(None, description="The attempt under way is being ended by the operator: why.")
+    ends: Annotated[list[PodEnd], Field(max_length=2)] | None = Field(
+        None, description="How the stage ended in pods that other containers keep running, and that are deleted for it."
+    )
     not_before: Time | None = Field(None, description="The next attempt waits until then.")
     failures: Count | None = Field(None, description="One after another, none of which took ten minutes: the pause doubles with each.")
     batch_size_limit: Count | None = Field(None, description="Rows at a time that may fit into memory.")

@@ -28,6 +28,10 @@ LABEL_STAGE, LABEL_PART, LABEL_ATTEMPT = f"{GROUP}/stage", f"{GROUP}/part", f"{G
 """On stage Jobs and their pods: the stage (`Train`), its part (variant or model name, may be absent) and the attempt's number."""
 
 
+CONTAINER = "stage"
+"""Name of our container in every pod. Others may have been injected (a service mesh's proxy): what becomes of them says nothing about the work."""
+
+
 def controller_uid(obj: Object) -> str | None:
     """The uid of the object's controller (metav1.GetControllerOf), if it has one."""
     return next((reference["uid"] for reference in obj["metadata"].get("ownerReferences", ()) if reference.get("controller")), None)

@@ -12,7 +12,8 @@ from enum import IntEnum, auto
 from typing import Literal
 
 from tunesmith import faults
-from tunesmith.attempts import disruption_of, index_of, terminated
+from tunesmith.attempts import disruption_of
+from tunesmith.podstatus import index_of, terminated
 from tunesmith.results import INTERRUPTED, UNAVAILABLE, Result, parse_result
 from tunesmith.values import Object
 

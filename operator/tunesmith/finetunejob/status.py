@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith import attempts
+from tunesmith import podstatus
 from tunesmith.accounting import account
 from tunesmith.conditions import is_true, merge, timestamp
 from tunesmith.errors import TunesmithError
@@ -130,14 +130,14 @@ def _progress(observed: Observed, ledger: Ledger) -> Any:
         return _left(report or before or {}, before, _told_checkpoint(ledger) or observed.recorded.get("lastCheckpoint"), observed)
     if before:
         moved = abs(report.get("progressPercentage", 0) - before.get("progressPercentage", 0))
-        if moved < PROGRESS_STEP or observed.now - attempts.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
+        if moved < PROGRESS_STEP or observed.now - podstatus.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
             return before
     return _shown(report, observed)
 
 
 def _is_current(report: Mapping[str, Any], observed: Observed) -> bool:
     """Whether the pod that made the report lives."""
-    return any(attempts.is_live(pod) and pod["metadata"].get("uid") == report.get("podUID") for pod in observed.of_kind("Pod"))
+    return any(podstatus.is_live(pod) and pod["metadata"].get("uid") == report.get("podUID") for pod in observed.of_kind("Pod"))
 
 
 def _left(last: Mapping[str, Any], before: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None, observed: Observed) -> Any:

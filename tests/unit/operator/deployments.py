@@ -117,7 +117,7 @@ class World:
         """The revision's one pod does not answer; `container` is its container's status."""
         self.children["Deployment", self.child(revision)]["status"] = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1}
         labels = {"tunesmith.dev/revision": revision, "tunesmith.dev/uid": self.owner["metadata"]["uid"]}
-        state = {"phase": "Running", "containerStatuses": [{"name": "serve", "ready": False, "restartCount": 0, **container}]}
+        state = {"phase": "Running", "containerStatuses": [{"name": "stage", "ready": False, "restartCount": 0, **container}]}
         self.pods[revision] = {"kind": "Pod", "metadata": {"name": f"pod-{revision}", "labels": labels}, "status": state}
 
     def child(self, revision: str) -> str:

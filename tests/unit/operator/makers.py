@@ -180,7 +180,10 @@ class World:
         for index, pod in enumerate(self.pods(stage, part)):
             told = {"message": json.dumps(result)} if result and index == 0 else {}
             terminated = {"exitCode": 0, "reason": "Completed"} if good else {"exitCode": exit_code, "reason": why}
-            pod["status"] |= {"phase": "Succeeded" if good else "Failed", "containerStatuses": [{"state": {"terminated": terminated | told}}]}
+            pod["status"] |= {
+                "phase": "Succeeded" if good else "Failed",
+                "containerStatuses": [{"name": "stage", "state": {"terminated": terminated | told}}],
+            }
         self.job(stage, part)["status"] = {"conditions": [{"type": "Complete" if good else "Failed", "status": "True"}]}
         return self
 

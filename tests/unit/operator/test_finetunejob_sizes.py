@@ -243,11 +243,16 @@ def test_a_pod_whose_node_lives_gets_all_of_its_grace_period() -> None:
     assert life.plan.delete
 
 
-def test_a_pod_with_readiness_gates_is_not_taken_for_one_whose_node_is_silent() -> None:
+def test_a_pod_that_waits_for_a_readiness_gate_is_not_taken_for_one_whose_node_is_silent() -> None:
     life = trained()
-    lost(life, marked=60)["spec"] = {"readinessGates": [{"conditionType": "mesh"}]}
+    conditions = {entry["type"]: entry for entry in lost(life, marked=60)["status"]["conditions"]}
+    conditions["Ready"]["reason"] = "ReadinessGatesNotReady"
     life.step()
     assert not life.plan.delete
+    # The node controller flips a condition that was True, which has no reason.
+    del conditions["Ready"]["reason"]
+    life.step()
+    assert life.plan.delete
 
 
 def test_the_next_attempt_of_a_stopped_node_begins_within_85_seconds_of_the_stop() -> None:

@@ -120,7 +120,7 @@ def test_a_pod_that_somebody_deletes_makes_the_attempt_free_though_all_are_gone_
 def test_a_pod_that_its_jobs_controller_deletes_because_another_failed_is_no_excuse() -> None:
     life = trained(parallelism=TWO_NODES)
     first, second = life.pods("Train")
-    first["status"] = {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}
+    first["status"] = {"phase": "Failed", "containerStatuses": [{"name": "stage", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}
     second["metadata"]["deletionTimestamp"] = timestamp(life.now)
     life.step()
     assert "disruption" not in life.status["stages"][1]

@@ -32,7 +32,7 @@ def test_an_object_that_was_active_for_too_long_saves_and_then_fails() -> None:
     assert life.names("Job") == ["support-bot-prepare-1-5f0c1"]
     (pod,) = (child for child in life.children.values() if child["kind"] == "Pod" and staged(child) == "Train")
     saved = {"exitCode": 75, "message": json.dumps(interrupted(20))}
-    pod["status"] = {"phase": "Failed", "containerStatuses": [{"state": {"terminated": saved}}]}
+    pod["status"] = {"phase": "Failed", "containerStatuses": [{"name": "stage", "state": {"terminated": saved}}]}
     life.step()
     assert life.truths() == FAILED
     assert life.condition("Stalled")["reason"] == "DeadlineExceeded"

@@ -277,7 +277,7 @@ def waits(life: Life, message: str, reason: str = "CreateContainerError") -> Lif
     """The last pod's node cannot create its container."""
     pod = life.pods("Train")[-1]
     status = {"phase": "Pending", "startTime": timestamp(life.now)}
-    pod["status"] = status | {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+    pod["status"] = status | {"containerStatuses": [{"name": "stage", "state": {"waiting": {"reason": reason, "message": message}}}]}
     life.step()
     return life
 
