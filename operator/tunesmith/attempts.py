@@ -6,7 +6,7 @@ A training pod whose node stops is replaced within 90 s of the stop, with the co
 
     40-60 s  the kubelet's last lease was renewed up to 10 s before the stop; kube-controller-manager waits `--node-monitor-grace-period` (50 s)
              from when it saw that, looks every 5 s, then marks the node's pods not ready and taints it
-    +10 s    the pods' tolerationSeconds (pods.UNREACHABLE_SECONDS), then they are deleted
+    +10 s    the pods' tolerationSeconds (pods.TRAINING_UNREACHABLE_SECONDS), then they are deleted
     +5 s     SILENT since the pods were marked, then they are deleted by force, and the next attempt is made at once
     +5 s     it is scheduled and its containers start (the image is there)
 
@@ -26,8 +26,10 @@ from tunesmith.podstatus import (
     init_containers,
     is_live,
     is_running,
+    is_unknown,
     moment,
     scheduled,
+    scheduled_at,
     silent_since,
     status_of,
 )
@@ -40,6 +42,8 @@ DISRUPTIVE = frozenset(("NodeLost", "NodeShutdown", "Preempting", "Shutdown", "T
 also has DisruptionTarget, and one that took more than its own limits has not."""
 SILENT = timedelta(seconds=15)
 """A kubelet that lives puts right within 10 s what others wrote into its pods' status."""
+LOST = timedelta(minutes=6)
+"""A pod whose node is silent for so long is deleted, whatever it tolerates: longer than Kubernetes would leave it there by default."""
 UNPLACED = timedelta(seconds=120)
 """An attempt whose pods cannot all be placed for so long is given up if it can do with fewer nodes."""
 
@@ -69,6 +73,17 @@ def overdue_at(pod: Object) -> datetime | None:
     # Nobody is there to use the grace period.
     asked = deletion - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
     return max(asked, silent + SILENT)
+
+
+def lost_at(pod: Object, patience: timedelta = timedelta(0)) -> datetime | None:
+    """When a live pod that nobody deletes has to be, since its node does not answer; None if it does.
+
+    `patience`: how long the user wants it to stay. A pod that no kubelet has taken note of since it was bound is on such a node too.
+    """
+    if not is_live(pod) or "deletionTimestamp" in pod["metadata"]:
+        return None
+    silent = silent_since(pod) or (scheduled_at(pod) if is_unknown(pod) else None)
+    return silent + max(LOST, patience + SILENT) if silent else None
 
 
 def unplaced_at(pod: Object) -> datetime | None:

@@ -60,6 +60,12 @@ def silent_since(pod: Object) -> datetime | None:
     return moment(ready["lastTransitionTime"]) if marked else None
 
 
+def is_unknown(pod: Object) -> bool:
+    """Whether the pod has a node whose kubelet has not taken note of it: that is the first thing that it writes down."""
+    status = status_of(pod)
+    return scheduled(pod).get("status") == "True" and status.get("phase") == "Pending" and not {"startTime", "containerStatuses"} & status.keys()
+
+
 def scheduled_at(pod: Object) -> datetime | None:
     """When the pod was bound to its node; None if it was not."""
     condition = scheduled(pod)

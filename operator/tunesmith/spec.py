@@ -183,7 +183,9 @@ class Scheduling(Block):
         json_schema_extra=rules(rule("!self.startsWith('system-')", "must not begin with `system-`: those are for the cluster's own pods")),
     )
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = Field(None, description="Labels that the nodes must have.")
-    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(None, description="Taints that the pods tolerate.")
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(
+        None, description="Taints that the pods tolerate; those of a node that does not answer only where their keys are named."
+    )
 
 
 class StageScheduling(Scheduling):

@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from tunesmith import attempts, conditions, faults, kueue, limits, lingering, pods, podstatus
@@ -59,6 +60,8 @@ class Stage:
     nodes: int = 0
     """Above 0: an Indexed Job of so many pods."""
     grace_period_seconds: int = 30
+    unreachable_seconds: int = pods.UNREACHABLE_SECONDS
+    """How long its pods stay on a node that does not answer."""
     reports: bool = False
     """Whether its pods report progress."""
 
@@ -143,7 +146,7 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     others = [child for child in staged if (child["kind"], child["metadata"]["name"]) not in needed]
     superfluous = [child for child in others if _is_superfluous(child, entries, active) or (expired and child["kind"] != "Pod")]
     delete = [child for child in superfluous if "deletionTimestamp" not in child["metadata"]]
-    lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := attempts.overdue_at(pod)) and at <= observed.now]
+    lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := _given_up_at(observed, pod)) and at <= observed.now]
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))
 
 
@@ -156,6 +159,7 @@ def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage:
         resources=stage.resources,
         scheduling=stage.scheduling,
         grace_period_seconds=stage.grace_period_seconds,
+        unreachable_seconds=stage.unreachable_seconds,
         progress_path=pods.progress_path(owner) if stage.reports else "",
     )
     job = pods.stage_job(_metadata(owner, key, attempt), workload, config, stage.nodes, avoid)
@@ -179,10 +183,15 @@ def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Ma
     return child["kind"] == "Service" and key in entries and attempt < entries[key]["attempt"]
 
 
+def _given_up_at(observed: Observed, pod: Object) -> datetime | None:
+    """When a pod has to be deleted because its node does not answer, or, where it is being deleted, by force because it does not end."""
+    return attempts.overdue_at(pod) or attempts.lost_at(pod, pods.patience(observed.spec.get("scheduling") or {}))
+
+
 def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[str, Any]) -> float | None:
     moments = [podstatus.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
     for pod in (child for child in staged if child["kind"] == "Pod"):
-        moments += [at for at in (attempts.overdue_at(pod) or attempts.unplaced_at(pod), faults.given_up_at(pod)) if at]
+        moments += [at for at in (_given_up_at(observed, pod), attempts.unplaced_at(pod), faults.given_up_at(pod)) if at]
         moments += lingering.due([pod])
     moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

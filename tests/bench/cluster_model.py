@@ -288,7 +288,7 @@ class Cluster(World):
             for condition in victim["status"]["conditions"]:
                 if condition["type"] == "Ready":
                     condition |= {"status": "False", "lastTransitionTime": timestamp(self.now)}
-            self._at(manifests.UNREACHABLE_SECONDS, taint)
+            self._at(manifests.TRAINING_UNREACHABLE_SECONDS, taint)
 
         def taint() -> None:
             if "deletionTimestamp" not in victim["metadata"]:

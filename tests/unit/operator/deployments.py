@@ -86,7 +86,10 @@ class World:
             metadata = {**stamp(entry)["metadata"], "generation": 1, "uid": f"uid-{key[1]}"}
             self.children[key] = {**copy.deepcopy(entry), "metadata": metadata} | ({"status": live["status"]} if "status" in live else {})
         for entry in self.plan.delete:
-            del self.children[entry["kind"], entry["metadata"]["name"]]
+            if entry["kind"] == "Pod":
+                self.pods = {revision: pod for revision, pod in self.pods.items() if pod["metadata"]["name"] != entry["metadata"]["name"]}
+            else:
+                del self.children[entry["kind"], entry["metadata"]["name"]]
         return written
 
     def change(self, **fields: Any) -> None:

@@ -259,8 +259,8 @@ def test_the_next_attempt_of_a_stopped_node_begins_within_85_seconds_of_the_stop
     """The slowest that the control plane's defaults allow (attempts.py); 5 s are left for its pods to start."""
     life = trained()
     stopped = life.now
-    life.later(60 + pods.UNREACHABLE_SECONDS)
-    lost(life, marked=pods.UNREACHABLE_SECONDS)
+    life.later(60 + pods.TRAINING_UNREACHABLE_SECONDS)
+    lost(life, marked=pods.TRAINING_UNREACHABLE_SECONDS)
     life.job("Train")["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
     while life.step() and life.created[-1] != "support-bot-train-2-5f0c1":
         assert life.plan.wake_after or life.plan.delete
