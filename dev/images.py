@@ -31,17 +31,30 @@ USER = "65532:65532"
 SPACE = 15 << 30
 """Bytes that the largest image takes while it is built: the environment, and again as its layer; less after that, for the archive."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-BUILD_TOOLS = ("usr/bin/gcc", "usr/bin/g++", "usr/bin/cc", "usr/bin/make", "usr/bin/pip3", "opt/uv")
+BUILD_TOOLS = ("usr/bin/make", "usr/bin/pip3", "opt/uv")
+COMPILERS = ("usr/bin/gcc", "usr/bin/g++")
+# What a pod's container has beside its image's own variables (operator/tunesmith/pods.py).
+POD_VARIABLES = {"HOME": "/home/tunesmith", "TMPDIR": "/tmp", "TRITON_CACHE_DIR": "/tmp/triton", "TORCH_EXTENSIONS_DIR": "/tmp/torch_extensions"}
+COMPILES = paths.REPOSITORY / "dev/gpu/compiles.py"
+# $1 is the image's root, $2 the folder to show it at; the rest is the program and its arguments.
+READ_ONLY_ROOT = """
+root=$2
+mount --bind "$1" "$root"; mount -o remount,bind,ro "$root"; shift 2
+for place in tmp home/tunesmith; do mount -t tmpfs -o mode=1777 tmpfs "$root/$place"; done
+mount -t proc proc "$root/proc"; mount --rbind /dev "$root/dev"
+exec chroot --userspec=65532:65532 "$root" "$@"
+"""
 BUILD_VARIABLES = frozenset(("SSL_CERT_FILE", "PIP_CERT", "PIP_CONFIG_FILE", "UV_CACHE_DIR", "DEBIAN_FRONTEND"))
 LABELS = ("title", "description", "licenses", "version")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One image, and modules that must be importable by its user."""
+    """One image, modules that must be importable by its user, and whether it compiles (Triton on GPUs)."""
 
     name: str
     modules: tuple[str, ...]
+    compiles: bool = False
 
     @property
     def folder(self) -> str:
@@ -53,7 +66,8 @@ PARTS = {
     part.name: part
     for part in (
         Part("operator", ("kopf", "kubernetes.aio", "pydantic", "prometheus_client", "tunesmith")),
-        Part("trainer", ("torch", "transformers", "trl", "peft", "llmcompressor", "lm_eval", "tunesmith_trainer")),
+        Part("trainer", ("torch", "transformers", "trl", "peft", "llmcompressor", "lm_eval", "tunesmith_trainer"), compiles=True),
+        # For CPUs, where vLLM compiles nothing. The lock for GPUs brings the compiler with it (Containerfile).
         Part("serving", ("torch", "vllm", "tunesmith_serving")),
     )
 }
@@ -74,14 +88,22 @@ def image_key(part: Part, repository: Path = paths.REPOSITORY) -> str:
     return digest.hexdigest()[:12]
 
 
-def faults(config: Mapping[str, Any], files: Path, version: str) -> list[str]:
-    """What is wrong with an image of that version, given its OCI configuration and its unpacked root."""
+def faults(config: Mapping[str, Any], files: Path, version: str, compiles: bool = False) -> list[str]:
+    """What is wrong with an image of that version, given its OCI configuration and its unpacked root.
+
+    One that compiles needs a compiler and Python's headers; in any other a compiler is a fault.
+    """
     found = [] if config.get("User") == USER else [f"its user is {config.get('User')!r}, not {USER}"]
     labels = config.get("Labels") or {}
     found += [f"it has no label {label}" for label in LABELS if not labels.get(f"org.opencontainers.image.{label}")]
     told = labels.get("org.opencontainers.image.version")
     found += [f"it is labelled as version {told}, not {version}"] if told and told != version else []
     found += [f"the build tool /{tool} is in it" for tool in BUILD_TOOLS if os.path.lexists(files / tool)]
+    if compiles:
+        found += [f"it compiles and has no /{tool}" for tool in COMPILERS if not os.path.lexists(files / tool)]
+        found += [] if any(files.glob("usr/include/python3.*/Python.h")) else ["it compiles and has no Python.h"]
+    else:
+        found += [f"the build tool /{tool} is in it" for tool in (*COMPILERS, "usr/bin/cc") if os.path.lexists(files / tool)]
     found += [f"{path.relative_to(files)} installs packages" for path in files.glob("opt/*/bin/*") if path.name in ("pip", "uv")]
     names = {entry.partition("=")[0] for entry in config.get("Env") or ()}
     found += [f"the variable {name} of the build is in it" for name in sorted(names & BUILD_VARIABLES)]
@@ -198,13 +220,28 @@ def check(part: Part, image: str, buildah: Buildah) -> int:
     config = json.loads(buildah.run("inspect", "--type=image", image))["OCIv1"]["config"]
     container = buildah.run("from", "--pull-never", image).splitlines()[-1]
     files = Path(buildah.run("mount", container).splitlines()[-1])
-    found = faults(config, files, chart_version())
+    found = faults(config, files, chart_version(), part.compiles)
     if found:
         raise ClusterError(f"{image}: " + "; ".join(found))
     buildah.run("run", *buildah.isolation, container, "--", "python", "-c", "import " + ", ".join(part.modules))
+    if part.compiles:
+        compile_as_a_pod(files, config, buildah.folder / "pod")
     usage = subprocess.run(["du", "--summarize", "--bytes", str(files)], capture_output=True, text=True, check=True)
     buildah.run("rm", container)
     return int(usage.stdout.split()[0])
+
+
+def compile_as_a_pod(files: Path, config: Mapping[str, Any], root: Path) -> None:
+    """Take Triton's and torch.compile's build steps in an image's root as in a pod: as its user, with a read-only root file system."""
+    root.mkdir()
+    variables = dict(entry.split("=", 1) for entry in config["Env"]) | POD_VARIABLES
+    given = [f"{name}={value}" for name, value in variables.items()]
+    program = ["/usr/bin/env", "-i", *given, "python", "-c", COMPILES.read_text(), "--torch", "--read-only"]
+    # In a mount namespace of its own: what is mounted is gone with the process.
+    command = ["unshare", "--mount", "sh", "-euc", READ_ONLY_ROOT, "sh", str(files), str(root), *program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise ClusterError("the image cannot compile:\n" + "\n".join(done.stdout.strip().splitlines()[-15:]))
 
 
 def write_archive(image: str, target: Path, buildah: Buildah) -> None:

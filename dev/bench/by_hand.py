@@ -69,6 +69,7 @@ def train(settings: dict[str, Any]) -> None:
             logging_steps=training["loggingSteps"],
             seed=training["seed"],
             gradient_checkpointing=False,
+            # Of packed rows none is padding, so all are real tokens, which the stage counts.
             include_num_input_tokens_seen="all",
             dataloader_pin_memory=False,
             ddp_backend="gloo",

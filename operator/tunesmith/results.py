@@ -79,13 +79,31 @@ class PreparedModel(Model, Answered):
     architecture: str
 
 
+class DataFile(Answered):
+    """A file that was read."""
+
+    name: str
+    rows: int
+
+
 class PreparedDataset(Answered):
-    """A dataset as Prepare found it."""
+    """A dataset as Prepare found it; images of version 1 tell the first four alone."""
 
     name: str
     digest: Digest
     rows: int
     dropped: int
+    sequences: int | None = None
+    loss: Literal["Answers", "AllTokens"] | None = None
+    cut_rows: int | None = None
+    cut_tokens: int | None = None
+    endless_rows: int | None = None
+    stripped_rows: int | None = None
+    template_setting: str | None = None
+    template_setting_rows: int | None = None
+    file_count: int | None = None
+    files: list[DataFile] | None = None
+    ignored_columns: list[str] | None = None
 
 
 class PrepareResult(Result):
@@ -97,6 +115,8 @@ class PrepareResult(Result):
     run_uri: str | None = Field(None, alias="runURI")
     model: PreparedModel | None = None
     datasets: list[PreparedDataset] | None = None
+    validation_dataset: PreparedDataset | None = None
+    warnings: list[str] | None = None
     train_rows: int | None = None
     validation_rows: int | None = None
     memory_estimate_bytes: int | None = None

@@ -221,12 +221,12 @@ Format = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
 
 
 class DataSource(Block):
-    """A JSON Lines file and the shape of its rows."""
+    """A JSON Lines file or a folder of them, and the shape of their rows."""
 
-    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file on a PersistentVolumeClaim of this namespace.")
+    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file, or a folder of them, on a PersistentVolumeClaim of this namespace.")
     format: Format = Field(
-        description="Messages: `messages` (ChatML roles and contents). Alpaca: `instruction`, `input`, `output`. "
-        "PromptCompletion: `prompt`, `completion`. Text: `text`."
+        description="Messages: `messages`, `tools`. Alpaca: `instruction`, `input`, `output`. "
+        "PromptCompletion: `prompt`, `completion`. Text: `text`. docs/data.md has all keys."
     )
 
 

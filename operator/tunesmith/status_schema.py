@@ -16,11 +16,13 @@ from tunesmith.spec import Block, Resources, Scheduling
 MAX_STAGES = 32
 MAX_ATTEMPTS = 20
 MAX_RESULTS = 64
+MAX_NAMES = 20
 MAX_INTEGER = 2**53 - 1
 """The API server compares bounds as floats: 2**63 - 1 is refused."""
 
 Text = Annotated[str, Field(max_length=512)]
 Word = Annotated[str, Field(max_length=64)]
+Name = Annotated[str, Field(max_length=128)]
 Message = Annotated[str, Field(max_length=1024)]
 Digest = Annotated[str, Field(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
 Location = Annotated[str, Field(max_length=1024)]
@@ -68,6 +70,13 @@ class ResolvedModel(PinnedModel):
     architecture: Word | None = Field(None, description="Class name in its config.")
 
 
+class DataFile(Block):
+    """A file of a dataset."""
+
+    name: Name = Field(description="Its path in the dataset.")
+    rows: BigCount = Field(description="Rows read from it.")
+
+
 class ResolvedDataset(Block):
     """A dataset as it was read."""
 
@@ -75,6 +84,22 @@ class ResolvedDataset(Block):
     digest: Digest | None = Field(None, description="sha256 of its contents.")
     rows: BigCount | None = Field(None, description="Rows used.")
     dropped: BigCount | None = Field(None, description="Rows dropped by the filters.")
+    sequences: BigCount | None = Field(
+        None,
+        description="Sequences that its rows are trained as: more than rows where the chat template renders earlier turns otherwise than the last.",
+    )
+    loss: Word | None = Field(None, description="Answers or AllTokens: what of a row the loss is taken on.")
+    cut_rows: BigCount | None = Field(None, description="Rows longer than maxLength, which are cut.")
+    cut_tokens: BigCount | None = Field(None, description="Trained tokens lost by that.")
+    endless_rows: BigCount | None = Field(None, description="Rows that lose the end of an answer by that.")
+    stripped_rows: BigCount | None = Field(None, description="Rows with a text that the model's chat template leaves out.")
+    template_setting: Name | None = Field(None, description="Setting of the chat template, other than its default, that some rows are rendered with.")
+    template_setting_rows: BigCount | None = Field(None, description="Number of these rows.")
+    file_count: BigCount | None = Field(None, description="Files that were read.")
+    files: Annotated[list[DataFile], Field(max_length=MAX_NAMES)] | None = Field(None, description="The first of them.")
+    ignored_columns: Annotated[list[Name], Field(max_length=MAX_NAMES)] | None = Field(
+        None, description="The first of the columns, and keys of messages, that rows have and that are not used."
+    )
 
 
 class Resolved(Block):
@@ -91,6 +116,8 @@ class FineTuneJobResolved(Resolved):
     run_digest: Digest | None = Field(None, description="sha256 of all that determines the result.")
     model: ResolvedModel | None = Field(None, description="The base model.")
     datasets: Annotated[list[ResolvedDataset], Field(max_length=17)] | None = Field(None, description="The datasets.")
+    validation_dataset: ResolvedDataset | None = Field(None, description="The dataset of `validation`, where it has one of its own.")
+    warnings: Annotated[list[Text], Field(max_length=MAX_NAMES)] | None = Field(None, description="What is lost of the data, in words.")
     train_rows: BigCount | None = Field(None, description="Rows trained on.")
     validation_rows: BigCount | None = Field(None, description="Rows held out.")
     memory_estimate_bytes: BigCount | None = Field(None, description="Estimated memory of each device.")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tunesmith_serving import overrides
+from tunesmith_serving import device, overrides
 from tunesmith_serving.contract import ServeInput
 
 # `vllm serve`, without relying on PATH. The older module vllm.entrypoints.openai.api_server is deprecated.
@@ -65,6 +65,8 @@ def environment(stage: ServeInput, base: Mapping[str, str], home: Path, cpus: in
     }
     if stage.device != "CPU":
         return {**base, **fixed}
+    # A node's GPUs are for those that asked for them.
+    device.hide(fixed)
     # The operator tells the processors asked for; a pod started by hand leaves one to the API server and the scheduler.
     told = int(base.get("OMP_NUM_THREADS", cpus - 1))
     threads = {"OMP_NUM_THREADS": str(max(1, told // stage.engine.vllm.tensor_parallel_size))}

@@ -7,6 +7,7 @@ EXIT_CODES = {
     "UnsafeWeights": 65,
     "DigestMismatch": 65,
     "StoreUnavailable": 69,
+    "DeviceUnavailable": 69,
     "EngineFailed": 70,
     "InternalError": 70,
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tunesmith_serving import drain, engine, machine, result
+from tunesmith_serving import device, drain, engine, machine, result
 from tunesmith_serving.contract import ServeInput
 from tunesmith_serving.errors import ServeError
 from tunesmith_serving.probes import Answer, ModelCheck, ProbeServer
@@ -25,6 +25,7 @@ STAGE_FILE = "/etc/tunesmith/stage.json"
 # vLLM ends its processes one after another once the last request is answered; beyond this it hangs.
 TEARDOWN_SECONDS = engine.SHUTDOWN_SECONDS + 15
 LOOK_SECONDS, QUIET_LOOKS = 0.2, 5
+CHECKING = "the devices are being checked"
 VERIFYING = "the model's files are being verified"
 STARTING = "the engine is being started"
 
@@ -40,7 +41,7 @@ class Launcher:
     def __init__(self, stage: ServeInput, engine_command: Sequence[str]) -> None:
         self.stage = stage
         self.engine_command = engine_command
-        self.phase = VERIFYING
+        self.phase = VERIFYING if stage.device == "CPU" else CHECKING
         self.stopping = False
         self.drained = False
         self.process: EngineProcess | None = None
@@ -74,6 +75,8 @@ class Launcher:
     def _verified_command(self) -> list[str]:
         # Settings first: a wrong one must not cost the reading of 100 GB.
         engine.arguments(self.stage, Path())
+        require_devices(self.stage)
+        self.phase = VERIFYING
         model = verify(self.stage.model)
         log(f"verified {self.stage.model.uri}: {model}")
         refuse_unsafe_weights(model.folder)
@@ -95,7 +98,7 @@ class Launcher:
         if self.process is not None and not repeated:
             # A signal handler must return: the main thread waits for the engine.
             threading.Thread(target=self._drain, args=(self.process,), daemon=True).start()
-        elif self.phase == VERIFYING:
+        elif self.phase in (CHECKING, VERIFYING):
             # Nothing to drain, and the threads that hash would keep us for as long as the largest file takes.
             os._exit(0)
 
@@ -130,6 +133,19 @@ class Launcher:
         if self.stopping and code in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
             return 0
         raise ServeError("EngineFailed", f"vLLM ended with {self.process.last_words(self._check.listed)}")
+
+
+def require_devices(stage: ServeInput) -> None:
+    """Return where the pod has the GPUs that it asked for; raises ServeError(DeviceUnavailable), since vLLM may serve on the CPU instead."""
+    if stage.device == "CPU":
+        return
+    facts = device.look()
+    wrong = device.problem(facts, device.Wanted(stage.gpus, stage.engine.vllm.tensor_parallel_size))
+    if machine.vllm_is_for_cpus():
+        wrong = "this serving image holds vLLM for CPUs, and GPUs were asked for: build it with LOCK=requirements-gpu.txt"
+    if wrong:
+        raise ServeError("DeviceUnavailable", f"{device.node()} ({device.describe(facts)}): {wrong}")
+    log("devices: " + ", ".join(gpu.name for gpu in facts.gpus) + f"; {device.describe(facts)}")
 
 
 def read_stage() -> ServeInput:

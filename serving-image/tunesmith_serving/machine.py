@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -27,3 +28,11 @@ def available_cpus(cpu_max: Path = CGROUP_CPU_MAX) -> int:
     if quota == "max":
         return visible
     return min(visible, max(1, int(quota) // int(period)))
+
+
+def vllm_is_for_cpus() -> bool:
+    """Return whether the vLLM of this image is built for CPUs: its version says so, and vLLM chooses its platform by that."""
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:
+        return False

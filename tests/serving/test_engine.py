@@ -131,7 +131,11 @@ def test_a_cache_size_in_the_overrides_is_not_undone_by_the_default():
 
 
 def test_a_gpu_pod_gets_nothing_that_is_meant_for_cpus():
-    assert not {"VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"} & environment(stage("GPU")).keys()
+    assert not {"VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"} & environment(stage("GPU")).keys()
+
+
+def test_an_engine_on_cpus_sees_no_gpu():
+    assert environment(stage("CPU"))["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.parametrize(("content", "expected"), [("150000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)])

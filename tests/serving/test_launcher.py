@@ -9,8 +9,10 @@ import time
 import pytest
 
 from dev.cluster.processes import wait_until
-from tests.serving.conftest import get, plain_stage
-from tunesmith_serving import drain
+from tests.serving.conftest import get, golden_stage, plain_stage
+from tunesmith_serving import device, drain, launcher, machine
+from tunesmith_serving.contract import ServeInput
+from tunesmith_serving.errors import ServeError
 from tunesmith_serving.launcher import TEARDOWN_SECONDS
 from tunesmith_serving.process import cause, describe_exit
 
@@ -182,6 +184,31 @@ def test_a_changed_model_is_never_given_to_the_engine(launch, model):
     assert running.exit_code() == 65
     assert running.result()["reason"] == "DigestMismatch"
     assert "starting" not in running.log.read_text()
+
+
+def test_a_pod_that_asked_for_gpus_and_has_none_never_starts_an_engine(launch):
+    running = launch(stage=plain_stage(device="GPU", gpus=1), env={"TUNESMITH_NODE": "gpu-7"})
+
+    assert running.exit_code() == 69
+    result = running.result()
+    assert (result["reason"], result["exitCode"]) == ("DeviceUnavailable", 69)
+    # This environment's vLLM would serve on the CPU, and say nothing of it.
+    assert result["message"].startswith("node gpu-7 (no NVIDIA driver): this serving image holds vLLM for CPUs")
+    assert "starting" not in running.log.read_text()
+
+
+def test_an_image_for_gpus_says_what_is_wrong_with_the_devices(monkeypatch):
+    stage = ServeInput.model_validate(golden_stage(device="GPU", gpus=2, engine={"vllm": {"tensorParallelSize": 2}}))
+    monkeypatch.setattr(machine, "vllm_is_for_cpus", lambda: False)
+    with pytest.raises(ServeError, match="none can be used: Found no NVIDIA driver") as caught:
+        launcher.require_devices(stage)
+    assert caught.value.reason == "DeviceUnavailable"
+    gpu = device.Gpu("NVIDIA L4", (8, 9))
+    monkeypatch.setattr(device, "look", lambda: device.Facts("2.13.0", "13.0", "580.65.06", 13000, gpus=(gpu,)))
+    with pytest.raises(ServeError, match=r"\(driver 580.65.06\): 2 GPUs were asked for, 1 can be used \(1 x NVIDIA L4\)"):
+        launcher.require_devices(stage)
+    monkeypatch.setattr(device, "look", lambda: device.Facts("2.13.0", "13.0", "580.65.06", 13000, gpus=(gpu, gpu)))
+    launcher.require_devices(stage)
 
 
 def test_overrides_are_refused_before_the_model_is_read(launch, model):

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 # Half a minute on two idle cores; ten times that has been seen beside other work.
 START_SECONDS = 600
 PROMPT = "one two canary-prompt-8d30"
+# What the model says, and its generation_config.json ends answers with, as that of a tuned chat model does whose tokenizer has another end.
+WORD = 70
 
 # In a process of its own: torch stays out of this one, and its warnings are not ours.
 MAKE_MODEL = Path(__file__).with_name("tiny_llama.py")
@@ -27,14 +29,14 @@ MAKE_MODEL = Path(__file__).with_name("tiny_llama.py")
 def tiny_llama(store):
     folder = path_of("pvc://models/tiny")
     folder.mkdir(parents=True)
-    subprocess.run([sys.executable, str(MAKE_MODEL), str(folder)], check=True, capture_output=True)
+    subprocess.run([sys.executable, str(MAKE_MODEL), str(folder), "0", str(WORD)], check=True, capture_output=True)
     return write_manifest(folder)
 
 
-def chat(running, max_tokens):
-    """Status and content of a chat completion of exactly `max_tokens` tokens."""
+def chat(running, max_tokens, ignore_eos=True):
+    """Status and content of a chat completion, of exactly `max_tokens` tokens where ends of answers are ignored."""
     body = {"model": "support-bot", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": max_tokens}
-    data = json.dumps(body | {"ignore_eos": True, "temperature": 0}).encode()
+    data = json.dumps(body | {"ignore_eos": ignore_eos, "temperature": 0}).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(running.engine_url("/v1/chat/completions"), data, headers)
     with urllib.request.urlopen(request, timeout=600) as response:
@@ -67,6 +69,9 @@ def test_vllm_serves_a_model_tells_nobody_what_is_said_and_finishes_its_requests
     try:
         running.wait_ready(START_SECONDS)
         assert chat(running, 8)[1]["usage"]["completion_tokens"] == 8
+        # A tuned chat model stops: at a token that generation_config.json alone names.
+        ended = chat(running, 8, ignore_eos=False)[1]
+        assert (ended["choices"][0]["finish_reason"], ended["usage"]["completion_tokens"]) == ("stop", 1)
         _, metrics = get(running.engine_url("/metrics"))
         assert "vllm:request_success_total" in metrics
 

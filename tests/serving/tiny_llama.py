@@ -1,4 +1,7 @@
-"""Make a tiny Llama of random weights: tiny_llama.py FOLDER [SEED]. Each seed is another model."""
+"""Make a tiny Llama of random weights: tiny_llama.py FOLDER [SEED [TOKEN]]. Each seed is another model.
+
+With a token, it says nothing but that one, and its generation_config.json, but not its tokenizer, names it among the tokens that end an answer.
+"""
 
 import sys
 
@@ -34,4 +37,13 @@ config = LlamaConfig(
     pad_token_id=0,
     bos_token_id=None,
 )
-LlamaForCausalLM(config).bfloat16().save_pretrained(sys.argv[1])
+model = LlamaForCausalLM(config)
+if len(sys.argv) > 3:
+    token = int(sys.argv[3])
+    model.generation_config.eos_token_id = [2, token]
+    with torch.no_grad():
+        # The first number of each position's state is large whatever was read, and all that the head looks at.
+        model.model.embed_tokens.weight[:, 0] = 10
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[token, 0] = 1
+model.bfloat16().save_pretrained(sys.argv[1])

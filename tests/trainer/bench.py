@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from dev.cluster.ports import free_port
 from dev.rows import WORDS, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -22,6 +25,9 @@ CHATML = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+# As Vicuna's and Llama 2's generation_config.json were published: transformers loads it, and refuses to save it.
+VICUNA = '{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}'
 
 PATIENCE = 240
 """Seconds that a stage, or what one of its processes does, may take."""
@@ -137,6 +143,41 @@ def finalize_input(train, trained):
     keys = ("schemaVersion", "attempt", "device", "object", "runURI", "model", "adapter")
     common = present({key: train.get(key) for key in keys})
     return common | {"stage": "Finalize", "checkpoint": trained["checkpoint"], "artifacts": ["Adapter", "Merged"]}
+
+
+@contextmanager
+def training_alone(store):
+    """Build trainers of a prepared run in this process, as the only process of a training: give each Train's stage file."""
+    from accelerate.state import AcceleratorState, GradientState
+    from torch import distributed
+
+    from tunesmith_trainer import loop, strategy
+    from tunesmith_trainer.contract import TrainInput
+    from tunesmith_trainer.vitals import Vitals
+
+    scratch = store.folder / "alone"
+
+    def forget():
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+    def build(value):
+        forget()
+        stage = TrainInput.model_validate(value)
+        trainer = loop.build(stage, strategy.in_effect(stage), None, scratch / "checkpoints", Vitals())
+        trainer.publisher = SimpleNamespace(wait=lambda: None, start=lambda _: None)
+        return trainer
+
+    where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, text in (where | {"TUNESMITH_PVC_ROOT": str(store.root), "TUNESMITH_SCRATCH": str(scratch)}).items():
+            patch.setenv(name, text)
+        try:
+            yield build
+        finally:
+            forget()
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
 
 
 class Bench:

@@ -63,6 +63,7 @@ class Story:
 
     def __init__(self, folder, tiny_model, zygote):
         self.store = bench.Bench(folder, tiny_model)
+        (self.store.root / "models/base/generation_config.json").write_text(bench.VICUNA)
         blocks = {"training": bench.training(maxSteps=300)}
         self.prepared = self.store.run(bench.prepare_input(**blocks))[1]
         self.folder = self.store.path(self.prepared["runURI"])

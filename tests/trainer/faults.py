@@ -3,7 +3,7 @@
 `{"step": 14, "rank": 1, "do": "kill"}`; the deeds are the functions below, done when the step ends, or `"in": "on_prediction_step"`,
 in the evaluation after it. `{"errno": 28, "while": PATH}` makes fsync of the store's files fail with that error while PATH exists,
 `{"kill_at_fsync": 5, "step": 20}` kills the process at its fifth fsync from that step on, and `{"slow": 0.5}` makes each fsync take
-half a second, in all ranks.
+half a second, in all ranks. `"rank": "all"` is every process.
 """
 
 import errno
@@ -23,7 +23,7 @@ def install():
     fault = json.loads(os.environ.get("FAULT", "{}"))
     if seconds := fault.get("slow"):
         slow_fsync(seconds)
-    if not fault or fault.get("rank", 0) != int(os.environ["RANK"]):
+    if not fault or fault.get("rank", 0) not in ("all", int(os.environ["RANK"])):
         return
     reached = {"step": 0}
     watch_steps(fault, reached)
@@ -84,6 +84,12 @@ def crash(_fault, _callback):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def abort(fault, _callback):
+    """As NCCL's watchdog ends a process: it writes why, and aborts it."""
+    os.write(2, fault["text"].encode() + b"\n")
+    os.abort()
+
+
 def stop(_fault, _callback):
     """Stand still, threads and all."""
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -98,6 +104,16 @@ def burn(fault, _callback):
     """Compute for long."""
     deadline = time.monotonic() + fault["seconds"]
     while time.monotonic() < deadline:
+        pass
+
+
+def spin(_fault, _callback):
+    """Wait as on a GPU for what never comes: for a message that the other process does not send, busy all the while."""
+    import torch
+    from torch import distributed
+
+    work = distributed.irecv(torch.zeros(1), src=1 - distributed.get_rank())
+    while not work.is_completed():
         pass
 
 
@@ -133,4 +149,4 @@ def wait(fault, _callback):
     wait_until(Path(fault["until"]).exists, "somebody to let it go on", 600, 0.02)
 
 
-DEEDS = {deed.__name__: deed for deed in (kill, crash, stop, sleep, burn, exhaust, fill, drain, wait)}
+DEEDS = {deed.__name__: deed for deed in (kill, crash, abort, stop, sleep, burn, spin, exhaust, fill, drain, wait)}

@@ -13,6 +13,8 @@ import pytest
 from dev.cluster.ports import free_port
 from tests.trainer import bench
 from tunesmith_trainer import stage, train
+from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.tail import Tail
 from tunesmith_trainer.vitals import outcome_path
 
 pytestmark = pytest.mark.timeout(600)
@@ -109,3 +111,65 @@ def test_a_crash_is_known_when_it_comes_again_and_a_kill_from_outside_is_not(sto
     # The fault strikes at the end of the second step, before that is told.
     assert len(set(seen)) == 1, seen
     assert (seen[0][0], bool(seen[0][1])) == (1, known)
+
+
+def test_a_process_that_is_aborted_is_judged_by_what_it_wrote_last(store, zygote):
+    prepared = store.run(bench.prepare_input())[1]
+    fault = {"FAULT": json.dumps({"do": "abort", "step": 2, "text": "terminated with exception: CUDA error: uncorrectable ECC error encountered"})}
+    pod = store.start(bench.train_input(prepared, free_port()), 0, **zygote, **fault, TUNESMITH_NODE="gpu-7")
+    code, result = pod.wait()
+    assert (code, result["reason"], result["step"]) == (69, "DeviceFailed", 1), result
+    assert result["message"].startswith("a GPU of node gpu-7 failed: CUDA error: uncorrectable ECC error encountered;")
+    assert len(result["fingerprint"]) == 12
+    # What is kept is passed on too.
+    assert "terminated with exception: CUDA error" in pod.log.read_text()
+
+
+WATCHDOG = "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "line", "reason", "known"),
+    [
+        ("GPU", "SIGABRT", WATCHDOG, "CommunicationFailed", False),
+        ("GPU", "SIGABRT", "", "CommunicationFailed", False),
+        ("CPU", "SIGABRT", "", None, False),
+        ("GPU", "SIGABRT", "free(): invalid pointer", None, False),
+        ("GPU", "SIGABRT", "terminate called: CUDA error: an illegal memory access was encountered", "DeviceFailed", True),
+        ("GPU", "SIGABRT", "terminate called: CUDA error: device-side assert triggered", "InternalError", True),
+        ("CPU", "SIGABRT", "terminate called after throwing an instance of 'std::bad_alloc'", "OutOfMemory", True),
+        # bitsandbytes ends its process by exit(1).
+        ("GPU", "", "Error out of memory at line 90 in file /src/csrc/ops.cu", "OutOfMemory", True),
+        ("GPU", "SIGKILL", "CUDA error: unknown error", None, False),
+        ("GPU", "SIGSEGV", WATCHDOG, None, False),
+    ],
+)
+def test_the_end_of_a_process_means_what_it_wrote(device, name, line, reason, known):
+    found = train.last_words(device, name, ["a step", line])
+    assert (found and found.reason) == reason
+    assert bool(found and "fingerprint" in found.details) == known
+
+
+def test_of_a_nodes_processes_the_one_that_knows_the_cause_counts(tmp_path):
+    launcher = train.Launcher(SimpleNamespace(rendezvous=SimpleNamespace(processes_per_node=3)), tmp_path, tmp_path, None)
+    for rank, name in enumerate(("PeerUnavailable", "CommunicationFailed", "DeviceFailed")):
+        failure = {"failure": {"reason": name, "message": name, "details": {}}}
+        outcome_path(tmp_path, rank).write_text(json.dumps(failure))
+        assert train.is_cause(failure) == (name == "DeviceFailed")
+    for name in ("DeviceFailed", "CommunicationFailed"):
+        with pytest.raises(StageError) as caught:
+            launcher.answer()
+        assert caught.value.reason == name
+        outcome_path(tmp_path, 2).write_text(outcome_path(tmp_path, 0).read_text())
+
+
+def test_the_last_lines_of_a_stream_are_kept_and_all_of_it_is_passed_on(capfd):
+    follow = Tail()
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; [sys.stderr.write(f'{n}\\n') for n in range(1000)]; sys.stderr.write('end')"], stderr=subprocess.PIPE
+    ) as process:
+        follow.follow(process.stderr)
+    follow.finish()
+    assert follow.lines[-2:] == ["999", "end"]
+    assert len(follow.lines) == 400
+    assert capfd.readouterr().err.splitlines() == [*map(str, range(1000)), "end"]

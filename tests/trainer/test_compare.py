@@ -50,6 +50,16 @@ def page(root):
     return (root / "models/team-a/default/support-bot-eval/ba9876543210/report.html").read_text()
 
 
+def test_a_warning_about_a_models_folder_and_over_how_many_answers_a_figure_is_are_in_the_report(stage, tmp_path):
+    where = tmp_path / stage["evaluations"]["tested"].removeprefix("pvc://")
+    found = json.loads(where.read_text())
+    found["metrics"].append({"metric": "heldOut/stopped", "value": "0.875", "higherIsBetter": True, "samples": 8})
+    where.write_text(json.dumps(found | {"warnings": ["the answers <run> on"]}))
+    run(stage)
+    assert "<strong>tested</strong>: the answers &lt;run&gt; on" in page(tmp_path)
+    assert re.search(r"0\.875 <span class=\"error\">of 8</span>", page(tmp_path))
+
+
 def test_the_golden_stage_gives_the_golden_verdict_and_gate(stage):
     answer, expected = run(stage), golden("compare.result.json")
     assert answer.verdict == expected["verdict"]

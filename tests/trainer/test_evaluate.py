@@ -46,10 +46,11 @@ def data_store(base_store):
 def test_a_model_of_any_format_is_measured_by_both_kinds_of_suites(in_zoo, variant):
     uri = BASE if variant == "base" else f"pvc://models/run/variants/{variant}"
     answer = run(evaluate_input(uri))
-    assert set(figures(answer)) == {"heldOut/perplexity", "heldOut/bits_per_byte", "knowledge/colours/acc", "knowledge/colours/acc_norm"}
+    likelihoods = {"heldOut/perplexity", "heldOut/bits_per_byte", "knowledge/colours/acc", "knowledge/colours/acc_norm"}
+    assert set(figures(answer)) == likelihoods | {"heldOut/stopped"}
     # Random weights know nothing: about the perplexity of a uniform guess, not better than chance by far.
     assert 400 < figures(answer)["heldOut/perplexity"] < 650
-    assert all(float(metric.stderr) > 0 for metric in answer.metrics)
+    assert all(float(metric.stderr) > 0 for metric in answer.metrics if metric.metric in likelihoods)
     assert {metric.metric: metric.higher_is_better for metric in answer.metrics}["knowledge/colours/acc"] is True
     assert answer.versions["transformers"]
 
@@ -242,3 +243,11 @@ def test_the_paths_of_lm_evals_metrics_drop_the_filter_none_and_keep_the_others(
 def test_a_copy_of_tasks_is_what_lm_eval_reads(data_store, tmp_path):
     copied = copy_tasks(data_store / "data" / "tasks", tmp_path / "copy")
     assert set(harness.data_digests(copied)) == {"colours.yaml", "colours.jsonl"}
+
+
+def test_a_model_is_never_left_on_the_host_where_gpus_were_asked_for():
+    assert (evaluate.device_map(1), evaluate.device_map(4)) == ({"": 0}, "auto")
+    evaluate.require_on_gpus(["cuda", "cuda"])
+    with pytest.raises(StageError, match=r"2 weights of the model do not fit the memory of the GPUs: raise resources\.gpus") as caught:
+        evaluate.require_on_gpus(["cuda", "cpu", "meta"])
+    assert (caught.value.reason, caught.value.details) == ("OutOfMemory", {"memory": "Device"})

@@ -52,8 +52,9 @@ def test_an_exception_becomes_the_reason_that_tells_what_to_do(error, reason, co
         ("DistStoreError", "Timed out after 301 seconds waiting for clients. 1/2 clients joined.", "PeerUnavailable"),
         ("DistError", "wait timeout after 300000ms, keys: /start", "PeerUnavailable"),
         ("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:77, remote process exited or there was a network error", "PeerUnavailable"),
-        ("DistBackendError", "NCCL error in: NCCLUtils.cpp:94, unhandled system error, NCCL version 2.27.5", "PeerUnavailable"),
-        ("DistBackendError", "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "Hung"),
+        # It names no peer.
+        ("DistBackendError", "NCCL error in: NCCLUtils.cpp:94, unhandled system error, NCCL version 2.27.5", "CommunicationFailed"),
+        ("DistBackendError", "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "CommunicationFailed"),
         ("DistBackendError", "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'", "OutOfMemory"),
     ],
 )

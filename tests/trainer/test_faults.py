@@ -264,3 +264,16 @@ def test_a_process_that_hangs_is_named_and_all_pods_of_its_attempt_end(make_tria
     # It told its step once a second, and may have begun within the last one.
     assert hung.get("step", 0) < 12
     assert (code, waiting["reason"]) == (69, "PeerUnavailable"), waiting
+
+
+def test_processes_that_spin_for_what_never_comes_are_found_by_the_time_of_their_steps(make_trial):
+    trial = make_trial()
+    # The steps before took a fraction of a second each.
+    code, result = trial.run(1, {"do": "spin", "rank": "all", "step": 12}, processes=2, TUNESMITH_STALLED_SECONDS="8", TUNESMITH_HUNG_SECONDS="600")
+    assert (code, result["reason"]) == (69, "Hung"), result
+    assert "makes no step: none for " in result["message"]
+    assert "after step 11, where the last ones took" in result["message"]
+    assert "in spin" not in result["message"].split("its stack")[1]
+    assert result["step"] == 11
+    # Everybody waits: the place proves nothing.
+    assert "fingerprint" not in result

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from dev.cluster.ports import free_port
-from tests.trainer.bench import finalize_input, prepare_input, train_input
+from tests.trainer.bench import VICUNA, finalize_input, prepare_input, train_input
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,6 +36,11 @@ def test_the_artefacts_speak_the_base_models_template(story, finalized):
     for item in finalized[1]["artifacts"]:
         for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
             assert (story.store.path(item["uri"]) / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_generation_config_that_transformers_does_not_save_is_carried_as_it_is(story, finalized):
+    for item in finalized[1]["artifacts"]:
+        assert (story.store.path(item["uri"]) / "generation_config.json").read_text() == VICUNA
 
 
 def test_merged_is_the_base_with_the_adapter_to_the_last_bit_of_bf16_and_answers_so_and_not_as_the_base(story, finalized):

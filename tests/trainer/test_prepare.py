@@ -4,9 +4,7 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer import bench
-from tests.trainer.bench import CHATML, conversations, make_tokenizer, prepare_input, training
-from tunesmith_trainer import chat
-from tunesmith_trainer.errors import StageError
+from tests.trainer.bench import conversations, prepare_input, training
 
 MESSAGES = {"name": "chat", "uri": "pvc://data/rows.jsonl", "format": "Messages"}
 
@@ -243,7 +241,7 @@ def test_target_modules_that_the_model_lacks_are_refused(store):
     assert "q_proj" in message
 
 
-def test_a_template_that_cannot_be_marked_is_refused(store):
+def test_a_template_that_ends_no_turn_is_refused(store):
     template = store.root / "models" / "base" / "chat_template.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")
     code, reason, message = refused(store)
@@ -254,22 +252,6 @@ def test_a_template_that_cannot_be_marked_is_refused(store):
 def test_assistant_only_loss_needs_conversations(store):
     changes = rows_of(store, {"text": "red"}, data_format="Text")
     assert refused(store, **changes)[:2] == (64, "InvalidSettings")
-
-
-def test_a_patched_template_renders_what_the_models_own_does():
-    tokenizer = make_tokenizer()
-    patched = chat.training_template(tokenizer)
-    assert patched != CHATML
-    for row in conversations(3):
-        own = tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        assert tokenizer.apply_chat_template(row["messages"], tokenize=False, chat_template=patched) == own
-
-
-def test_a_template_that_marks_nothing_is_refused():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% generation %}{% endgeneration %}"
-    with pytest.raises(StageError, match="marks no token"):
-        chat.training_template(tokenizer)
 
 
 def test_equal_rows_validate_or_train_but_never_both():

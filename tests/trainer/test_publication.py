@@ -14,6 +14,7 @@ from dev.cluster.processes import wait_until
 from tunesmith_trainer import checkpoint, fence, store
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.publication import Place, Publisher, copy_file
+from tunesmith_trainer.vitals import Vitals
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "sub/.metadata", "trainer_state.json")
 
@@ -229,25 +230,25 @@ def first_process(writer, monkeypatch):
 
 @pytest.mark.usefixtures("first_process")
 def test_training_does_not_begin_anew_because_the_volume_is_away_for_a_moment(writer, monkeypatch):
-    from tunesmith_trainer.loop import find_start
+    from tunesmith_trainer.start import find_start
 
     monkeypatch.setenv("TUNESMITH_STORE_PATIENCE_SECONDS", "60")
     writer.save(10)
     away = writer.run.with_name("away")
     writer.run.rename(away)
     monkeypatch.setattr(store.time, "sleep", lambda _: away.rename(writer.run))
-    folder, launch = find_start(Place(writer.run, 1, 2))
+    folder, launch = find_start(Place(writer.run, 1, 2), Vitals())
     assert (folder, launch) == (writer.run / "checkpoints/attempt-1/step-10", writer.claim.launch)
 
 
 @pytest.mark.usefixtures("first_process")
 def test_training_does_not_begin_anew_where_the_volume_stays_away(writer):
-    from tunesmith_trainer.loop import find_start
+    from tunesmith_trainer.start import find_start
 
     writer.save(10)
     writer.run.rename(writer.run.with_name("away"))
     with pytest.raises(StageError) as caught:
-        find_start(Place(writer.run, 1, 2))
+        find_start(Place(writer.run, 1, 2), Vitals())
     assert caught.value.reason == "StoreUnavailable"
 
 

@@ -85,3 +85,12 @@ def test_a_model_that_is_not_the_one_asked_for_is_refused(in_zoo):
     with pytest.raises(StageError) as caught:
         run(value)
     assert caught.value.reason == "DigestMismatch"
+
+
+def test_calibration_on_another_kind_of_device_is_refused():
+    quantize.require_device("CPU", "cpu")
+    quantize.require_device("GPU", "cuda")
+    for asked, kind in (("GPU", "cpu"), ("CPU", "cuda"), ("GPU", "mps")):
+        with pytest.raises(StageError, match=f"would calibrate on {kind}") as caught:
+            quantize.require_device(asked, kind)
+        assert caught.value.reason == "DeviceUnavailable"

@@ -28,8 +28,9 @@ def run_digest(given):
 
 
 def cache_keys(given, monkeypatch):
-    """The cache keys of the suites that need no template, under no library's version."""
+    """The cache keys of the suites that need no template, under no library's version, and by the method of then."""
     monkeypatch.setattr(evaluate, "versions", dict)
+    monkeypatch.setattr(evaluate.perplexity, "METHOD", 1)
     monkeypatch.setattr(evaluate.perplexity, "template_of", lambda *_: "template")
     monkeypatch.setattr(evaluate.perplexity, "data_digest", lambda *_: DIGEST)
     stage = EvaluateInput.model_validate(given)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.trainer import bench
+from tests.trainer import bench, by_hand
 from tunesmith_trainer.errors import StageError
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,6 +28,8 @@ RUNS = {
 RUNS["bf16"] = RUNS["full"] | {"training": RUNS["full"]["training"] | {"precision": "BF16"}}
 # A rate at which the second step's gradients are no longer finite.
 OFF = RUNS["bf16"] | {"training": RUNS["bf16"]["training"] | {"learningRate": "1e30"}}
+# One step of four gradients, none of them clipped, so that the optimizer's state tells their sum.
+SUMMED = RUNS["bf16"] | {"training": RUNS["bf16"]["training"] | {"maxSteps": 1, "maxGradNorm": "1e9"}}
 # In 32 bits only sums are in another order: 1e-6 of a loss near 6 is what is left after a dozen steps.
 SAME = {"lora": 1e-5, "full": 1e-5, "bf16": 0.03}
 
@@ -35,8 +37,9 @@ SAME = {"lora": 1e-5, "full": 1e-5, "bf16": 0.03}
 class Training:
     """The attempts of one run, from its stage files to what came of them."""
 
-    def __init__(self, folder, tiny_model, strategy, attempts, untouched=False, **blocks):
+    def __init__(self, folder, tiny_model, strategy, attempts, untouched=False, micro_batches=2, **blocks):
         self.untouched = untouched
+        self.micro_batches = micro_batches
         self.store = bench.Bench(folder, tiny_model)
         blocks["parallelism"] = {"nodes": 1, "processesPerNode": 2} | strategy
         code, self.prepared = self.store.run(bench.prepare_input(**blocks))
@@ -48,7 +51,7 @@ class Training:
         stage = bench.train_input(self.prepared, 1, attempt=number, **blocks)
         stage["rendezvous"]["processesPerNode"] = processes
         # As the operator does: the global batch is the same on fewer processes.
-        stage["training"] = blocks["training"] | {"gradientAccumulationSteps": 2 // processes}
+        stage["training"] = blocks["training"] | {"gradientAccumulationSteps": self.micro_batches // processes}
         stage["parallelism"] = blocks["parallelism"]
         if "baseQuantization" in blocks:
             stage["baseQuantization"] = blocks["baseQuantization"]
@@ -96,6 +99,7 @@ def trainings(tmp_path_factory, tiny_model, zygote):
             made[f"{name}-{kind}"] = prepare(f"{name}-{kind}", strategy, ATTEMPTS[kind], **blocks)
     for name, strategy in STRATEGIES.items():
         made[f"{name}-off"] = prepare(f"{name}-off", strategy, [(2, None)], **OFF)
+        made[f"{name}-summed"] = prepare(f"{name}-summed", strategy, [(2, None)], micro_batches=4, **SUMMED)
     made["qlora"] = prepare("qlora", {"ddp": {}}, ATTEMPTS["lora"], baseQuantization="NF4", **RUNS["lora"])
     made["not-sharded"] = prepare("not-sharded", {"fsdp": {}}, [(2, None)], untouched=True, **RUNS["lora"])
     plan = root / "plan.json"
@@ -124,6 +128,40 @@ def test_a_strategy_stopped_and_gone_on_with_on_more_and_on_fewer_processes_has_
     assert got.answer["evalLoss"] == pytest.approx(expected.answer["evalLoss"], abs=SAME[kind])
     # The curve is one that a state lost on the way would not follow.
     assert max(expected.losses.values()) - min(expected.losses.values()) > 0.1
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_the_validation_loss_of_several_processes_is_that_of_a_plain_loop(trainings, kind):
+    """The rows do not divide by the processes: those that fill the last batch up count for nothing."""
+    training = trainings[f"ddp-{kind}"]
+    assert training.prepared["validationRows"] % 2
+    base = training.store.path(training.prepared["model"]["uri"])
+    rows = by_hand.rows_of(base, training.folder / "data" / "validation.jsonl", 64)
+    expected = by_hand.loss(by_hand.load(training.store.path(training.answer["checkpoint"]["uri"]), base), rows)
+    assert training.answer["evalLoss"] == pytest.approx(expected, abs=0.002 if kind == "bf16" else 1e-5)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_training_loss_is_that_of_all_attempts(trainings, name, kind):
+    expected, got = trainings[f"ddp-{kind}"].answer["trainLoss"], trainings[f"{name}-{kind}"].answer["trainLoss"]
+    assert got == pytest.approx(expected, abs=SAME[kind])
+    # Not that of the last attempt's steps.
+    losses = trainings[f"{name}-{kind}"].losses
+    assert abs(sum(losses[step] for step in range(9, 13)) / 4 - got) > 0.05
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_gradients_are_added_up_in_32_bits(trainings, name):
+    """Each of the four summands is computed in 16 bits, so their sum in 16 bits would be rounded to 8 bits of mantissa everywhere."""
+    import torch
+
+    training = trainings[f"{name}-summed"]
+    state = torch.load(training.store.path(training.answer["checkpoint"]["uri"]) / "optimizer.pt")["state"]
+    for weight, values in state.items():
+        gradient = values["exp_avg"] / 0.1
+        rounded = (gradient - gradient.bfloat16().float()).abs() <= 2e-6 * gradient.abs()
+        assert gradient.dim() == 1 or rounded.float().mean() < 0.6, weight
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -200,7 +238,7 @@ def test_a_base_that_should_be_in_four_bits_and_is_not_is_refused():
 
     from tunesmith_trainer.sharding import MeasureSharding
 
-    measuring = MeasureSharding(SimpleNamespace(base_quantization="NF4"), None)
+    measuring = MeasureSharding(SimpleNamespace(base_quantization="NF4", device="CPU"), None)
     with pytest.raises(StageError, match="no weight is quantized"):
         measuring.on_train_begin(None, None, None, model=torch.nn.Linear(2, 2))
 

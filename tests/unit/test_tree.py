@@ -41,6 +41,11 @@ def test_nothing_but_tests_imports_tests() -> None:
             assert not [name for name in names if name.split(".")[0] == "tests"], path
 
 
+def test_both_images_look_at_their_devices_by_one_text() -> None:
+    trainer, serving = ROOT / "trainer-image/tunesmith_trainer/device.py", ROOT / "serving-image/tunesmith_serving/device.py"
+    assert trainer.read_text() == serving.read_text()
+
+
 def test_locks_hold_hashes_and_no_download_addresses() -> None:
     locks = [path for path in FILES if re.fullmatch(r"requirements.*\.txt", path.name)]
     assert len(locks) >= 4

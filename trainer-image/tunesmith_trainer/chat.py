@@ -1,133 +1,168 @@
-"""Rows as tokens: rendering conversations with the model's chat template, and which tokens the loss is taken on.
+"""Rows as tokens, and which tokens the loss is taken on.
 
-A row is one of `{"messages": [{"role", "content"}, …]}`, `{"prompt", "completion"}` and `{"text"}` (data/*.jsonl). Training,
-the sample that Prepare shows and the perplexity that Evaluate measures all go through `encode`, so they cannot disagree.
+A row is one of `{"messages": […]}`, `{"prompt", "completion"}` (both texts, or both lists of messages) and `{"text"}`
+(data/*.jsonl). Training, the sample and the counts that Prepare shows, the perplexity that Evaluate measures and the rows
+that Quantize calibrates on all go through `Encoder`, so they cannot disagree.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.conversation import Conversation, conversation
+from tunesmith_trainer.errors import RowError, StageError
+from tunesmith_trainer.template import Talk, Templates, end_of_turn
+from tunesmith_trainer.tokens import Encoded, Span, Words
+from tunesmith_trainer.turns import Chain, chains, shows, texts
 
-# `{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}` as ChatML templates write it.
-_QUOTE = r"['\"]"
-_JOIN = r"\s*\+\s*"
-_BREAK = r"(?:\\n|\n)"  # templates hold a line break as an escape or as itself
-_CHATML_TURN = re.compile(
-    rf"\{{\{{-?\s*{_QUOTE}<\|im_start\|>{_QUOTE}{_JOIN}message(?:\.role|\[{_QUOTE}role{_QUOTE}\])"
-    rf"{_JOIN}{_QUOTE}{_BREAK}{_QUOTE}{_JOIN}message(?:\.content|\[{_QUOTE}content{_QUOTE}\])"
-    rf"{_JOIN}{_QUOTE}<\|im_end\|>(?:{_QUOTE}{_JOIN}{_QUOTE})?{_BREAK}{_QUOTE}\s*-?\}}\}}"
-)
-# The turn's end is trained, so that the model learns to stop; the line break after it never is generated.
-_CHATML_TRAINED_TURN = (
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
-    "{{ '\\n' }}"
-)
-# Conversations that a training template must render exactly as the model's own template does.
-_PROBES = (
-    [("user", "a"), ("assistant", "b")],
-    [("system", "s"), ("user", "a"), ("assistant", " b \n"), ("user", "<c>"), ("assistant", "d\n\ne")],
-    [("user", "a\n"), ("assistant", ""), ("user", "b")],
-)
+__all__ = ["Encoded", "Encoder", "Encoding", "encode", "end_of_turn", "is_conversation", "training_template"]
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A row's tokens and, for each, whether the loss is taken on it."""
+class Encoding:
+    """A row's sequences; one, but where a template renders earlier turns otherwise than the last one.
 
-    ids: list[int]
-    trained: list[bool]
-
-
-def training_template(tokenizer: Any) -> str:
-    """Return a chat template that marks the assistant's tokens, for loss on these alone.
-
-    It is the tokenizer's own where that has `{% generation %}`, else TRL's for that template, else a patched ChatML
-    template that was checked to render identically. Raises StageError(UnsupportedTemplate) where there is none.
+    `stripped`: the template leaves out a text of the row. `switch`: the setting, as `enable_thinking=false`, under which
+    the template renders an answer of the row otherwise than a server does that is not asked for it.
     """
-    own = tokenizer.chat_template
-    if not isinstance(own, str):
-        raise StageError("UnsupportedTemplate", "the model's tokenizer has no chat template: use PromptCompletion or Text data")
-    template = own if re.search(r"\{%-?\s*generation", own) else _patched_chatml(tokenizer, own) or _trl_template(tokenizer)
-    if template is None:
-        raise StageError(
-            "UnsupportedTemplate",
-            "assistantOnlyLoss needs a chat template that marks the assistant's tokens with {% generation %}; the model's "
-            "has no such mark and is not one that can be patched. Set assistantOnlyLoss to false, or add the mark to the "
-            "template in the model's folder",
+
+    sequences: list[Encoded]
+    stripped: bool = False
+    switch: str | None = None
+
+
+@dataclass
+class Encoder:
+    """Encodes the rows of one model. With `answers` the loss is taken on the assistant's turns of `messages`, else on the whole."""
+
+    tokenizer: Any
+    answers: bool
+    words: Words = field(init=False)
+    templates: Templates = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is rendered or encoded yet."""
+        self.words, self.templates = Words(self.tokenizer), Templates(self.tokenizer)
+
+    def check_template(self) -> None:
+        """Refuse a tokenizer without a chat template, or with one that no answer can be learnt from: StageError(UnsupportedTemplate)."""
+        ending = self.templates.pick().ending
+        if self.answers and ending and not ending.end:
+            raise StageError(
+                "UnsupportedTemplate",
+                "the model's chat template writes nothing after an assistant's answer, so a model trained on answers would never "
+                "stop. Add a token that ends the assistant's turns to the chat template in the model's folder (inside of {% generation %}, "
+                "where it has that mark), or set assistantOnlyLoss to false",
+            )
+
+    def encode(self, row: Row) -> Encoding:
+        """Return a row's sequences. A completion is trained without its prompt, a text whole; both end with the end token.
+
+        Raises RowError where the model's template does not render, or its tokenizer not encode, what the row says.
+        """
+        if is_conversation(row):
+            found = conversation(self.templates, row)
+            return self._answers(found) if self.answers or "completion" in row else self._everything(found)
+        if "text" in row:
+            ids = self.words.with_end(self.words.document(row["text"]))
+            return Encoding([Encoded(ids, [True] * len(ids))])
+        if self.words.ends_prompts:
+            raise RowError("the tokenizer adds its end token to every text, and so to a prompt: set add_eos_token to false in tokenizer_config.json")
+        end = self.tokenizer.eos_token
+        if end and end in row["completion"].removesuffix(end):
+            raise RowError(f"the completion holds {end!r}, by which it ends: take it out of the text")
+        prompt = self.words.document(row["prompt"])
+        completion = self.words.with_end(self.words.follow(row["prompt"], prompt, row["completion"]))
+        return Encoding([Encoded(prompt + completion, [False] * len(prompt) + [True] * len(completion))])
+
+    def whole(self, row: Row) -> list[int]:
+        """Return the tokens of a whole row, whatever the loss is taken on."""
+        if is_conversation(row):
+            found = conversation(self.templates, row)
+            return self.words.ids(found.template.render(found.talk))
+        return self.encode(row).sequences[0].ids
+
+    def question(self, row: Row) -> list[int] | None:
+        """Return the tokens of a server's prompt for the last answer of a conversation; None where nothing is asked before it."""
+        if not is_conversation(row):
+            return None
+        found = conversation(self.templates, row)
+        last = max((number for number, message in enumerate(found.talk.messages) if message["role"] == "assistant"), default=0)
+        return self.words.ids(found.template.render(found.talk.upto(last), prompt=True)) if last else None
+
+    def _everything(self, found: Conversation) -> Encoding:
+        """Return a conversation as one sequence, trained whole."""
+        if found.weighed:
+            raise RowError("a weight of 0 leaves an answer out of the loss, which needs method.sft.assistantOnlyLoss: true")
+        text = found.template.render(found.talk)
+        ids = self.words.ids(text)
+        return Encoding([Encoded(ids, [True] * len(ids))], stripped=_strips(found.talk, [text]))
+
+    def _answers(self, found: Conversation) -> Encoding:
+        """Return a conversation's answers, in as few sequences as its renderings allow."""
+        parts = chains(found.template, found.talk, found.answers)
+        sequences: list[Encoded] = []
+        for chain in parts:
+            encoded, odd = self.words.mark(chain.last.text, chain.spans)
+            if len(odd) < len(chain.spans):
+                sequences.append(self._narrowed(found, chain, encoded))
+            sequences += [self._apart(chain.last.text, span) for span in odd]
+        switch = next((chain.last.switch for chain in parts if chain.last.switch), {})
+        heard = found.talk.upto(max(found.answers, default=-1) + 1)
+        return Encoding(
+            sequences,
+            stripped=_strips(heard, [chain.last.text for chain in parts]),
+            switch=", ".join(f"{name}={str(value).lower()}" for name, value in switch.items()) or None,
         )
-    _check_marks(tokenizer, template)
+
+    def _apart(self, text: str, span: Span) -> Encoded:
+        """Return an answer whose first letters would share a token with its prompt's last ones, encoded as a server meets it."""
+        before, answer = text[: span[0]], text[span[0] : span[1]]
+        prompt = self.words.ids(before)
+        ids = self.words.follow(before, prompt, answer)
+        return Encoded(prompt + ids, [False] * len(prompt) + [True] * len(ids))
+
+    def _narrowed(self, found: Conversation, chain: Chain, encoded: Encoded) -> Encoded:
+        """Return a sequence in which only that part of the answers is trained that the template's own marks hold.
+
+        They count only where they hold every end of turn: a template whose marks leave it out would never teach to stop.
+        """
+        last = chain.last
+        if not found.template.marked or last.verbatim:
+            return encoded
+        marks = found.template.marks(found.talk.upto(last.number + 1), **last.switch)
+        held = [(max(start, begin), min(end, stop)) for start, end in chain.spans for begin, stop in marks if begin < end and start < stop]
+        if held == chain.spans or not {end for _, end in chain.spans} <= {end for _, end in held}:
+            return encoded
+        narrow, odd = self.words.mark(last.text, held)
+        return encoded if odd else narrow
+
+
+def training_template(tokenizer: Any) -> str | dict[str, str] | None:
+    """Return what conversations are rendered with, in training as by a server: the model's own chat template, or templates by name."""
+    template: str | dict[str, str] | None = tokenizer.chat_template
     return template
 
 
-def _patched_chatml(tokenizer: Any, own: str) -> str | None:
-    patched, count = _CHATML_TURN.subn(lambda _: _CHATML_TRAINED_TURN, own)
-    return patched if count == 1 and _renders_alike(tokenizer, own, patched) else None
+def encode(tokenizer: Any, row: Row, template: Any) -> Encoded:
+    """Return a row's tokens, for comparisons by hand: with `training_template(tokenizer)` trained on answers, with None on everything.
 
-
-def _renders_alike(tokenizer: Any, one: str, other: str) -> bool:
-    return all(_render(tokenizer, probe, one, prompt) == _render(tokenizer, probe, other, prompt) for probe in _PROBES for prompt in (False, True))
-
-
-def _render(tokenizer: Any, probe: list[tuple[str, str]], template: str, prompt: bool) -> str:
-    messages = [{"role": role, "content": content} for role, content in probe]
-    text: str = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=prompt)
-    return text
-
-
-def _trl_template(tokenizer: Any) -> str | None:
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        template: str | None = get_training_chat_template(tokenizer)
-    except Exception:  # TRL raises what its probes raise: for us the template is one that it does not know
-        return None
-    return template
-
-
-def _check_marks(tokenizer: Any, template: str) -> None:
-    """Refuse a template under which an assistant's turn has no trained token (the marks are there but mark nothing)."""
-    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    if not any(encode(tokenizer, row, template).trained):
-        raise StageError("UnsupportedTemplate", "the chat template's {% generation %} marks no token of an assistant's turn")
-
-
-def encode(tokenizer: Any, row: dict[str, Any], template: str | None) -> Encoded:
-    """Return a row's tokens and which of them are trained.
-
-    `template` is `training_template(tokenizer)` for loss on the assistant's tokens alone, or None for loss on the whole
-    conversation. A completion is trained without its prompt; a text is trained whole. Both end with the end token.
+    Raises RowError for a row of several sequences.
     """
-    if "messages" in row:
-        return _encode_messages(tokenizer, row["messages"], template)
-    if "text" in row:
-        ids = _with_end(tokenizer, tokenizer(row["text"])["input_ids"])
-        return Encoded(ids, [True] * len(ids))
-    # Prompt and completion are encoded apart, as a server does: it never merges a prompt's last letters with the answer.
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    completion = _with_end(tokenizer, tokenizer(row["completion"], add_special_tokens=False)["input_ids"])
-    return Encoded(prompt + completion, [False] * len(prompt) + [True] * len(completion))
+    sequences = Encoder(tokenizer, answers=template is not None).encode(row).sequences
+    if len(sequences) != 1:
+        raise RowError(f"the row is trained as {len(sequences)} sequences")
+    return sequences[0]
 
 
-def _encode_messages(tokenizer: Any, messages: list[dict[str, str]], template: str | None) -> Encoded:
-    output = tokenizer.apply_chat_template(
-        messages,
-        chat_template=template,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=template is not None,
-    )
-    ids = list(output["input_ids"])
-    if template is None:
-        return Encoded(ids, [True] * len(ids))
-    return Encoded(ids, [bool(mark) for mark in output["assistant_masks"]])
+def is_conversation(row: Row) -> bool:
+    """Return whether a normalised row consists of messages, and so needs a chat template."""
+    return "messages" in row or isinstance(row.get("prompt"), list)
 
 
-def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
-    end = tokenizer.eos_token_id
-    return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+def _strips(talk: Talk, rendered: list[str]) -> bool:
+    """Return whether a message has a text that none of the renderings shows."""
+    return not all(any(shows(text, piece) for text in rendered) for message in talk.messages for piece in texts(message))

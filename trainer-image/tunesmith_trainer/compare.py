@@ -107,7 +107,8 @@ def document(whole: report.Comparison) -> dict[str, Any]:
             for criterion, decision in zip(stage.gate, whole.decisions, strict=True)
         ],
         "models": [
-            evaluation.model.dump() | {"versions": evaluation.versions, "metrics": [metric.dump() for metric in evaluation.metrics]}
+            evaluation.model.dump()
+            | {"versions": evaluation.versions, "metrics": [metric.dump() for metric in evaluation.metrics], "warnings": evaluation.warnings or []}
             for evaluation in whole.evaluations.values()
         ],
         "suites": [suite.dump() for suite in stage.suites],

@@ -70,6 +70,16 @@ class StageInput(Contract):
         return self.stage.lower()
 
     @property
+    def processes_per_pod(self) -> int:
+        """The processes of this pod that take a GPU each."""
+        return 1
+
+    @property
+    def needs_bf16(self) -> bool:
+        """Whether the stage was asked to compute in bf16."""
+        return False
+
+    @property
     def reuses_result(self) -> bool:
         """Whether a finished result found in the store is the answer (docs/contract.md, Idempotent)."""
         return True
@@ -134,6 +144,16 @@ class TrainInput(StageInput):
     parallelism: Parallelism
     rendezvous: Rendezvous
 
+    @property
+    def processes_per_pod(self) -> int:
+        """As torchrun starts them."""
+        return self.rendezvous.processes_per_node
+
+    @property
+    def needs_bf16(self) -> bool:
+        """By the spec's precision."""
+        return self.training.precision == "BF16"
+
 
 class Checkpoint(Contract):
     """A complete checkpoint folder."""
@@ -177,6 +197,7 @@ class Failure(Result):
     reason: str
     message: str = Field(max_length=1024)
     fingerprint: Fingerprint | None = None
+    memory: Literal["Host", "Device"] | None = None
     step: Natural | None = None
     global_step: Natural | None = None
     checkpoint: Checkpoint | None = None
@@ -194,13 +215,39 @@ class ResolvedModel(Contract):
     architecture: str
 
 
+class DataFile(Contract):
+    """A file that was read, by its path in the dataset."""
+
+    name: str
+    rows: Natural
+
+
 class ResolvedDataset(Contract):
-    """A dataset as Prepare found it: its digest, the rows kept and the rows dropped."""
+    """A dataset as Prepare found it: its digest, the rows kept and the rows dropped, and what became of those kept.
+
+    `sequences` are what they are trained as, on their answers or on all their tokens. Of the counts, `cut_rows` are longer
+    than maxLength, `cut_tokens` of their trained tokens are lost by it, and `endless_rows` lose an answer's end;
+    `stripped_rows` have a text that the chat template leaves out; `template_setting_rows` are rendered under another
+    setting of the template than its default (`enable_thinking=false`).
+    """
 
     name: str
     digest: Digest
     rows: Natural
     dropped: Natural
+    sequences: Natural | None = None
+    loss: Literal["Answers", "AllTokens"] | None = None
+    cut_rows: Natural | None = None
+    cut_tokens: Natural | None = None
+    endless_rows: Natural | None = None
+    stripped_rows: Natural | None = None
+    template_setting: str | None = None
+    template_setting_rows: Natural | None = None
+    file_count: Natural | None = None
+    files: list[DataFile] | None = None
+    """The first of them."""
+    ignored_columns: list[str] | None = None
+    """Names of what rows have and is not used; the first of them."""
 
 
 class PrepareAnswer(Answer):
@@ -210,6 +257,9 @@ class PrepareAnswer(Answer):
     run_uri: str
     model: ResolvedModel
     datasets: list[ResolvedDataset]
+    validation_dataset: ResolvedDataset | None = None
+    warnings: list[str] | None = None
+    """What a user should know of the data, in words."""
     train_rows: Natural
     validation_rows: Natural
     memory_estimate_bytes: Natural
@@ -229,11 +279,14 @@ class TrainAnswer(Answer):
 
     global_step: Natural
     epoch: float
-    train_loss: float
+    train_loss: float | None = None
+    """Absent where the run was begun by an image that did not record the sums."""
     eval_loss: float | None = None
     train_runtime_seconds: float
     tokens_per_second: float
     world_size: Positive
+    devices: dict[str, Positive] | None = None
+    """GPUs' names and how many of all processes computed on each kind; absent on CPU."""
     resumed_from_step: Natural
     sharding: Sharding | None = None
     checkpoint: Checkpoint

@@ -102,6 +102,11 @@ class EvaluateInput(StageInput):
     precision: Precision
 
     @property
+    def needs_bf16(self) -> bool:
+        """By the spec's precision."""
+        return self.precision == "BF16"
+
+    @property
     def result_name(self) -> str:
         """Each model has a result file of its own."""
         return f"evaluate-{self.model.name}"
@@ -119,6 +124,8 @@ class Metric(Contract):
     value: Measured
     stderr: Measured | None = None
     higher_is_better: bool | None = None
+    samples: Positive | None = None
+    """Over how many, where that is few."""
 
 
 class EvaluatedModel(Contract):
@@ -136,6 +143,8 @@ class EvaluateAnswer(Answer):
     result_uri: str
     versions: dict[str, str]
     metrics: list[Metric]
+    warnings: list[str] | None = None
+    """What is wrong with the model's folder beside its figures."""
 
 
 # Compare.

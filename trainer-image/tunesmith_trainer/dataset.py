@@ -1,4 +1,4 @@
-"""Training data: reading JSON Lines in several shapes, checking every row, and dropping the ones not wanted."""
+"""Training data: reading it row by row, counting what is lost of it, and dropping the rows that are not wanted."""
 
 from __future__ import annotations
 
@@ -7,44 +7,85 @@ import json
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tunesmith_trainer import store
-from tunesmith_trainer.chat import encode
-from tunesmith_trainer.errors import StageError
+from tunesmith_trainer import files, formats, store
+from tunesmith_trainer.chat import Encoded, Encoder, Encoding
+from tunesmith_trainer.errors import RowError, StageError
 from tunesmith_trainer.spec import DataFormat, Preparation
 
 Row = dict[str, Any]
-ROLES = ("system", "user", "assistant")
-SUFFIXES = (".jsonl", ".json")
-ALPACA_HEAD = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
 # CPU time that a row's patterns may take: some backtrack for ever.
 PATTERN_SECONDS = 5.0
 
 
-class RowError(ValueError):
-    """What is wrong with one row, to be told with its file and number."""
+@dataclass(frozen=True)
+class Placed:
+    """A normalised row, and where it was read."""
+
+    row: Row
+    place: str
 
 
 @dataclass
-class Loaded:
-    """A dataset's digest, the rows kept, and how many were dropped for which reason."""
+class Source:
+    """A dataset's rows by their place, and what reading them has shown so far: rows of each file, and columns that were left out.
 
-    digest: str
-    rows: list[Row] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+    Iterating raises StageError naming the dataset, the file, the row and what is wrong.
+    """
+
+    name: str
+    uri: str
+    format: DataFormat
+    files: dict[str, int] = field(default_factory=dict)
+    ignored: set[str] = field(default_factory=set)
+
+    def __iter__(self) -> Iterator[Placed]:
+        """Yield every row, normalised."""
+        try:
+            paths = files.of(store.existing(self.uri))
+        except files.FilesError as error:
+            raise StageError("InvalidDataset", f"dataset {self.name!r}: {self.uri}: {error}") from None
+        for name, path in paths.items():
+            self.files[name] = 0
+            for number, value in files.rows(path):
+                place = f"dataset {self.name!r}, file {name}, row {number}"
+                try:
+                    if isinstance(value, RowError):
+                        raise value
+                    row, left = formats.normalise(value, self.format)
+                    _check_storable(row)
+                except RowError as error:
+                    raise StageError("InvalidDataset", f"{place}: {error} (format {self.format})") from None
+                self.files[name] += 1
+                self.ignored |= left
+                yield Placed(row, place)
 
 
-def files_of(source: Path) -> list[Path]:
-    """Return the data files of a source: itself, or a folder's JSON Lines files in order."""
-    if source.is_file():
-        return [source]
-    return [path for path in store.listed_files(source) if path.suffix in SUFFIXES]
+def _check_storable(row: Row) -> None:
+    """Refuse a row that cannot be written down again: numbers that JSON has not, halves of letters."""
+    try:
+        store.canonical_json(row)
+    except UnicodeEncodeError:
+        raise RowError("a text holds half of a surrogate pair (\\ud800 to \\udfff), which is no letter") from None
+    except (ValueError, RecursionError):
+        raise RowError("NaN, Infinity, or nested too deep") from None
+
+
+@contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Turn a RowError into the stage's, naming where the row was read."""
+    try:
+        yield
+    except RowError as error:
+        raise StageError("InvalidDataset", f"{place}: {error}") from None
+    except RecursionError:
+        raise StageError("InvalidDataset", f"{place}: nested too deep") from None
 
 
 def digest(source: Path) -> str:
@@ -52,110 +93,94 @@ def digest(source: Path) -> str:
     return store.file_digest(source) if source.is_file() else store.scan(source).digest
 
 
-def _text(row: Row, key: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{key!r} must be a text that is not empty")
-    return value
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text in a row, but for the roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            if key not in ("role", "type"):
+                yield from texts(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from texts(member)
 
 
-def _messages(row: Row) -> Row:
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RowError("'messages' must be a list of at least one message")
-    normal = []
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise RowError(f"messages[{number}].role must be one of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise RowError(f"messages[{number}].content must be a text")
-        normal.append({"role": message["role"], "content": message["content"]})
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in normal):
-        raise RowError("no message of the assistant: there is nothing to learn from this row")
-    return {"messages": normal}
+@dataclass(frozen=True)
+class Cut:
+    """What of a sequence is trained on where it is longer than maxLength: its beginning, its end, or all where packing goes on in the next."""
+
+    max_length: int
+    keeps: str = "start"
+
+    def kept(self, sequence: Encoded) -> list[bool]:
+        """Return which of the tokens that are trained on are in the loss."""
+        if self.keeps == "all":
+            return sequence.trained
+        return sequence.trained[: self.max_length] if self.keeps == "start" else sequence.trained[-self.max_length :]
+
+    def splits(self, sequence: Encoded) -> bool:
+        """Return whether an answer is cut in two, so that it is trained without its end."""
+        return self.keeps == "start" and len(sequence.ids) > self.max_length and all(sequence.trained[self.max_length - 1 : self.max_length + 1])
 
 
-def _alpaca(row: Row) -> Row:
-    """Word a row as Stanford Alpaca does, with its two heads."""
-    instruction, output = _text(row, "instruction"), _text(row, "output")
-    given = row.get("input") or ""
-    if not isinstance(given, str):
-        raise RowError("'input' must be a text where it is present")
-    head = ALPACA_HEAD.format(", paired with an input that provides further context" if given else "")
-    middle = f"### Input:\n{given}\n\n" if given else ""
-    return {"prompt": f"{head}### Instruction:\n{instruction}\n\n{middle}### Response:\n", "completion": output}
+@dataclass
+class Counts:
+    """What became of a dataset's rows as sequences of tokens."""
 
+    sequences: int = 0
+    cut_rows: int = 0
+    cut_tokens: int = 0
+    endless_rows: int = 0
+    stripped_rows: int = 0
+    switches: Counter[str] = field(default_factory=Counter)
+    ends: Counter[int] = field(default_factory=Counter)
+    """The tokens by which trained stretches end."""
 
-def _prompt_completion(row: Row) -> Row:
-    return {"prompt": _text(row, "prompt"), "completion": _text(row, "completion")}
-
-
-def _plain(row: Row) -> Row:
-    return {"text": _text(row, "text")}
-
-
-NORMALISERS: dict[DataFormat, Callable[[Row], Row]] = {
-    "Messages": _messages,
-    "Alpaca": _alpaca,
-    "PromptCompletion": _prompt_completion,
-    "Text": _plain,
-}
-
-
-def read(name: str, uri: str, data_format: DataFormat) -> Iterator[Row]:
-    """Yield a source's rows, normalised; raises StageError naming the dataset, the file, the row and what is wrong."""
-    source = store.existing(uri)
-    paths = files_of(source)
-    if not paths:
-        raise StageError("InvalidDataset", f"dataset {name!r}: {uri} holds no .jsonl file")
-    for path in paths:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield _parse(line, data_format)
-                    except RowError as error:
-                        place = f"dataset {name!r}, file {path.name}, row {number}"
-                        raise StageError("InvalidDataset", f"{place}: {error} (format {data_format})") from None
-
-
-def _parse(line: bytes, data_format: DataFormat) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise RowError(f"not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise RowError("not a JSON object")
-    return NORMALISERS[data_format](row)
-
-
-def texts(row: Row) -> list[str]:
-    """Return every text in a row."""
-    if "messages" in row:
-        return [message["content"] for message in row["messages"]]
-    return list(row.values())
+    def add(self, encoding: Encoding, kept: list[list[bool]], cut: Cut) -> None:
+        """Count a row's sequences, of which `kept` says which tokens are trained within maxLength."""
+        pairs = list(zip(encoding.sequences, kept, strict=True))
+        lost = sum(sum(sequence.trained) - sum(part) for sequence, part in pairs)
+        shorter = any(len(part) < len(sequence.ids) for sequence, part in pairs)
+        self.sequences += sum(map(any, kept))
+        # What follows the last token that is trained, such as a line break, is no loss; what stands before an answer is.
+        self.cut_rows += bool(lost) or (shorter and cut.keeps == "end")
+        self.cut_tokens += lost
+        self.endless_rows += any(cut.splits(sequence) for sequence in encoding.sequences)
+        self.stripped_rows += encoding.stripped
+        if encoding.switch:
+            self.switches[encoding.switch] += 1
+        for sequence in encoding.sequences:
+            goes_on = [*sequence.trained[1:], False]
+            self.ends.update(token for token, trained, more in zip(sequence.ids, sequence.trained, goes_on, strict=True) if trained and not more)
 
 
 class Filter:
-    """Says of a row why it is dropped, if it is."""
+    """Says of a row why it is dropped, if it is, and counts what becomes of the others."""
 
-    def __init__(self, preparation: Preparation, tokenizer: Any, template: str | None, max_length: int) -> None:
+    def __init__(self, preparation: Preparation, encoder: Encoder, cut: Cut) -> None:
         """Compile the patterns; raises StageError(InvalidSettings) for one that is no regular expression."""
         self._min_tokens = preparation.min_tokens
-        self._tokenizer = tokenizer
-        self._template = template
-        self._max_length = max_length
+        self._encoder = encoder
+        self._cut = cut
         self._patterns = [_compile(pattern) for pattern in preparation.drop_patterns]
 
-    def reason(self, row: Row) -> str | None:
-        """Return why a row is dropped, or None for a row to keep; raises StageError(InvalidSettings) for a pattern that finds no end."""
+    def reason(self, row: Row, counts: Counts) -> str | None:
+        """Return why a row is dropped, or None for a row to keep; raises StageError(InvalidSettings) for a pattern that finds no end.
+
+        Raises RowError for a row that the model's template or tokenizer cannot take.
+        """
         if self._patterns and self._matches(row):
             return "matches a dropPattern"
-        encoded = encode(self._tokenizer, row, self._template)
-        if len(encoded.ids) < self._min_tokens:
+        encoding = self._encoder.encode(row)
+        if not encoding.sequences:
+            return "nothing to train on: no answer has a weight"
+        if max(len(sequence.ids) for sequence in encoding.sequences) < self._min_tokens:
             return f"shorter than minTokens ({self._min_tokens})"
-        if not any(encoded.trained[: self._max_length]):
-            return f"nothing to train on within maxLength ({self._max_length})"
+        kept = [self._cut.kept(sequence) for sequence in encoding.sequences]
+        if not any(map(any, kept)):
+            return f"nothing to train on within maxLength ({self._cut.max_length})"
+        counts.add(encoding, kept, self._cut)
         return None
 
     def _matches(self, row: Row) -> bool:
@@ -198,18 +223,30 @@ def cpu_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def load(name: str, uri: str, data_format: DataFormat, rule: Filter) -> Loaded:
+@dataclass
+class Loaded:
+    """A dataset's digest, where it was read, the rows kept, how many were dropped for which reason, and what became of the others."""
+
+    digest: str
+    source: Source
+    rows: list[Row] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=Counts)
+
+
+def load(source: Source, rule: Filter) -> Loaded:
     """Read, check and filter a dataset; raises StageError(EmptyDataset) with counts where nothing is left."""
-    loaded = Loaded(digest(store.existing(uri)))
-    for row in read(name, uri, data_format):
-        why = rule.reason(row)
+    loaded = Loaded(digest(store.existing(source.uri)), source)
+    for item in source:
+        with placed(item.place):
+            why = rule.reason(item.row, loaded.counts)
         if why is None:
-            loaded.rows.append(row)
+            loaded.rows.append(item.row)
         else:
             loaded.dropped[why] += 1
     if not loaded.rows:
         counts = "; ".join(f"{count} {why}" for why, count in loaded.dropped.most_common()) or "the files have no rows"
-        raise StageError("EmptyDataset", f"dataset {name!r} has no row left: {counts}")
+        raise StageError("EmptyDataset", f"dataset {source.name!r} has no row left: {counts}")
     return loaded
 
 
@@ -233,9 +270,9 @@ def write(path: Path, rows: list[Row]) -> None:
     store.write_bytes(path, b"".join(store.canonical_json(row) + b"\n" for row in rows))
 
 
-def read_normal(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file that `write` wrote; none where there is no file."""
+def read_normal(path: Path) -> Iterator[Placed]:
+    """Yield the rows of a file that `write` wrote, with their places; none where there is no file."""
     if path.is_file():
         with path.open("rb") as lines:
-            for line in lines:
-                yield json.loads(line)
+            for number, line in enumerate(lines, start=1):
+                yield Placed(json.loads(line), f"file data/{path.name}, row {number}")

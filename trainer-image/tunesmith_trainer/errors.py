@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any
 
 FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
@@ -38,6 +39,9 @@ EXIT_CODES = {
     "StorageFull": 69,
     "PeerUnavailable": 69,
     "Hung": 69,
+    "DeviceUnavailable": 69,
+    "DeviceFailed": 69,
+    "CommunicationFailed": 69,
     "OutOfMemory": 70,
     "ProcessLost": 70,
     "InternalError": 70,
@@ -48,6 +52,15 @@ EXIT_CODES = {
 
 class Interruption(BaseException):
     """SIGTERM. No Exception, so that nobody who expects one of a library's errors takes it for that."""
+
+
+class RowError(ValueError):
+    """What is wrong with one row, for people; whoever reads the rows adds dataset, file and row."""
+
+
+def key_name(key: str) -> str:
+    """Return a key of a row as an error may name it: one that looks like data is not quoted."""
+    return key if re.fullmatch(r"[A-Za-z_]{1,32}", key) else "(a key)"
 
 
 class StageError(Exception):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import harness, perplexity, result, store
+from tunesmith_trainer import answers, generation, harness, perplexity, result, store
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, Metric, Precision, Suite
+from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import ADVICE
 from tunesmith_trainer.harness_tasks import TaskFolder
 from tunesmith_trainer.model import load_tokenizer, refuse_unsafe
 
@@ -31,6 +34,7 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
     """
     folder, digest = store.verify(stage.model.uri, stage.model.digest)
     refuse_unsafe(folder, stage.model.uri)
+    generation.check(folder)
     tokenizer = load_tokenizer(folder)
     # Loaded by the first suite that is not in the cache, if any.
     model = cache(partial(load_model, folder, stage.precision, stage.device))
@@ -39,13 +43,19 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         for suite in stage.suites:
             tasks = harness.prepare(suite.harness, Path(workspace) / suite.name) if suite.harness else None
             key = ingredients(suite, tasks, digest, stage, tokenizer)
-            metrics += measured(stage.output_uri, key, partial(measure, suite, tasks, model, tokenizer))
+            metrics += measured(stage.output_uri, key, partial(measure, suite, tasks, model, tokenizer, folder))
     return EvaluateAnswer(
         model=EvaluatedModel(name=stage.model.name, uri=stage.model.uri, digest=digest),
         result_uri=store.uri_of(result.result_path(stage.run_uri, stage.result_name)),
         versions=versions(),
         metrics=metrics,
+        warnings=(any(map(is_conversational, stage.suites)) and answers.warnings(tokenizer, folder)) or None,
     )
+
+
+def is_conversational(suite: Suite) -> bool:
+    """Return whether a suite's rows are conversations."""
+    return suite.perplexity is not None and suite.perplexity.dataset.format == "Messages"
 
 
 def load_model(folder: Path, precision: Precision, device: Device) -> Any:
@@ -58,17 +68,36 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
         dtype=getattr(torch, DTYPES[precision]),
         local_files_only=True,
         trust_remote_code=False,
-        device_map="auto" if device == "GPU" else "cpu",
+        device_map=device_map(torch.cuda.device_count()) if device == "GPU" else "cpu",
     )
+    if device == "GPU":
+        require_on_gpus(parameter.device.type for parameter in model.parameters())
     return model.eval()
 
 
-def measure(suite: Suite, tasks: TaskFolder | None, model: Callable[[], Any], tokenizer: Any) -> list[Metric]:
-    """Return one suite's metrics of the model that `model()` loads."""
+def device_map(gpus: int) -> str | dict[str, int]:
+    """Return transformers' device map: a single GPU gets all, or runs out of memory; several share the layers."""
+    return "auto" if gpus > 1 else {"": 0}
+
+
+def require_on_gpus(kinds: Iterable[str]) -> None:
+    """Refuse a model of which transformers left weights on the host or on disk (`meta`): StageError(OutOfMemory).
+
+    It would be measured all the same, a layer at a time, for days.
+    """
+    elsewhere = Counter(kind for kind in kinds if kind != "cuda")
+    if elsewhere:
+        message = f"{elsewhere.total()} weights of the model do not fit the memory of the GPUs"
+        raise StageError("OutOfMemory", f"{message}: {ADVICE['Device', 'Evaluate']}", {"memory": "Device"})
+
+
+def measure(suite: Suite, tasks: TaskFolder | None, model: Callable[[], Any], tokenizer: Any, folder: Path) -> list[Metric]:
+    """Return one suite's metrics of the model that `model()` loads from a folder."""
     if suite.harness:
         return harness.measure(suite.name, suite.harness, tasks, model(), tokenizer)
     assert suite.perplexity is not None
-    return perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
+    likelihoods = perplexity.measure(suite.name, suite.perplexity, model(), tokenizer)
+    return likelihoods + answers.measure(suite.name, suite.perplexity, model(), tokenizer, folder)
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import card, checkpoint, store
+from tunesmith_trainer import card, checkpoint, generation, store
 from tunesmith_trainer.contract import Artifact, FinalizeAnswer, FinalizeInput, StageInput
 from tunesmith_trainer.errors import StageError
 
@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+# Chat templates by name, but the default one (transformers' name for the folder).
+TEMPLATES = "additional_chat_templates"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -50,9 +52,8 @@ def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> Artifact
         write_adapter(saved, folder, stage.model.uri)
     else:
         write_merged(stage, base, saved, folder)
-    for file in TOKENIZER_FILES:
-        if (base / file).is_file():
-            shutil.copyfile(base / file, folder / file)
+    generation.carry(base, folder, generation.recorded_ends(store.path_of(stage.run_uri)))
+    copy_tokenizer(base, folder)
     manifest = store.write_manifest(folder)
     artifact = Artifact(
         name=name,
@@ -66,6 +67,15 @@ def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> Artifact
     return artifact
 
 
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """Copy the base's tokenizer with all of its chat templates: what is served renders as what was trained."""
+    for file in TOKENIZER_FILES:
+        if (base / file).is_file():
+            shutil.copyfile(base / file, folder / file)
+    if (base / TEMPLATES).is_dir():
+        shutil.copytree(base / TEMPLATES, folder / TEMPLATES, copy_function=shutil.copyfile)
+
+
 def write_adapter(saved: Path, folder: Path, base_uri: str) -> None:
     """Copy the checkpoint's adapter; its config names the base by URI instead of a path inside some pod."""
     for name in ADAPTER_FILES:
@@ -75,15 +85,16 @@ def write_adapter(saved: Path, folder: Path, base_uri: str) -> None:
 
 
 def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) -> None:
-    """Write the whole model in bf16: the base with the adapter added, or the weights that full fine-tuning made."""
-    merged = load(base if stage.adapter else saved)
+    """Write the whole model in bf16: the base with the adapter added, or the weights that full fine-tuning made.
+
+    Its config.json is the base's: training sets some of it for itself (the end tokens, a router's loss).
+    """
+    merged = load(base if stage.adapter else saved, config_of=base)
     if stage.adapter:
         from peft import PeftModel
 
         merged = merge(PeftModel.from_pretrained(merged, str(saved)))
-    merged.save_pretrained(folder)
-    if (base / "generation_config.json").is_file():
-        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+    generation.make_savable(merged).save_pretrained(folder)
 
 
 def merge(model: Any) -> Any:
@@ -101,12 +112,14 @@ def merge(model: Any) -> Any:
     return model.merge_and_unload()
 
 
-def load(folder: Path) -> Any:
-    """Return a folder's model in bf16."""
+def load(folder: Path, config_of: Path | None = None) -> Any:
+    """Return a folder's model in bf16, with its own config.json or another folder's."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(config_of or folder, **local)
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16, use_safetensors=True, **local)
 
 
 def check_effect(stage: FinalizeInput, base: Path, saved: Path) -> None:

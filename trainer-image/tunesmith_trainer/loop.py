@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers.trainer
-from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
+from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import distributed
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -24,120 +22,40 @@ from transformers import (
 )
 from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
-from tunesmith_trainer import chat, checkpoint, dataset, state, store, strategy
+from tunesmith_trainer import chat, checkpoint, dataset, generation, group, state, store, strategy
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.fence import Fence
+from tunesmith_trainer.group import Meeting
+from tunesmith_trainer.losses import UNTRAINED
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
-from tunesmith_trainer.publication import MEETING, Place, Publisher
-from tunesmith_trainer.settings import training_arguments
+from tunesmith_trainer.publication import Place, Publisher
+from tunesmith_trainer.settings import kept_part, training_arguments
 from tunesmith_trainer.sharding import MeasureSharding
 from tunesmith_trainer.spec import Adapter, Parallelism
-from tunesmith_trainer.stopping import EvaluationStopped, Flag, SaveAndStop, diverged
+from tunesmith_trainer.start import find_start
+from tunesmith_trainer.stopping import EvaluationStopped, Flag, SaveAndStop
+from tunesmith_trainer.trainer import Trainer
 from tunesmith_trainer.vitals import Vitals
 
-SCHEDULER_NAME = "scheduler.pt"
-# The label that takes a token out of the loss.
-UNTRAINED = -100
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
-class Trainer(SFTTrainer):
-    """SFTTrainer with checkpoints in the run's layout: saved on the node, complete in the store when their manifest is written.
-
-    Their form is the same for all strategies (state.py), so the next attempt may have another number of processes.
-    """
-
-    publisher: Publisher
-    vitals: Vitals
-    # Time in which no step could be made because of checkpoints.
-    blocked_seconds = 0.0
-    saved_step = 0
-    # Of the step under way, over all processes' gradients; ZeRO has none at times.
-    gradient_norm: Any = 0.0
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write no card: Finalize writes the one that the user reads."""
-
-    def create_optimizer(self, *arguments: Any, **settings: Any) -> torch.optim.Optimizer:
-        """Make the optimizer without groups that hold nothing (an adapter has no weights that do not decay): DeepSpeed drops them.
-
-        So a state has the same groups, and the scheduler as many, whatever the strategy.
-        """
-        optimizer = super().create_optimizer(*arguments, **settings)
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-        return optimizer
-
-    def _run_epoch(self, *arguments: Any, **settings: Any) -> None:
-        # transformers would make one more step where training goes on from the last one.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*arguments, **settings)  # type: ignore[no-untyped-call]
-
-    def _evaluate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
-        try:
-            return super()._evaluate(*arguments, **settings)
-        except EvaluationStopped:
-            # Half an evaluation is none: TRL would tell what it measured with the next figures of training.
-            self._metrics["eval"].clear()
-            self.control.should_save = self.saved_step < self.state.global_step
-            self.control.should_training_stop = True
-            return {}
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        self.gradient_norm = 0.0 if norm is None else norm
-        return norm
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained weights whole, in 32 bits."""
-        weights = state.gather_weights(self.model, self.args.should_save)
-        if self.args.should_save:
-            # What the last step made of them has gone through no gradient yet.
-            if not all(bool(weights[name].isfinite().all()) for name in state.trained(self.model)):
-                raise diverged("a weight", self.state.global_step)
-            self._save(output_dir, state_dict=weights)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        gathered = state.gather_optimizer(self.model, self.optimizer, self.args.should_save)
-        if self.args.should_save:
-            torch.save(gathered, Path(output_dir) / state.FILE)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Load nothing: the model was built with the checkpoint's weights."""
-
-    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        if folder is not None:
-            state.load_optimizer(self.model, self.optimizer, Path(folder))
-            self.lr_scheduler.load_state_dict(torch.load(Path(folder) / SCHEDULER_NAME, weights_only=True))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        began = time.monotonic()
-        self.vitals.phase = "saving"
-        self.publisher.wait()
-        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        # Every process writes its own part; nothing must be published before the last one has.
-        self.accelerator.wait_for_everyone()
-        self.publisher.start(self.state.global_step)
-        self.saved_step = self.state.global_step
-        self.vitals.phase = "training"
-        self.blocked_seconds += time.monotonic() - began
+def encoded_rows(path: str, model_folder: str, only_assistant: bool, cut: dataset.Cut) -> Iterator[dict[str, list[int]]]:
+    """Yield a data file's rows as sequences of token ids and labels; TRL cuts them. Raises StageError(InvalidDataset) naming the row."""
+    encoder = chat.Encoder(load_tokenizer(Path(model_folder)), only_assistant)
+    for item in dataset.read_normal(Path(path)):
+        with dataset.placed(item.place):
+            sequences = encoder.encode(item.row).sequences
+        for sequence in sequences:
+            if any(cut.kept(sequence)):
+                pairs = zip(sequence.ids, sequence.trained, strict=True)
+                yield {"input_ids": sequence.ids, "labels": [token if trained else UNTRAINED for token, trained in pairs]}
 
 
-def encoded_rows(path: str, model_folder: str, only_assistant: bool) -> Iterator[dict[str, list[int]]]:
-    """Yield a data file's rows as token ids and labels."""
-    tokenizer = load_tokenizer(Path(model_folder))
-    template = chat.training_template(tokenizer) if only_assistant else None
-    for row in dataset.read_normal(Path(path)):
-        encoded = chat.encode(tokenizer, row, template)
-        pairs = zip(encoded.ids, encoded.trained, strict=True)
-        yield {"input_ids": encoded.ids, "labels": [token if trained else UNTRAINED for token, trained in pairs]}
-
-
-def load_rows(stage: TrainInput, name: str) -> Dataset | None:
+def load_rows(stage: TrainInput, name: str, meeting: Meeting) -> Dataset | None:
     """Return a data file of the run as token ids and labels, or None where the run has no such file."""
     path = store.path_of(stage.run_uri) / "data" / name
     if not path.is_file():
@@ -147,11 +65,20 @@ def load_rows(stage: TrainInput, name: str) -> Dataset | None:
         "path": str(path),
         "model_folder": str(store.path_of(stage.model.uri)),
         "only_assistant": stage.method.sft.assistant_only_loss,
+        "cut": dataset.Cut(stage.training.max_length, kept_part(stage.training, stage.method)),
     }
     cache = str(Path(os.environ["TUNESMITH_SCRATCH"]) / "datasets")
     # One process of each node encodes, the others read what it wrote.
-    with PartialState().local_main_process_first():
+    with meeting.first_on_node("the node's first process, which tokenizes"):
+        return generated(arguments, cache)
+
+
+def generated(arguments: dict[str, Any], cache: str) -> Dataset:
+    """Return a data file's sequences, written below `cache`; raises what `encoded_rows` raises, which datasets wraps."""
+    try:
         return Dataset.from_generator(encoded_rows, features=FEATURES, gen_kwargs=arguments, cache_dir=cache)
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
 
 
 def load_model(stage: TrainInput, resumed: Path | None) -> Any:
@@ -170,6 +97,7 @@ def load_model(stage: TrainInput, resumed: Path | None) -> Any:
         use_safetensors=True,
         trust_remote_code=False,
     )
+    generation.make_savable(model)
     if config is None:
         return model
     # An adapter begins with random numbers: the same in all processes, and whatever the strategy.
@@ -209,68 +137,56 @@ def restore_to_numbered_cpu(storage: Any, location: str) -> Any:
     return storage if location.startswith("cpu:") else None
 
 
-def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging: Path) -> Trainer:
-    """Return the trainer of a stage, ready to train; it saves into the staging folder."""
+@cache
+def prepare_transformers() -> None:
+    """Make torch and transformers load and save as the run's layout needs it; once in a process."""
     torch.serialization.register_package(100, lambda _: None, restore_to_numbered_cpu)
     # transformers names checkpoints `checkpoint-<step>`; the run's layout says `step-<step>`.
     vars(transformers.trainer)["PREFIX_CHECKPOINT_DIR"] = checkpoint.PREFIX
     # It would look for DeepSpeed's own form of a checkpoint.
     vars(transformers.trainer)["deepspeed_load_checkpoint"] = lambda *_, **__: None
+
+
+def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging: Path, vitals: Vitals) -> Trainer:
+    """Return the trainer of a stage, ready to train; it saves into the staging folder."""
+    prepare_transformers()
     strategy.prepare_libraries(spread, stage.device)
     has_validation = (store.path_of(stage.run_uri) / "data" / "validation.jsonl").is_file()
     arguments = training_arguments(stage.training, stage.method, stage.adapter, stage.device, str(staging), validates=has_validation)
     if stage.device == "CPU":
         arguments["ddp_backend"] = "gloo"
     arguments.setdefault("ddp_find_unused_parameters", False)
+    group.require_visible(stage)
     settings = SFTConfig(**arguments | strategy.arguments(spread, stage.adapter, stage.training))
+    strategy.reduce_in_32_bits(settings)
+    group.check(stage, settings)
+    meeting = Meeting(vitals)
     trainer = Trainer(
         model=load_model(stage, resumed),
         args=settings,
         processing_class=load_tokenizer(store.path_of(stage.model.uri)),
-        train_dataset=load_rows(stage, "train.jsonl"),
-        eval_dataset=load_rows(stage, "validation.jsonl"),
+        train_dataset=load_rows(stage, "train.jsonl", meeting),
+        eval_dataset=load_rows(stage, "validation.jsonl", meeting),
     )
     # transformers adds it, whatever `report_to` says, where the protocol's variables are set. Ours reports instead (progress.py).
     trainer.remove_callback(KubeflowCallback)
     if stage.adapter:
         restore_adapter(trainer.model, resumed)
+    trainer.vitals, trainer.meeting = vitals, meeting
     return trainer
-
-
-def newest_checkpoint(run_folder: Path, fence: Fence) -> Path | None:
-    """Return the newest checkpoint that is whole; raises OSError where the store went away meanwhile."""
-    newest = checkpoint.newest(run_folder)
-    # A volume that is away looks like a run without checkpoints, and training would begin anew.
-    fence.check()
-    return newest
-
-
-def find_start(place: Place) -> tuple[Path | None, str]:
-    """Return the checkpoint to start from, if there is one, and the launch that may commit; the first process tells the others.
-
-    It alone reads every byte of the checkpoints, and clears away what is damaged or half written. They meet at torchrun's store,
-    since the model is built from the checkpoint and there is no process group before.
-    """
-    meeting = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=MEETING)
-    if int(os.environ["RANK"]) == 0:
-        fence = Fence(place.run_folder, os.environ["TUNESMITH_LAUNCH"])
-        newest = store.persevere(lambda: newest_checkpoint(place.run_folder, fence), "checkpoints")
-        checkpoint.sweep(place.run_folder, place.attempt)
-        meeting.set("start", json.dumps([str(newest or ""), fence.launch]))
-    folder, launch = json.loads(meeting.get("start"))
-    return Path(folder) if folder else None, launch
 
 
 def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
     """Train from the newest checkpoint to the end; raises StageError(Interrupted) naming the checkpoint it saved."""
     place = Place(store.path_of(stage.run_uri), stage.attempt, stage.checkpoints.keep)
     staging = Path(os.environ["TUNESMITH_SCRATCH"]) / "checkpoints"
-    resumed, launch = find_start(place)
+    resumed, launch = find_start(place, vitals)
     resumed_step = checkpoint.step_of(resumed) if resumed else 0
     spread = strategy.in_effect(stage)
-    trainer = build(stage, spread, resumed, staging)
+    trainer = build(stage, spread, resumed, staging, vitals)
     fence = Fence(place.run_folder, launch)
-    trainer.vitals, trainer.publisher = vitals, Publisher(place, fence, staging)
+    trainer.publisher = Publisher(place, fence, staging, vitals)
+    devices = trainer.meeting.devices() if stage.device == "GPU" else None
     saving = SaveAndStop(trainer, stop, stage.checkpoints.every_steps)
     metrics = MetricsFile(place.run_folder / "metrics.jsonl", fence)
     measuring = MeasureSharding(stage, spread)
@@ -300,26 +216,24 @@ def train(stage: TrainInput, stop: Flag, vitals: Vitals) -> TrainAnswer:
         # The last two tell what the GPU time of the steps was worth.
         details = {"globalStep": made.step, "checkpoint": made.dump(), "resumedFromStep": resumed_step, "trainRuntimeSeconds": round(seconds, 3)}
         raise StageError("Interrupted", f"stopped by SIGTERM; the checkpoint of step {made.step} was saved", details)
-    tokens = trainer.state.num_input_tokens_seen - trainer._initial_num_input_tokens_seen
+    run, tokens = trainer.ledger.run, trainer.ledger.attempt.real
+    if devices:
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        print(f"peak of this process's GPU memory: {allocated} bytes in tensors, {reserved} bytes taken", flush=True)
     print(f"checkpoints held training up for {trainer.blocked_seconds:.3f} s of {seconds:.3f} s", flush=True)
     return TrainAnswer(
         global_step=made.step,
         epoch=round(trainer.state.epoch or 0.0, 4),
-        train_loss=mean_loss(trainer, output.training_loss),
+        train_loss=round(run.loss, 6) if run else None,
         eval_loss=eval_loss,
         train_runtime_seconds=round(seconds, 3),
         tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
         world_size=trainer.accelerator.num_processes,
+        devices=devices,
         resumed_from_step=resumed_step,
         sharding=measuring.measured,
         checkpoint=made,
     )
-
-
-def mean_loss(trainer: Trainer, this_attempt: float) -> float:
-    """Return the mean of all losses logged, of earlier attempts too, or this attempt's where none was logged."""
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return round(sum(losses) / len(losses) if losses else this_attempt, 6)
 
 
 def last_eval_loss(trainer: Trainer) -> float | None:

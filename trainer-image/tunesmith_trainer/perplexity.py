@@ -8,16 +8,18 @@ so their standard errors come from the delta method with rows as the independent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, store
+from tunesmith_trainer import dataset, store
+from tunesmith_trainer.chat import Encoded, Encoder, training_template
 from tunesmith_trainer.contract_eval import Metric, Perplexity
 from tunesmith_trainer.errors import StageError
 
-METHOD = 1
+METHOD = 3
 """Part of the cache key: to be raised whenever a change here changes a figure."""
 # Logits of one batch are held to this many numbers: half a gigabyte in 16 bits.
 LOGITS = 1 << 28
@@ -27,11 +29,13 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Row:
-    """A row ready to be scored: its tokens, which of them count, and the bytes that those stand for."""
+    """A sequence ready to be scored: its tokens, which of them count, and the bytes that those stand for."""
 
     ids: list[int]
     trained: list[bool]
     size: int
+    number: int = 0
+    """Of the row in the data, which may have several sequences."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Score:
     nll: float
     tokens: int
     size: int
+    number: int = 0
 
 
 def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> list[Metric]:
@@ -50,16 +55,21 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> lis
     UnsupportedTemplate when the model's chat template cannot mark the assistant's tokens.
     """
     rows = read_rows(settings, tokenizer)
-    scores = list(score(model, rows))
+    scores = by_row(score(model, rows))
     return [
         _metric(f"{suite}/perplexity", perplexity(scores)),
         _metric(f"{suite}/bits_per_byte", bits_per_byte(scores)),
     ]
 
 
-def template_of(settings: Perplexity, tokenizer: Any) -> str | None:
-    """Return the chat template that rows are rendered with, or None for formats that are not conversations."""
-    return chat.training_template(tokenizer) if settings.dataset.format == "Messages" else None
+def template_of(settings: Perplexity, tokenizer: Any) -> dict[str, Any] | None:
+    """Return what rows are rendered with, the chat templates and for those that write it the day; None for texts."""
+    templates = training_template(tokenizer)
+    if settings.dataset.format not in ("Messages", "PromptCompletion") or not templates:
+        return None
+    sources = templates.values() if isinstance(templates, dict) else [templates]
+    dated = any("strftime_now" in source for source in sources)
+    return {"templates": templates} | ({"day": datetime.now().astimezone().date().isoformat()} if dated else {})
 
 
 def data_digest(settings: Perplexity) -> str:
@@ -68,22 +78,33 @@ def data_digest(settings: Perplexity) -> str:
 
 
 def read_rows(settings: Perplexity, tokenizer: Any) -> list[Row]:
-    """Return the rows that have at least one token to score, cut at maxLength as training cuts them."""
-    template = template_of(settings, tokenizer)
+    """Return the sequences that have at least one token to score, cut at maxLength as training cuts them."""
     source = settings.dataset
-    rows = []
-    for row in dataset.read(Path(source.uri).name, source.uri, source.format):
-        encoded = chat.encode(tokenizer, row, template)
-        ids = encoded.ids[: settings.max_length]
-        # The first token has nothing before it that could predict it.
-        trained = [False, *encoded.trained[1 : settings.max_length]]
-        scored = [token for token, counts in zip(ids, trained, strict=True) if counts]
-        if scored:
-            text = tokenizer.decode(scored, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            rows.append(Row(ids, trained, len(text.encode())))
+    encoder = Encoder(tokenizer, answers=True)
+    if source.format == "Messages":
+        encoder.check_template()
+    rows, cut = [], 0
+    for number, item in enumerate(dataset.Source(Path(source.uri).name, source.uri, source.format)):
+        with dataset.placed(item.place):
+            sequences = encoder.encode(item.row).sequences
+        cut += any(len(sequence.ids) > settings.max_length for sequence in sequences)
+        rows += [row for sequence in sequences if (row := _row(sequence, number, settings.max_length, tokenizer))]
+    if cut:
+        print(f"{source.uri}: {cut} rows are longer than maxLength ({settings.max_length}) and were cut", flush=True)
     if not rows:
         raise StageError("EmptyDataset", f"{source.uri} has no token to score within maxLength ({settings.max_length})")
     return rows
+
+
+def _row(sequence: Encoded, number: int, max_length: int, tokenizer: Any) -> Row | None:
+    ids = sequence.ids[:max_length]
+    # The first token has nothing before it that could predict it.
+    trained = [False, *sequence.trained[1:max_length]]
+    scored = [token for token, counts in zip(ids, trained, strict=True) if counts]
+    if not scored:
+        return None
+    text = tokenizer.decode(scored, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Row(ids, trained, len(text.encode()), number)
 
 
 def score(model: Any, rows: Sequence[Row]) -> Iterator[Score]:
@@ -95,6 +116,15 @@ def score(model: Any, rows: Sequence[Row]) -> Iterator[Score]:
     with torch.inference_mode():
         for batch in batches(ordered, budget):
             yield from _score_batch(model, batch)
+
+
+def by_row(scores: Iterable[Score]) -> list[Score]:
+    """Return one score for each row of the data: the sequences of one row are not independent of one another."""
+    found: dict[int, Score] = {}
+    for one in scores:
+        other = found.get(one.number, Score(0.0, 0, 0, one.number))
+        found[one.number] = Score(one.nll + other.nll, one.tokens + other.tokens, one.size + other.size, one.number)
+    return list(found.values())
 
 
 def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
@@ -127,7 +157,7 @@ def _score_batch(model: Any, batch: list[Row]) -> Iterator[Score]:
     losses = torch.nn.functional.cross_entropy(logits[:, :-1][wanted].float(), ids[:, 1:][wanted], reduction="none")
     parts = torch.split(losses.double(), wanted.sum(dim=1).tolist())
     for row, part in zip(batch, parts, strict=True):
-        yield Score(float(part.sum()), len(part), row.size)
+        yield Score(float(part.sum()), len(part), row.size, row.number)
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float | None]:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, model, result, settings, store, strategy
-from tunesmith_trainer.contract import PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
+from tunesmith_trainer import dataset, generation, model, rehearsal, result, settings, store, strategy
+from tunesmith_trainer.chat import Encoder
+from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.spec import DataSource
 
 INPUT: type[StageInput] = PrepareInput
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
 SAMPLE_TOKENS = 400
+
+
+# What of a dataset a result names at most; its counts are whole.
+FILES_NAMED = 20
+COLUMNS_NAMED = 20
+NAME_LENGTH = 128
+WARNINGS = 16
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,9 @@ class Data:
     validation_digest: str | None
     train: list[dataset.Row]
     validation: list[dataset.Row]
+    validation_dataset: ResolvedDataset | None = None
+    ends: dict[str, list[int]] = field(default_factory=dict)
+    """By dataset: the tokens at which a model stops that learns its rows."""
 
 
 def run(stage: PrepareInput) -> PrepareAnswer:
@@ -42,9 +54,11 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     model.check_target_modules(facts, wanted.adapter)
     strategy.check(wanted)
     settings.check(wanted.training, wanted.method, wanted.adapter)
+    rehearsal.check(source, facts.architecture, wanted)
+    generation.check(source)
     tokenizer = model.load_tokenizer(source)
-    template = _template(wanted, tokenizer)
-    data = read_data(wanted, tokenizer, template)
+    encoder = _encoder(wanted, tokenizer)
+    data = read_data(wanted, encoder)
     model_uri, model_digest = bring_model(wanted.model.uri, stage.output_uri)
     run_digest = digest_run(wanted, model_digest, data)
     run_uri = store.join(stage.output_uri, stage.object.namespace, stage.object.name, store.short(run_digest))
@@ -59,11 +73,13 @@ def run(stage: PrepareInput) -> PrepareAnswer:
             architecture=facts.architecture,
         ),
         datasets=data.datasets,
+        validation_dataset=data.validation_dataset,
+        warnings=warnings(wanted, data),
         train_rows=len(data.train),
         validation_rows=len(data.validation),
         memory_estimate_bytes=model.estimate_memory(facts, wanted),
     )
-    write_run(stage, answer, data, tokenizer, template)
+    write_run(stage, answer, data, encoder)
     return answer
 
 
@@ -72,34 +88,93 @@ def _sources(wanted: Run) -> list[DataSource]:
     return [*wanted.datasets, *own]
 
 
-def _template(wanted: Run, tokenizer: Any) -> str | None:
-    """Return the template that marks the assistant's tokens, where the loss is taken on these alone."""
-    conversational = any(item.format == "Messages" for item in _sources(wanted))
-    if conversational and not isinstance(tokenizer.chat_template, str):
-        raise StageError("UnsupportedTemplate", "Messages data needs a chat template, and the model's tokenizer has none")
+def _encoder(wanted: Run, tokenizer: Any) -> Encoder:
+    """Return what encodes the run's rows; raises StageError for a tokenizer whose template or end token they need and it has not."""
+    formats = {item.format for item in _sources(wanted)}
     only_assistant = wanted.method.sft is not None and wanted.method.sft.assistant_only_loss
-    if only_assistant and not conversational:
+    if tokenizer.eos_token_id is None and (tokenizer.pad_token_id is None or formats != {"Messages"}):
+        raise StageError(
+            "InvalidModel",
+            "the model's tokenizer names no end token, so texts would be trained without an end and the model would never learn to stop: "
+            "name its token as eos_token in tokenizer_config.json",
+        )
+    if only_assistant and "Messages" not in formats:
         raise StageError("InvalidSettings", "method.sft.assistantOnlyLoss needs data of the format Messages")
-    return chat.training_template(tokenizer) if only_assistant else None
+    encoder = Encoder(tokenizer, only_assistant)
+    if "Messages" in formats:
+        encoder.check_template()
+    return encoder
 
 
-def read_data(wanted: Run, tokenizer: Any, template: str | None) -> Data:
+def read_data(wanted: Run, encoder: Encoder) -> Data:
     """Read all datasets and split off the validation rows."""
-    rule = dataset.Filter(wanted.preparation, tokenizer, template, wanted.training.max_length)
-    resolved, rows = [], []
+    cut = dataset.Cut(wanted.training.max_length, settings.kept_part(wanted.training, wanted.method))
+    rule = dataset.Filter(wanted.preparation, encoder, cut)
+    resolved, rows, ends = [], [], {}
     for item in wanted.datasets:
-        loaded = dataset.load(item.name, item.uri, item.format, rule)
-        dropped = loaded.dropped.total()
-        resolved.append(ResolvedDataset(name=item.name, digest=loaded.digest, rows=len(loaded.rows), dropped=dropped))
+        loaded = dataset.load(dataset.Source(item.name, item.uri, item.format), rule)
+        resolved.append(resolve(loaded, encoder))
+        ends[item.name] = generation.trained_ends(item.name, loaded.rows, loaded.counts.ends, encoder)
         rows += loaded.rows
     if wanted.validation is None:
-        return Data(resolved, None, rows, [])
+        return Data(resolved, None, rows, [], ends=ends)
     if wanted.validation.dataset:
         own = wanted.validation.dataset
-        loaded = dataset.load("validation", own.uri, own.format, rule)
-        return Data(resolved, loaded.digest, rows, loaded.rows)
+        loaded = dataset.load(dataset.Source("validation", own.uri, own.format), rule)
+        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder), ends)
     train, validation = dataset.split(rows, float(wanted.validation.fraction or 0), wanted.training.seed)
-    return Data(resolved, None, train, validation)
+    return Data(resolved, None, train, validation, ends=ends)
+
+
+def resolve(loaded: dataset.Loaded, encoder: Encoder) -> ResolvedDataset:
+    """Return what a result says of a dataset: what was read, what became of it, and what of it was left out."""
+    counts, source = loaded.counts, loaded.source
+    switch, switched = counts.switches.most_common(1)[0] if counts.switches else (None, None)
+    return ResolvedDataset(
+        name=source.name,
+        digest=loaded.digest,
+        rows=len(loaded.rows),
+        dropped=loaded.dropped.total(),
+        sequences=counts.sequences,
+        loss="AllTokens" if source.format == "Text" or (source.format == "Messages" and not encoder.answers) else "Answers",
+        cut_rows=counts.cut_rows,
+        cut_tokens=counts.cut_tokens,
+        endless_rows=counts.endless_rows,
+        stripped_rows=counts.stripped_rows,
+        template_setting=switch,
+        template_setting_rows=switched,
+        file_count=len(source.files),
+        files=[DataFile(name=result.shorten(name, NAME_LENGTH), rows=rows) for name, rows in list(source.files.items())[:FILES_NAMED]],
+        ignored_columns=[result.shorten(name, NAME_LENGTH) for name in sorted(source.ignored)[:COLUMNS_NAMED]],
+    )
+
+
+def warnings(wanted: Run, data: Data) -> list[str]:
+    """Return what a user should know of the data, in words."""
+    mixed = len({item.format for item in wanted.datasets}) > 1
+    chats = {item.name for item in wanted.datasets if item.format == "Messages"}
+    found = []
+    for item in [*data.datasets, *([data.validation_dataset] if data.validation_dataset else [])]:
+        if mixed and item.name in chats and item.loss == "AllTokens":
+            found.append(
+                f"dataset {item.name!r}: the loss is taken on questions too, for assistantOnlyLoss is false (its default where not all "
+                "datasets are Messages); set it to true to train on answers alone"
+            )
+        found += [f"dataset {item.name!r}: {words}" for words in _losses(item, wanted.training.max_length)]
+        if data.ends.get(item.name) == []:
+            found.append(f"dataset {item.name!r}: no special token ends its answers, so a model trained on them does not stop by itself")
+    return found[:WARNINGS]
+
+
+def _losses(item: ResolvedDataset, max_length: int) -> Iterator[str]:
+    of_rows = f"of {item.rows} rows"
+    if item.cut_rows:
+        ends = f", and {item.endless_rows} rows lose the end of an answer" if item.endless_rows else ""
+        yield f"{item.cut_rows} {of_rows} are longer than maxLength ({max_length}): {item.cut_tokens} trained tokens are cut off{ends}"
+    if item.stripped_rows:
+        yield f"the model's chat template leaves out a text of {item.stripped_rows} {of_rows}"
+    if item.template_setting:
+        yield f"{item.template_setting_rows} {of_rows} are rendered with {item.template_setting}: serve the model so"
 
 
 def bring_model(uri: str, output_uri: str) -> tuple[str, str]:
@@ -147,14 +222,17 @@ def digest_run(wanted: Run, model_digest: str, data: Data) -> str:
     return store.digest_of(value)
 
 
-def render_sample(row: dataset.Row, tokenizer: Any, template: str | None) -> dict[str, Any]:
-    """Return a row's tokens as texts, each with whether the loss is taken on it."""
-    encoded = chat.encode(tokenizer, row, template)
-    pairs = list(zip(encoded.ids, encoded.trained, strict=True))[:SAMPLE_TOKENS]
-    return {"tokens": [{"text": tokenizer.decode([token]), "trained": trained} for token, trained in pairs]}
+def render_sample(row: dataset.Row, encoder: Encoder) -> dict[str, Any]:
+    """Return a row's sequences, one after the other, as the texts of their tokens, each with whether the loss is taken on it."""
+    sequences = encoder.encode(row).sequences
+    pairs = [pair for sequence in sequences for pair in zip(sequence.ids, sequence.trained, strict=True)][:SAMPLE_TOKENS]
+    return {
+        "sequences": [len(sequence.ids) for sequence in sequences],
+        "tokens": [{"text": encoder.tokenizer.decode([token]), "trained": trained} for token, trained in pairs],
+    }
 
 
-def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, tokenizer: Any, template: str | None) -> None:
+def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, encoder: Encoder) -> None:
     """Write the run's data, its sample, its owner and its settings; a run that was prepared before only changes owner."""
     folder = store.path_of(answer.run_uri)
     store.write_json(folder / "owner.json", stage.object.dump())
@@ -163,12 +241,13 @@ def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, tokenizer:
     dataset.write(folder / "data" / "train.jsonl", data.train)
     if data.validation:
         dataset.write(folder / "data" / "validation.jsonl", data.validation)
-    store.write_json(folder / "data" / "sample.json", render_sample(data.train[0], tokenizer, template))
+    store.write_json(folder / "data" / "sample.json", render_sample(data.train[0], encoder))
     settled = {
         "runDigest": answer.run_digest,
         "run": stage.run.dump(),
         "model": answer.model.dump(),
         "datasets": [item.dump() for item in answer.datasets],
+        generation.KEY: list(dict.fromkeys(token for ends in data.ends.values() for token in ends)),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
     store.write_json(folder / "run.json", settled)

@@ -12,7 +12,6 @@ import shutil
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,12 @@ from tunesmith_trainer import checkpoint, store
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import classify
 from tunesmith_trainer.fence import Fence
+from tunesmith_trainer.group import PATIENCE
+from tunesmith_trainer.vitals import Vitals
 
 BLOCK_BYTES = 4 << 20
-# The slowest node's copy, retries and all; the nodes' threads wait so long for one another.
-MEETING = timedelta(hours=2)
+# So much is written before it is waited for: a file of 100 GB that went to a slow store in one go would look like a store that stands still.
+SYNC_BYTES = 256 << 20
 # How long, at most, a process that fails lets the checkpoint under way be published, which its end would end. Where another one failed
 # by itself, that one's FAILED_SECONDS (train.py) may be over before.
 LAST_SECONDS = 10.0
@@ -49,9 +50,14 @@ class Place:
 class Publisher:
     """One process's part in publishing, one checkpoint at a time. In all but each node's first process it does nothing."""
 
-    def __init__(self, place: Place, fence: Fence, staging: Path) -> None:
-        """Take the place, the claim on it, and the node's own folder that training saves into. All processes call this together."""
+    def __init__(self, place: Place, fence: Fence, staging: Path, vitals: Vitals | None = None) -> None:
+        """Take the place, the claim on it, the node's own folder that training saves into, and what tells that this process waits.
+
+        All processes call this together.
+        """
         self._place, self._fence, self._staging = place, fence, staging
+        self._vitals = vitals or Vitals()
+        self._meets = False
         self._thread: threading.Thread | None = None
         self._failure: StageError | None = None
         self.published: int | None = None
@@ -60,7 +66,7 @@ class Publisher:
         world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._leads = int(os.environ.get("RANK", "0")) == 0
         # A group of its own: its calls must not mix with those that training makes at the same time.
-        self._group = distributed.new_group(list(range(0, world, local)), timeout=MEETING, backend="gloo") if world > local else None
+        self._group = distributed.new_group(list(range(0, world, local)), timeout=PATIENCE, backend="gloo") if world > local else None
 
     @property
     def failed(self) -> bool:
@@ -77,7 +83,9 @@ class Publisher:
     def wait(self) -> None:
         """Wait until what was started is published; raises StageError: StorageFull, StoreUnavailable, Superseded."""
         if self._thread:
-            self._thread.join()
+            # While this node's own part is copied it waits for the store alone, which may stand still.
+            with self._vitals.waiting(lambda: "the other nodes' parts of a checkpoint" if self._meets else ""):
+                self._thread.join()
             self._thread = None
         if self._failure:
             raise self._failure
@@ -130,7 +138,11 @@ class Publisher:
         if self._group is None:
             return [files]
         parts: list[Any] | None = [None] * distributed.get_world_size(self._group) if self._leads else None
-        distributed.gather_object(files, parts, dst=0, group=self._group)
+        self._meets = True
+        try:
+            distributed.gather_object(files, parts, dst=0, group=self._group)
+        finally:
+            self._meets = False
         return parts or []
 
     def _commit(self, target: Path, manifest: store.Manifest) -> None:
@@ -155,5 +167,7 @@ def copy_file(source: Path, target: Path) -> tuple[str, int]:
             view = memoryview(block)
             while view:
                 view = view[writer.write(view) :]
+            if size % SYNC_BYTES == 0:
+                os.fdatasync(writer.fileno())
         os.fsync(writer.fileno())
     return digest.hexdigest(), size

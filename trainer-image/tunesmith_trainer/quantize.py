@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, store
-from tunesmith_trainer.contract import Artifact
+from tunesmith_trainer import chat, dataset, generation, store
+from tunesmith_trainer.contract import Artifact, Device
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
+from tunesmith_trainer.device import node
 from tunesmith_trainer.effect import measure
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import DEFAULT_GROUP_SIZE, check_group_sizes, inspect, load_tokenizer
@@ -88,15 +89,18 @@ def check_settings(settings: Quantization) -> None:
 
 def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     """Quantize the model at `source` into `target`, without manifest, and return how many rows calibrated it."""
+    import torch
     from llmcompressor.entrypoints.oneshot import oneshot
+    from llmcompressor.utils.dev import get_main_device
     from transformers import AutoModelForCausalLM
 
     settings = stage.variant.quantization
     tokenizer = load_tokenizer(source)
     rows = calibration_rows(store.path_of(stage.run_uri) / "data" / "train.jsonl", settings.num_calibration_samples)
-    encoded = [chat.encode(tokenizer, row, None).ids[: stage.training.max_length] for row in rows]
+    encoded = [ids[: stage.training.max_length] for ids in encode(rows, tokenizer)]
     sequences = list(packed(encoded, stage.training.max_length))
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, trust_remote_code=False)
+    require_device(stage.device, get_main_device().type)
     oneshot(
         model=model,
         recipe=recipe(settings),
@@ -105,7 +109,10 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
         num_calibration_samples=len(sequences),
         shuffle_calibration_samples=False,
     )
-    model.save_pretrained(target, save_compressed=True)
+    if stage.device == "GPU":
+        require_device(stage.device, "cuda" if torch.cuda.max_memory_allocated() else "cpu")
+    generation.make_savable(model).save_pretrained(target, save_compressed=True)
+    generation.carry(source, target, generation.recorded_ends(store.path_of(stage.run_uri)))
     tokenizer.save_pretrained(target)
     # It names Python objects by YAML tag, which a careless reader would run; config.json has all that loading needs.
     (target / "recipe.yaml").unlink(missing_ok=True)
@@ -114,7 +121,22 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     return len(encoded)
 
 
-def calibration_rows(path: Path, count: int) -> list[dict[str, Any]]:
+def require_device(asked: Device, kind: str) -> None:
+    """Refuse to calibrate on another kind of device than was asked for, which llmcompressor only logs: StageError(DeviceUnavailable)."""
+    wanted = "cuda" if asked == "GPU" else "cpu"
+    if kind != wanted:
+        raise StageError("DeviceUnavailable", f"{node()}: llmcompressor would calibrate on {kind}, and {wanted} was asked for")
+
+
+def encode(rows: list[dataset.Placed], tokenizer: Any) -> Iterator[list[int]]:
+    """Yield rows as tokens, rendered whole; raises StageError(InvalidDataset) naming a row that cannot be."""
+    encoder = chat.Encoder(tokenizer, answers=False)
+    for item in rows:
+        with dataset.placed(item.place):
+            yield encoder.whole(item.row)
+
+
+def calibration_rows(path: Path, count: int) -> list[dataset.Placed]:
     """Return `count` training rows drawn with a fixed seed, or all where there are fewer; EmptyDataset where there are none."""
     rows = list(dataset.read_normal(path))
     if not rows:

@@ -77,6 +77,7 @@ def render(comparison: Comparison) -> str:
         gate=list(zip(stage.gate, comparison.decisions, strict=True)),
         models=[*(model.name for model in stage.baselines), stage.tested.name],
         metrics=metric_rows(comparison),
+        warnings=[(name, text) for name, found in comparison.evaluations.items() for text in found.warnings or ()],
         timeline=timeline(spans(comparison)),
         run=run,
         suites=[(suite.name, describe(suite.dump())) for suite in stage.suites],

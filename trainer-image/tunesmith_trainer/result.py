@@ -15,9 +15,11 @@ from tunesmith_trainer.errors import INTERRUPTED, StageError
 
 TERMINATION_LIMIT = 2048
 MESSAGE_LIMIT = 1024
-# What is given up when the message is too long: whole fields that only the file needs, then list items from the end.
+# What is given up when the message is too long: whole fields that only the file needs, then items from the end of lists within
+# items, then of lists.
 FIELDS_TO_DROP = ("versions", "metrics")
-LISTS_TO_TRIM = ("results", "datasets", "gate", "artifacts")
+LISTS_WITHIN = (("datasets", "files"), ("datasets", "ignoredColumns"))
+LISTS_TO_TRIM = ("warnings", "results", "datasets", "gate", "artifacts")
 
 
 def timestamp() -> str:
@@ -85,6 +87,10 @@ def _shrink(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for field in FIELDS_TO_DROP:
         result = {key: value for key, value in result.items() if key != field}
         yield result
+    for outer, inner in LISTS_WITHIN:
+        while longest := max((len(item.get(inner, ())) for item in result.get(outer, ())), default=0):
+            result = result | {outer: [item | {inner: item[inner][: longest - 1]} if inner in item else item for item in result[outer]]}
+            yield result
     for field in LISTS_TO_TRIM:
         while result.get(field):
             result = result | {field: result[field][:-1]}

@@ -42,7 +42,7 @@ OWNED = {
     "ddp_timeout", "parallelism_config", "accelerator_config", "load_best_model_at_end", "ignore_data_skip",
     "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "auto_find_batch_size", "remove_unused_columns",
     "include_num_input_tokens_seen", "disable_tqdm", "project", "liger_kernel_config", "metric_for_best_model",
-    "greater_is_better", "per_device_eval_batch_size", "logging_strategy", "logging_first_step", "debug",
+    "greater_is_better", "per_device_eval_batch_size", "logging_strategy", "logging_first_step", "debug", "padding_free",
 }  # fmt: skip
 OWNED_PREFIXES = ("fsdp", "hub_", "push_to_hub", "save_", "eval_", "trackio", "batch_eval", "log_on", "log_level")
 
@@ -78,10 +78,19 @@ def training_arguments(
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "include_num_input_tokens_seen": "all",
+        # Counted with the losses (losses.py), as the libraries count padding too.
+        "include_num_input_tokens_seen": "no",
         "dataloader_pin_memory": device == "GPU",
     }
     return ours | parse_overrides(training.overrides)
+
+
+def kept_part(training: Training, method: Method) -> str:
+    """Return which part of a sequence longer than maxLength TRL trains on: its start, its end, or all of it in several pieces."""
+    overrides = parse_overrides(training.overrides)
+    if method.sft is not None and method.sft.packing:
+        return "start" if overrides.get("packing_strategy", "bfd") == "bfd" else "all"
+    return "end" if overrides.get("truncation_mode") == "keep_end" else "start"
 
 
 def parse_overrides(overrides: dict[str, str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tunesmith_trainer.contract import Sharding, TrainInput
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.group import check_placed
 from tunesmith_trainer.spec import Parallelism
 from tunesmith_trainer.state import torch_optimizer, trained
 
@@ -29,7 +30,8 @@ class MeasureSharding(TrainerCallback):
         self.measured: Sharding | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any) -> None:
-        """Refuse a base that is not quantized before a step is done with it."""
+        """Refuse a model on another device than was asked for, and a base that is not quantized, before a step is done with it."""
+        check_placed(self._stage, model.parameters())
         if self._stage.base_quantization is not None and not any(map(is_quantized, model.parameters())):
             raise StageError("NoEffect", f"baseQuantization {self._stage.base_quantization} was asked for, but no weight is quantized")
 

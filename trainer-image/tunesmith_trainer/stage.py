@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import result, store
+from tunesmith_trainer import device, result, store
 from tunesmith_trainer.contract import Answer, StageInput
 from tunesmith_trainer.errors import Interruption, StageError
 from tunesmith_trainer.failure import classify
@@ -79,12 +79,29 @@ def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
         finished = result.read_finished(stage.run_uri, stage.result_name)
         if finished:
             return finished
+    require_devices(stage)
     whole = result.succeed(stage, module.run(stage), start_time)
     if is_leader():
         # Prepare is not told where the run lies: it finds out and answers with it.
         path = result.result_path(whole.get("runURI") or str(stage.run_uri), stage.result_name)
         store.persevere(lambda: store.write_json(path, whole), "the result")
     return whole
+
+
+def require_devices(stage: StageInput) -> None:
+    """Return where a stage has the GPUs that it asked for, and hide them from one that asked for none; raises StageError.
+
+    DeviceUnavailable: they cannot be used as asked for, which nothing may mend by computing on the CPU.
+    """
+    if stage.device == "CPU":
+        device.hide(os.environ)
+        return
+    if stage.gpus is not None and stage.processes_per_pod > stage.gpus:
+        raise StageError("InvalidSettings", f"{stage.processes_per_pod} processes of a pod cannot share {stage.gpus} GPUs: each needs one of its own")
+    facts = device.look()
+    if wrong := device.problem(facts, device.Wanted(stage.gpus, stage.processes_per_pod, stage.needs_bf16)):
+        raise StageError("DeviceUnavailable", f"{device.node()} ({device.describe(facts)}): {wrong}")
+    print("devices: " + ", ".join(gpu.name for gpu in facts.gpus) + f"; {device.describe(facts)}, torch {facts.torch}", flush=True)
 
 
 def record_failure(value: dict[str, Any], failure: dict[str, Any]) -> None:
@@ -112,7 +129,7 @@ def main() -> int:
         answer = execute(value, start_time)
         code = 0
     except (Exception, Interruption) as error:  # whatever happened, the operator is owed a result
-        failure = classify(error)
+        failure = classify(error, str(value.get("stage")))
         attempt = value.get("attempt")
         whole = attempt if isinstance(attempt, int) and attempt > 0 else 1
         answer = result.fail(str(value.get("stage", "Unknown")), whole, failure, start_time)

@@ -77,12 +77,16 @@ class SaveAndStop(TrainerCallback):
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """End an evaluation where a process has to stop: it may take longer than the grace period."""
+        if self._vitals.phase == "training":
+            self._vitals.phase = "evaluating"
         if self._heed(args.device, state.global_step):
             self.interrupted = True
             raise EvaluationStopped
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any) -> None:
         """Refuse a model that is lost: no number that is not finite may go into a result."""
+        if self._vitals.phase == "evaluating":
+            self._vitals.phase = "training"
         if not math.isfinite(metrics["eval_loss"]):
             raise diverged("the validation loss", state.global_step)
 

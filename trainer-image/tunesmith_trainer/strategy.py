@@ -44,16 +44,32 @@ def arguments(strategy: Parallelism, adapter: Adapter | None, training: Training
     return {}
 
 
+def reduce_in_32_bits(settings: Any) -> None:
+    """Have FSDP, in a TrainingArguments, add up the processes' gradients in 32 bits, as DDP does, and leave what the model returns as it is.
+
+    By itself accelerate takes the precision that is computed in for both: 8 bits for a sum of as many gradients as there are processes, and
+    for the log-probabilities that the loss is the sum of.
+    """
+    if settings.bf16 and settings.fsdp_plugin_args is not None:
+        import torch
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        settings.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
 def zero(zero_stage: int, adapter: Adapter | None) -> dict[str, Any]:
     """Return DeepSpeed's configuration; what says auto is filled in by transformers.
 
-    The optimizer is torch's: DeepSpeed's own for the CPU is compiled when it is first used, and pods have no compiler.
+    The optimizer is torch's: DeepSpeed's own for the CPU is compiled at its first use in each pod, which takes a minute.
     """
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": "auto"},
+        # Sums of gradients, over processes and over micro-batches: by default in the precision that is computed in.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": zero_stage,
             # The default bucket takes 2 GB whatever the model's size.

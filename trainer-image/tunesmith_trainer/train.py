@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tunesmith_trainer import agent, fence, store
+from tunesmith_trainer import agent, device_errors, fence, store
 from tunesmith_trainer import stage as stages
 from tunesmith_trainer.contract import Answer, StageInput, TrainAnswer, TrainInput
+from tunesmith_trainer.device_errors import SYMPTOMS, Meaning
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import PLACELESS, explained, stable_hash
+from tunesmith_trainer.tail import Tail
 from tunesmith_trainer.vitals import Ward, outcome_path
 
 INPUT: type[StageInput] = TrainInput
@@ -36,6 +41,8 @@ FAILED_SECONDS = 10
 # given (publication.py) and its node's way to its end.
 ECHO_SECONDS = 30
 POLL_SECONDS = 0.2
+# What a library or the interpreter writes that ends its own process; NCCL's watchdog does not.
+OWN_ABORT = re.compile(r"free\(\)|malloc\(|double free|corrupted|Assertion `.*' failed|Fatal Python error: (?!Aborted)|stack smashing")
 
 
 def run(stage: TrainInput) -> Answer:
@@ -54,7 +61,7 @@ def run(stage: TrainInput) -> Answer:
             launcher.run()
             answer = launcher.answer()
         except StageError as error:
-            if error.reason == "PeerUnavailable" and stage.rendezvous.nodes > 1:
+            if error.reason in SYMPTOMS and stage.rendezvous.nodes > 1:
                 launcher.let_others_speak()
             # The successor's result must not be overwritten by that of a start that it took over from.
             if claim:
@@ -128,6 +135,7 @@ class Launcher:
         self.terminated = False
         self.deadline = float("inf")
         self.agent: subprocess.Popen[bytes] | None = None
+        self.tail = Tail()
         self.node = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
         processes = stage.rendezvous.processes_per_node
         self.ward = Ward(reports, self.node * processes, processes)
@@ -139,7 +147,8 @@ class Launcher:
         if self.stage.rendezvous.nodes == 1:
             host = "127.0.0.1"
         wait_for_name(host, rendezvous_seconds())
-        self.agent = subprocess.Popen(self.command(host, port), env=self.environment())
+        self.agent = subprocess.Popen(self.command(host, port), env=self.environment(), stderr=subprocess.PIPE)
+        self.tail.follow(self.agent.stderr)
         if self.terminated:
             self.agent.terminate()
         self._wait()
@@ -170,6 +179,7 @@ class Launcher:
                 self.ward.kill()
                 self.agent.kill()
                 self.agent.wait()
+        self.tail.finish()
         self.ward.examine()
 
     def command(self, host: str, port: int) -> list[str]:
@@ -225,8 +235,8 @@ class Launcher:
         if len(outcomes) < self.stage.rendezvous.processes_per_node:
             failures.append(self._silence())
         if failures:
-            # A worker whose peer was lost only echoes the failure of another.
-            raise min(failures, key=lambda failure: failure.reason == "PeerUnavailable")
+            # A worker whose peer was lost, or whose communication broke, only echoes the failure of another.
+            raise min(failures, key=lambda failure: SYMPTOMS.index(failure.reason) + 1 if failure.reason in SYMPTOMS else 0)
         return Answer() if self.node else TrainAnswer.model_validate(outcomes[0]["answer"])
 
     def _silence(self) -> StageError:
@@ -237,9 +247,13 @@ class Launcher:
         if lost:
             local_rank, step = lost
             name = agent.signal_of(self.reports, local_rank)
+            place = {} if step is None else {"step": step}
+            if failure := last_words(self.stage.device, name, self.tail.lines):
+                failure.details.update(place)
+                return failure
             how = f"was ended by {name}" if name else "was killed or crashed"
             message = f"the training process of {self.ward.name(local_rank)} {how} without a word (out of memory, a signal, a native library); {log}"
-            return StageError("ProcessLost", message, ({} if step is None else {"step": step}) | agent.crash(name))
+            return StageError("ProcessLost", message, place | agent.crash(name))
         told = agent.read(self.reports, {rank for rank in range(len(self.ward.patients)) if outcome_path(self.reports, rank).exists()})
         if told and told.reason == "PeerUnavailable":
             # torchrun starts its workers when all nodes have met; the first pod's name is there before its image is.
@@ -251,4 +265,23 @@ class Launcher:
 
 def is_cause(outcome: dict[str, Any]) -> bool:
     """Whether a process failed by itself: neither stopped, nor because of another one."""
-    return outcome.get("failure", {}).get("reason", "Interrupted") not in ("Interrupted", "PeerUnavailable")
+    return outcome.get("failure", {}).get("reason", "Interrupted") not in ("Interrupted", *SYMPTOMS)
+
+
+def last_words(device: str, signal_name: str, lines: Sequence[str]) -> StageError | None:
+    """Return what a process that was aborted, or ended by a library's exit, wrote of its end; None where that says nothing.
+
+    NCCL's watchdog aborts a process whose peers do not answer, and one whose GPU has failed: CUDA's errors reach it before Python.
+    """
+    if signal_name not in ("", "SIGABRT"):
+        return None
+    told = device_errors.last_words(lines)
+    if told is None and device == "GPU" and signal_name and not any(OWN_ABORT.search(line) for line in lines):
+        told = Meaning("CommunicationFailed", "a training process was ended by SIGABRT, as NCCL's watchdog does it")
+    if told is None:
+        return None
+    failure = explained(told, "Train")
+    if failure.reason not in PLACELESS and failure.reason not in SYMPTOMS:
+        # There is no traceback of it.
+        failure.details["fingerprint"] = stable_hash("aborted", told.sentence)
+    return failure

@@ -85,7 +85,9 @@ class Suite(Block):
 
     name: SuiteName = Field(description="First part of its metrics' paths.")
     harness: Harness | None = Field(None, description="lm-evaluation-harness tasks.")
-    perplexity: Perplexity | None = Field(None, description="Perplexity on a dataset.")
+    perplexity: Perplexity | None = Field(
+        None, description="Perplexity on a dataset; over Messages also stopped, the share of a few answers that end by themselves."
+    )
 
 
 class Criterion(Block):
@@ -101,7 +103,12 @@ class Criterion(Block):
         )
     )
 
-    metric: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.,/-]+$", description="suite/task/metric[,filter], or suite/perplexity.")
+    metric: str = Field(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[A-Za-z0-9_.,/-]+$",
+        description="suite/task/metric[,filter], suite/perplexity, suite/bits_per_byte or suite/stopped.",
+    )
     baseline: Name | None = Field(None, description="The baseline that maxDrop and maxRatio compare with.")
     min: Decimal | None = Field(None, description="value >= min.")
     max: Decimal | None = Field(None, description="value <= max.")

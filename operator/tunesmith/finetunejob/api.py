@@ -64,8 +64,13 @@ class Preparation(Block):
 class SFT(Block):
     """Supervised fine-tuning (TRL SFTTrainer)."""
 
-    packing: bool | None = Field(None, description="Pack short rows into sequences of maxLength. Default: false.")
-    assistant_only_loss: bool | None = Field(None, description="Take the loss on assistant tokens only. Default: true for Messages.")
+    packing: bool | None = Field(
+        None,
+        description="Pack short rows into sequences of maxLength; refused for architectures in which packed rows see one another. Default: false.",
+    )
+    assistant_only_loss: bool | None = Field(
+        None, description="Take the loss on the assistant's answers only. Default: true if all datasets are Messages."
+    )
 
 
 class Method(Block):

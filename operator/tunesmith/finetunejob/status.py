@@ -23,9 +23,11 @@ from tunesmith.values import LABEL_STAGE, Observed
 
 PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
 METRICS_KEPT, METRIC_NAME_LIMIT = 32, 64
+NAMES_KEPT = 20
+"""Files, columns and warnings of each dataset."""
 CHECKPOINT_METRIC, STEP_DIGITS = "last_checkpoint_step", 15
 """What the trainer reports once it has made a checkpoint (trainer-image/tunesmith_trainer/progress.py)."""
-PREPARED = ("runDigest", "runURI", "model", "datasets", "trainRows", "validationRows", "memoryEstimateBytes")
+PREPARED = ("runDigest", "runURI", "model", "datasets", "validationDataset", "trainRows", "validationRows", "memoryEstimateBytes", "warnings")
 
 
 def status(observed: Observed) -> dict[str, Any]:
@@ -88,7 +90,14 @@ def _resolve(observed: Observed) -> tuple[dict[str, Any], TunesmithError | None]
 def _prepared(resolved: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     told = result_of(facts, "Prepare") or {}
     devices = (result_of(facts, "Train") or {}).get("devices")
-    return resolved | {name: told[name] for name in PREPARED if name in told} | _optional("devices", devices)
+    return resolved | {name: _bounded(told[name]) for name in PREPARED if name in told} | _optional("devices", devices)
+
+
+def _bounded(value: Any) -> Any:
+    """A part of Prepare's answer with its lists no longer than the schema has them."""
+    if isinstance(value, list):
+        return [_bounded(member) for member in value[:NAMES_KEPT]]
+    return {name: _bounded(member) for name, member in value.items()} if isinstance(value, dict) else value
 
 
 def _artifacts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -169,7 +178,9 @@ def _end(ledger: Ledger, facts: Mapping[str, Any]) -> End | None:
     if not ledger.succeeded:
         return None
     made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
-    return End("Succeeded", "Succeeded", f"made {made} at {facts['resolved']['runURI']}")
+    warnings = len(facts["resolved"].get("warnings", ()))
+    note = f"; status.resolved.warnings has {warnings} on the data" if warnings else ""
+    return End("Succeeded", "Succeeded", f"made {made} at {facts['resolved']['runURI']}{note}")
 
 
 def _optional(name: str, value: Any) -> dict[str, Any]:

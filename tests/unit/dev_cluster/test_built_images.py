@@ -30,6 +30,7 @@ def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
     ("file", "told"),
     [
         ("usr/bin/gcc", "/usr/bin/gcc"),
+        ("usr/bin/make", "/usr/bin/make"),
         ("opt/uv/bin/uv", "opt/uv"),
         ("opt/trainer/bin/pip", "installs packages"),
         ("var/lib/apt/lists/x", "package lists"),
@@ -40,6 +41,22 @@ def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
 def test_what_does_not_belong_into_an_image_is_told(tmp_path: Path, file: str, told: str) -> None:
     (fault, *_) = images.faults(CONFIG, make(tmp_path, file), VERSION)
     assert told in fault
+
+
+def test_an_image_that_compiles_has_a_compiler_and_pythons_headers(tmp_path: Path) -> None:
+    tools = ("usr/bin/gcc", "usr/bin/g++")
+    found = images.faults(CONFIG, make(tmp_path / "bare", "usr/bin/python3"), VERSION, compiles=True)
+    assert found == [*(f"it compiles and has no /{tool}" for tool in tools), "it compiles and has no Python.h"]
+    assert images.faults(CONFIG, make(tmp_path / "whole", *tools, "usr/include/python3.11/Python.h"), VERSION, compiles=True) == []
+
+
+def test_the_trainer_image_compiles_and_every_stage_on_gpus_with_it() -> None:
+    assert [part.name for part in images.PARTS.values() if part.compiles] == ["trainer"]
+    for part in ("trainer-image", "serving-image"):
+        text = (ROOT / part / "Containerfile").read_text()
+        assert "g++" in text
+        assert "libpython3-dev" in text
+        assert '--requirements "/app/${LOCK}"' in text
 
 
 def test_root_and_missing_labels_are_faults(tmp_path: Path) -> None:

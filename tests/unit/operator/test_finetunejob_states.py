@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.unit.operator.finetunejobs import FAILED, SUCCEEDED, TWO_NODES, WORKING, Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal, variant
 from tunesmith.conditions import timestamp
 from tunesmith.finetunejob.status import status
+from tunesmith.status_schema import FineTuneJobStatus
 from tunesmith.values import Object
 
 
@@ -306,3 +310,32 @@ def test_a_job_deleted_before_it_was_on_record_is_not_made_again_while_its_pods_
     assert life.names("Job") == []
     life.vanish().step()
     assert len(life.names("Job")) == 1
+
+
+def test_what_became_of_the_rows_is_shown_as_prepare_told_it_in_bounds_and_at_the_end_a_word_points_to_it() -> None:
+    golden = json.loads((Path(__file__).parents[2] / "contract" / "prepare.result.json").read_text())
+    told = {name: golden[name] for name in ("datasets", "validationDataset", "warnings")}
+    told["datasets"][0] |= {
+        "files": [{"name": f"{number}.jsonl", "rows": 1} for number in range(30)],
+        "ignoredColumns": [f"c{number}" for number in range(30)],
+    }
+    life = Life()
+    life.step()
+    life.end("Prepare", answer("Prepare") | told).step()
+    resolved = life.status["resolved"]
+    FineTuneJobStatus.model_validate(life.status)
+    assert (len(resolved["datasets"][0]["files"]), len(resolved["datasets"][0]["ignoredColumns"])) == (20, 20)
+    assert resolved["datasets"][0]["cutTokens"] == 340
+    assert resolved["validationDataset"]["rows"] == 39
+    life.succeed("Train").succeed("Finalize")
+    assert next(entry["message"] for entry in life.status["conditions"] if entry["type"] == "Ready").endswith(
+        "; status.resolved.warnings has 1 on the data"
+    )
+
+
+def test_an_older_image_that_tells_less_of_the_rows_is_believed() -> None:
+    life = Life()
+    life.step()
+    life.succeed("Prepare")
+    assert life.status["resolved"]["datasets"] == answer("Prepare")["datasets"]
+    assert "warnings" not in life.status["resolved"]
