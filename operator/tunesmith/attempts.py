@@ -23,6 +23,7 @@ from tunesmith.podstatus import (
     STARTING,
     conditions_of,
     container_of,
+    index_of,
     init_containers,
     is_live,
     is_running,
@@ -139,10 +140,11 @@ def describe(job: Object | None, pods: Sequence[Object]) -> Note:
     if blocked:
         return blocked
     running = [pod for pod in live if is_running(pod)]
-    if pods and len(running) == len(live):
+    wanted = int(job["spec"].get("parallelism", 1))
+    if pods and len(running) == len(live) and len({index_of(pod) for pod in pods}) >= wanted:
         # They may all have ended, and the Job controller has not said so yet.
         return Note("Running", "running", running=True)
-    return Note("Starting", f"{len(running)} of {job['spec'].get('parallelism', 1)} pods run") if running else NOTHING_RUNS
+    return Note("Starting", f"{len(running)} of {wanted} pods run") if running else NOTHING_RUNS
 
 
 def _ending(live: Sequence[Object]) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith import accounting, attempts, faults, kueue, limits, lingering, podstatus, repeats
+from tunesmith import accounting, assembly, attempts, faults, kueue, limits, lingering, podstatus, repeats
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
 from tunesmith.records import SIZE, checkpoint_of, record, tells_its_beginning
@@ -21,7 +21,7 @@ from tunesmith.retries import Retries
 from tunesmith.stages import Entry, StageKey, key_of
 from tunesmith.underway import TEXT_LIMIT, Underway, excused
 from tunesmith.values import Object, Observed, controller_uid
-from tunesmith.verdicts import LESS_MEMORY, Verdict, judge
+from tunesmith.verdicts import LESS_MEMORY, Outcome, Verdict, judge
 from tunesmith.views import View, views_of
 
 ATTEMPTS_KEPT = 20
@@ -143,6 +143,8 @@ class _Book:
         """See what became of the attempt under way, if one is."""
         fresh: Entry = {"name": key.name} | ({"part": key.part} if key.part else {}) | {"state": "Waiting", "attempt": 0}
         entry = self.entries[key] = self.recorded.get(key) or fresh
+        if self.observed.spec.get("suspend"):
+            entry.pop("waitingSince", None)
         if entry["state"] not in ("Pending", "Running"):
             return
         job, pods = self.view(key).jobs.get(entry["attempt"]), self.view(key).pods.get(entry["attempt"], [])
@@ -170,6 +172,8 @@ class _Book:
             # What has run holds its GPUs until no pod of it is left.
             running = note.running or (entry["state"] == "Running" and any(podstatus.is_running(pod) for pod in pods))
             entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
+            if running:
+                _forget_waiting(entry)
             entry |= underway.notes()
         else:
             entry |= accounting.asked(job) if job else {}
@@ -179,10 +183,12 @@ class _Book:
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
             ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
             ours += lingering.revived(entry.get("ends", ()), ours, made_by)
-            self._end(key, excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours, job)
+            verdict = excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted)
+            self._end(key, assembly.excused(verdict, entry, job, ours), ours, job)
 
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
-        entry, used = self.entries[key], accounting.used(self.entries[key], pods, self.now)
+        entry, waits = self.entries[key], verdict.outcome == "Wait"
+        used = accounting.used(entry, () if waits else pods, self.now)
         within = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
         verdict = self._checked(key, verdict)
         self.retries.learn(checkpoint_of(verdict.result))
@@ -203,6 +209,13 @@ class _Book:
             entry.pop("failures", None)
         if verdict.outcome in ("Retry", "Later"):
             entry["failures"] = entry.get("failures", 0) + 1
+        if waits:
+            entry["waits"] = entry.get("waits", 0) + 1
+            entry.setdefault("waitingSince", timestamp(accounting.since(entry)))
+            # One for all of them: the others would push what says more off the record.
+            self.ended = [each for each in self.ended if key != (each["stage"], each.get("part", "")) or each["reason"] != verdict.reason]
+        elif verdict.outcome != "Free":
+            _forget_waiting(entry)
         verdict, fewer = self._avoiding(key, verdict)
         self.ended.append(record(entry, verdict, self.now, self.retries.newest) | used)
         self._settle(key, verdict, within | fewer)
@@ -232,8 +245,14 @@ class _Book:
         elif self._is_hopeless(entry, verdict):
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
-            begin = timestamp(self.now + (self._pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
+            begin = timestamp(self.now + self._wait(entry, verdict.outcome))
             self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **within)
+
+    def _wait(self, entry: Entry, outcome: Outcome) -> timedelta:
+        """How long to wait after an attempt that ended so."""
+        if outcome == "Wait":
+            return assembly.pause(self._pause(entry["waits"]), self.observed.owner["metadata"]["uid"], entry["attempt"])
+        return self._pause(entry["failures"]) if outcome in ("Retry", "Later") else timedelta(0)
 
     def _pause(self, failures: int) -> timedelta:
         """How long to wait after so many failures in a row."""
@@ -341,6 +360,11 @@ class _Book:
 
 
 _STOPPED = Verdict("Free", "Stopped", "another stage failed")
+
+
+def _forget_waiting(entry: Entry) -> None:
+    for name in ("waits", "waitingSince"):
+        entry.pop(name, None)
 
 
 def _settled(entry: Entry, **changes: Any) -> Entry:

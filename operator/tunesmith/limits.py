@@ -83,6 +83,7 @@ def _deadline(observed: Observed) -> datetime | None:
 
 
 def _pending_deadline(spec: Mapping[str, Any], entry: Mapping[str, Any]) -> datetime | None:
-    if "pendingDeadlineSeconds" not in spec or entry["state"] != "Pending":
+    again = "waitingSince" in entry
+    if "pendingDeadlineSeconds" not in spec or not (entry["state"] == "Pending" or (again and entry["state"] == "Waiting")):
         return None
-    return accounting.since(entry) + timedelta(seconds=spec["pendingDeadlineSeconds"])
+    return (moment(entry["waitingSince"]) if again else accounting.since(entry)) + timedelta(seconds=spec["pendingDeadlineSeconds"])

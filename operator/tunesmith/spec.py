@@ -204,7 +204,10 @@ class Limited(Block):
         description="Fails when it was active for longer. As in a Job, suspending stops the clock and resuming starts it anew.",
     )
     pending_deadline_seconds: int | None = Field(
-        None, ge=1, le=2147483647, description="Fails when an attempt waits for longer at a stretch: for a queue, a node, an image."
+        None,
+        ge=1,
+        le=2147483647,
+        description="Fails when it waits for longer at a stretch for a queue, a node, an image: over all attempts that did not get all their pods.",
     )
     max_gpu_hours: int | None = Field(
         None, alias="maxGPUHours", ge=1, le=10_000_000, description="Fails when its pods have held GPUs for so long. What runs may save first."

@@ -73,6 +73,8 @@ class Stage(Size):
     ends: Annotated[list[PodEnd], Field(max_length=2)] | None = Field(
         None, description="How the stage ended in pods that other containers keep running, and that are deleted for it."
     )
+    waits: Count | None = Field(None, description="Attempts one after another that did not get all their pods: the pause doubles with each.")
+    waiting_since: Time | None = Field(None, description="When the first of these began to wait.")
     not_before: Time | None = Field(None, description="The next attempt waits until then.")
     failures: Count | None = Field(None, description="One after another, none of which took ten minutes: the pause doubles with each.")
     batch_size_limit: Count | None = Field(None, description="Rows at a time that may fit into memory.")

@@ -5,7 +5,7 @@
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
     {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, ends?, suspectNodes?}
-    after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?, avoidNodes?}
+    after a failure: {notBefore, failures?, waits?, waitingSince?, nodesLimit?, batchSizeLimit?, avoidNodes?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
 gradientAccumulationSteps} (finetunejob/sizing.py). An entry with `ending` {reason, message} is of an attempt that we end: its Job is
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from tunesmith import attempts, conditions, faults, kueue, limits, lingering, pods, podstatus
+from tunesmith import assembly, attempts, conditions, faults, kueue, limits, lingering, pods, podstatus
 from tunesmith.contract import CONTRACT_VERSION, JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
@@ -193,5 +193,9 @@ def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[st
     for pod in (child for child in staged if child["kind"] == "Pod"):
         moments += [at for at in (_given_up_at(observed, pod), attempts.unplaced_at(pod), faults.given_up_at(pod)) if at]
         moments += lingering.due([pod])
+    for entry in status.get("stages", ()):
+        found = [child for child in staged if attempt_of(child) == (key_of(entry), entry["attempt"])]
+        pods_of = [child for child in found if child["kind"] == "Pod"]
+        moments += [at for job in found if job["kind"] == "Job" and (at := assembly.released_at(entry, job, pods_of))]
     moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

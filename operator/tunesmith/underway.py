@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tunesmith import attempts, faults, lingering
+from tunesmith import assembly, attempts, faults, lingering
 from tunesmith.values import Object
 from tunesmith.verdicts import Outcome, Verdict
 
 Entry = dict[str, Any]
 TEXT_LIMIT = 512
+_OF_ENDING: dict[str, Outcome] = {"Unschedulable": "Free", assembly.REASON: "Wait"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Underway:
 
     def notes(self) -> Entry:
         """What changes in its entry."""
-        return ({} if self.ends else self._fewer_nodes() or self._failed() or self._stuck()) | self._suspects()
+        return ({} if self.ends else self._fewer_nodes() or self._failed() or self._stuck() or self._released()) | self._suspects()
 
     def _fewer_nodes(self) -> Entry:
         """Not all of its pods find a node, and it can do with those that did."""
@@ -65,6 +66,11 @@ class Underway:
         fault = next((faults.cannot_start(pod) for pod in self._given_up()), None)
         return _ending(fault.reason, fault.message) if fault else {}
 
+    def _released(self) -> Entry:
+        """Nodes are held for pods that do not come."""
+        at = assembly.released_at(self.entry, self.job, self.pods) if self.job else None
+        return _ending(*assembly.release(self.job, self.entry, self.pods)) if self.job and at and at <= self.now else {}
+
     def _given_up(self) -> list[Object]:
         return [pod for pod in self.pods if (at := faults.given_up_at(pod)) and at <= self.now]
 
@@ -86,7 +92,7 @@ def excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
         return verdict
     if "ending" in entry:
         # Where nodes are short it goes on at once with fewer; where one cannot start a pod, as after any fault of a node's.
-        outcome: Outcome = "Free" if entry["ending"]["reason"] == "Unschedulable" else "Later"
+        outcome = _OF_ENDING.get(entry["ending"]["reason"], "Later")
         return Verdict(outcome, entry["ending"]["reason"], entry["ending"]["message"], verdict.result)
     return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
 
