@@ -43,10 +43,10 @@ def released_at(entry: Mapping[str, Any], job: Object, pods: Sequence[Object]) -
     return min(held) + HOLD if held and missing(pods, wanted(job, entry)) else None
 
 
-def release(job: Object, entry: Mapping[str, Any], pods: Sequence[Object]) -> tuple[str, str]:
+def release(job: Object, entry: Mapping[str, Any], pods: Sequence[Object], refused: str) -> tuple[str, str]:
     """Reason and message of an attempt that is ended for that."""
     number = wanted(job, entry)
-    why = next((f": {note.message}" for pod in pods if (note := obstacle(pod))), "")
+    why = next((f": {note.message}" for pod in pods if (note := obstacle(pod))), f": {refused}" if refused else "")
     lacking = f"{missing(pods, number)} of {number} pods could not begin within {HOLD.total_seconds() / 60:.0f} minutes"
     return REASON, f"{lacking}, so the nodes of the others are released and asked for again{why}"
 

@@ -131,14 +131,16 @@ NOTHING_RUNS = Note("Starting", "no pod runs yet")
 """Of an attempt whose Job may not even be there: two states that a user need not tell apart, for one status write less."""
 
 
-def describe(job: Object | None, pods: Sequence[Object]) -> Note:
-    """What an attempt is doing that is not over."""
+def describe(job: Object | None, pods: Sequence[Object], refused: str = "") -> Note:
+    """What an attempt is doing that is not over. `refused`: why pods of it are not made."""
     live = [pod for pod in pods if is_live(pod)]
     if job is None or job["metadata"].get("deletionTimestamp"):
         return Note("Ending", _ending(live))
     blocked = next((note for pod in live if (note := obstacle(pod))), None)
     if blocked:
         return blocked
+    if refused:
+        return Note("PodsRefused", f"pods of Job {job['metadata']['name']} are not made: {refused}")
     running = [pod for pod in live if is_running(pod)]
     wanted = int(job["spec"].get("parallelism", 1))
     if pods and len(running) == len(live) and len({index_of(pod) for pod in pods}) >= wanted:

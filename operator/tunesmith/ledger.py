@@ -155,10 +155,11 @@ class _Book:
             return
         if text := attempts.disruption_of(pods) or entry.get("disruption", "") or attempts.removal_of(job, pods):
             entry["disruption"] = text[:TEXT_LIMIT]
-        underway = Underway(entry, job, pods, self.now, partial(self.sizing, key))
+        refused = self.observed.refusals.get(job["metadata"]["uid"], "") if job else ""
+        underway = Underway(entry, job, pods, self.now, partial(self.sizing, key), refused)
         unfinished = job is not None and not attempts.is_finished(job) and not underway.is_over
         if unfinished or any(podstatus.is_live(pod) for pod in pods):
-            note = attempts.describe(job, pods)
+            note = attempts.describe(job, pods, refused)
             entry |= kueue.recorded(entry.get("queue", {}), job, self.observed.children, note.running) if job else {}
             if job and job["spec"].get("suspend") and "deletionTimestamp" not in job["metadata"]:
                 note = kueue.note(entry.get("queue", {}), pods)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from tunesmith import assembly, attempts, conditions, faults, kueue, limits, lingering, pods, podstatus
+from tunesmith import assembly, attempts, conditions, faults, kueue, limits, lingering, pods, podstatus, unmade
 from tunesmith.contract import CONTRACT_VERSION, JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
@@ -197,5 +197,7 @@ def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[st
         found = [child for child in staged if attempt_of(child) == (key_of(entry), entry["attempt"])]
         pods_of = [child for child in found if child["kind"] == "Pod"]
         moments += [at for job in found if job["kind"] == "Job" and (at := assembly.released_at(entry, job, pods_of))]
+    if look := unmade.look_at(observed.children, observed.now):
+        moments.append(look)
     moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

@@ -30,6 +30,9 @@ class Underway:
     size: Callable[[Entry], Entry | None]
     """The size of the next attempt within the limits of an entry; empty where the stage has none, None where there is no other."""
 
+    refused: str = ""
+    """Why pods of it are not made."""
+
     @property
     def ends(self) -> bool:
         """Whether it is being ended already, by whomever, or its queue holds it."""
@@ -69,7 +72,7 @@ class Underway:
     def _released(self) -> Entry:
         """Nodes are held for pods that do not come."""
         at = assembly.released_at(self.entry, self.job, self.pods) if self.job else None
-        return _ending(*assembly.release(self.job, self.entry, self.pods)) if self.job and at and at <= self.now else {}
+        return _ending(*assembly.release(self.job, self.entry, self.pods, self.refused)) if self.job and at and at <= self.now else {}
 
     def _given_up(self) -> list[Object]:
         return [pod for pod in self.pods if (at := faults.given_up_at(pod)) and at <= self.now]

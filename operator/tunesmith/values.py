@@ -96,6 +96,8 @@ class Observed:
     """Newest progress report of the running training Job, if any (docs/contract.md, KEP-2779's fields)."""
     problem: Mapping[str, str] | None = None
     """`{reason, message}` of the write that failed at the previous reconcile for a cause a person must mend (NameConflict, Forbidden, Invalid)."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why pods of a child Job are not made, by the Job's uid."""
 
     @property
     def spec(self) -> Mapping[str, Any]:
