@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith import accounting, assembly, attempts, faults, kueue, limits, lingering, podstatus, repeats
+from tunesmith import accounting, assembly, attempts, faults, images, kueue, limits, lingering, podstatus, repeats
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
 from tunesmith.records import SIZE, checkpoint_of, record, tells_its_beginning
@@ -134,6 +134,7 @@ class _Book:
         self.answers: dict[StageKey, Result] = {}
         self.views = views_of(observed.children)
         self.observed = observed
+        self.outdated = images.outdated(observed)
         self.failing = is_true(recorded, limits.TARGET)
 
     def view(self, key: StageKey) -> View:
@@ -156,7 +157,7 @@ class _Book:
         if text := attempts.disruption_of(pods) or entry.get("disruption", "") or attempts.removal_of(job, pods):
             entry["disruption"] = text[:TEXT_LIMIT]
         refused = self.observed.refusals.get(job["metadata"]["uid"], "") if job else ""
-        underway = Underway(entry, job, pods, self.now, partial(self.sizing, key), refused)
+        underway = Underway(entry, job, pods, self.now, partial(self.sizing, key), self.outdated, refused)
         unfinished = job is not None and not attempts.is_finished(job) and not underway.is_over
         if unfinished or any(podstatus.is_live(pod) for pod in pods):
             note = attempts.describe(job, pods, refused)
@@ -167,15 +168,15 @@ class _Book:
                     # What took the pods that were evicted is no excuse for those that will run next.
                     entry.pop("disruption", None)
             self.notes[key] = note
-            if job and note != attempts.NOTHING_RUNS:
-                # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
-                entry |= {"jobUID": job["metadata"]["uid"]} | accounting.asked(job)
             # What has run holds its GPUs until no pod of it is left.
             running = note.running or (entry["state"] == "Running" and any(podstatus.is_running(pod) for pod in pods))
             entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
             if running:
                 _forget_waiting(entry)
             entry |= underway.notes()
+            if job and (note != attempts.NOTHING_RUNS or "ending" in entry):
+                # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
+                entry |= {"jobUID": job["metadata"]["uid"]} | accounting.asked(job)
         else:
             entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
@@ -298,7 +299,8 @@ class _Book:
     def begin(self, key: StageKey) -> None:
         """Start the next attempt, unless something of an earlier one may still be alive or it is too early."""
         entry, view = self.entries[key], self.view(key)
-        if entry["state"] != "Waiting":
+        # All of them have one image: none begins while one ends for that.
+        if entry["state"] != "Waiting" or any(each.get("ending", {}).get("reason") == images.CHANGED for each in self.entries.values()):
             return
         attempt = view.underway(after=entry["attempt"]) or entry["attempt"] + 1
         if view.busy(but=attempt if attempt in view.jobs else None) or self.now < podstatus.moment(entry.get("notBefore", timestamp(self.now))):

@@ -72,7 +72,8 @@ def tidy(obj: Object, resource: Resource) -> Object:
     """`obj` as the store keeps it: with its type (items of a LIST lack it), without what is never read.
 
     That is `managedFields` (half of its size) and, of what there is most of: a pod's spec and annotations but for its node and
-    its index, a Job's template but for what its containers may take, and its counters, without which most of its changes are none and wake nobody.
+    its index, a Job's template but for its containers' images and what they may take, and its counters,
+    without which most of its changes are none and wake nobody.
     Neither is ever written again once it is made. Of an optional resource the store holds everybody's: only owner and conditions are read.
     """
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
@@ -103,5 +104,5 @@ def _tidy_job(job: Object) -> None:
     spec = job.get("spec") or {}
     containers = spec.get("template", {}).get("spec", {}).get("containers", ())
     if containers:
-        kept = [{"name": container.get("name"), "resources": container.get("resources", {})} for container in containers]
+        kept = [{"name": each.get("name"), "image": each.get("image"), "resources": each.get("resources", {})} for each in containers]
         job["spec"] = {**spec, "template": {"spec": {"containers": kept}}}

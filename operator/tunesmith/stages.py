@@ -27,7 +27,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from tunesmith import assembly, attempts, conditions, faults, kueue, limits, lingering, pods, podstatus, unmade
-from tunesmith.contract import CONTRACT_VERSION, JobInput, ObjectRef, stage_json
+from tunesmith.contract import JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
 Entry = dict[str, Any]
@@ -96,13 +96,6 @@ def common_input(owner: Object, attempt: int, resources: Mapping[str, Any]) -> d
     reference = ObjectRef(kind=owner["kind"], namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
     gpus = resources.get("gpus") or None
     return {"attempt": attempt, "device": "GPU" if gpus else "CPU", "gpus": gpus, "object": reference}
-
-
-def pinned_image(config: Config, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """`{images, contractVersion}` of a status' `resolved`: as recorded, or of the present image where none is."""
-    if "images" not in resolved:
-        return {"images": {"trainer": config.images.trainer}, "contractVersion": CONTRACT_VERSION}
-    return {name: resolved[name] for name in ("images", "contractVersion") if name in resolved}
 
 
 def contract_version(pinned: Mapping[str, Any]) -> int:

@@ -46,7 +46,7 @@ class Condition(Block):
 
 
 class Images(Block):
-    """Images pinned when the object was first acted on; an upgrade of the operator does not change them."""
+    """Images, pinned with the first result of a stage; an upgrade of the operator does not change them then."""
 
     trainer: Text | None = Field(None, description="Image of the training, quantization and evaluation stages.")
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tunesmith import assembly, attempts, faults, lingering
+from tunesmith import assembly, attempts, faults, images, lingering
 from tunesmith.values import Object
 from tunesmith.verdicts import Outcome, Verdict
 
 Entry = dict[str, Any]
 TEXT_LIMIT = 512
-_OF_ENDING: dict[str, Outcome] = {"Unschedulable": "Free", assembly.REASON: "Wait"}
+_OF_ENDING: dict[str, Outcome] = {"Unschedulable": "Free", images.CHANGED: "Free", assembly.REASON: "Wait"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Underway:
     size: Callable[[Entry], Entry | None]
     """The size of the next attempt within the limits of an entry; empty where the stage has none, None where there is no other."""
 
+    outdated: bool = False
+    """Its image cannot be pulled, or that of a stage beside it, and another is configured by now."""
     refused: str = ""
     """Why pods of it are not made."""
 
@@ -45,7 +47,12 @@ class Underway:
 
     def notes(self) -> Entry:
         """What changes in its entry."""
-        return ({} if self.ends else self._fewer_nodes() or self._failed() or self._stuck() or self._released()) | self._suspects()
+        reasons = () if self.ends else (self._other_image, self._fewer_nodes, self._failed, self._stuck, self._released)
+        return next((found for reason in reasons if (found := reason())), {}) | self._suspects()
+
+    def _other_image(self) -> Entry:
+        changes = self.outdated and self.entry["state"] == "Pending"
+        return _ending(images.NOTE.reason, images.NOTE.message) if changes else {}
 
     def _fewer_nodes(self) -> Entry:
         """Not all of its pods find a node, and it can do with those that did."""

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith import podstatus
+from tunesmith import images, podstatus
 from tunesmith.accounting import account
 from tunesmith.conditions import is_true, merge, timestamp
 from tunesmith.errors import TunesmithError
@@ -17,7 +17,7 @@ from tunesmith.finetunejob.sources import check_volumes, model_uri
 from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
 from tunesmith.spec import dump
-from tunesmith.stages import StageKey, attempt_of, pinned_image, result_of
+from tunesmith.stages import StageKey, attempt_of, result_of
 from tunesmith.standing import End, standing
 from tunesmith.values import LABEL_STAGE, Observed
 
@@ -41,6 +41,8 @@ def status(observed: Observed) -> dict[str, Any]:
     spec, hold = observed.spec, suspend or obstacle is not None
     ledger = fold(observed, waves(spec), hold, partial(size, spec), partial(misfit, spec), newest)
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries.spent}
+    pinned = images.pinned(observed, resolved, ledger.entries, ledger.attempts)
+    resolved = {name: value for name, value in resolved.items() if name != "contractVersion"} | pinned
     facts |= {} if ledger.retries.step is None else {"retriesSpentStep": ledger.retries.step}
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
     facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
@@ -77,7 +79,7 @@ def _kept(observed: Observed) -> dict[str, Any]:
 def _resolve(observed: Observed) -> tuple[dict[str, Any], TunesmithError | None]:
     """What is pinned, and what stands in the way of the next attempt."""
     recorded = observed.recorded.get("resolved", {})
-    resolved: dict[str, Any] = {**recorded, **pinned_image(observed.config, recorded)}
+    resolved: dict[str, Any] = {**recorded}
     resolved["worldSize"] = defaults.world_size(observed.spec)
     try:
         model = model_uri(observed)

@@ -55,11 +55,11 @@ def test_of_a_pod_no_spec_is_kept_but_its_node() -> None:
     assert "spec" not in tidy({**pod, "spec": {"containers": []}}, RESOURCES["Pod"])
 
 
-def test_of_a_job_no_template_is_kept_but_what_its_containers_may_take() -> None:
+def test_of_a_job_no_template_is_kept_but_its_image_and_what_its_containers_may_take() -> None:
     resources = {"limits": {"nvidia.com/gpu": "2"}}
     template = {"metadata": {"labels": {}}, "spec": {"volumes": [], "containers": [{"name": "stage", "image": "i", "resources": resources}]}}
     kept = tidy(child("Job", "job", TUNE, spec={"parallelism": 2, "template": template}), RESOURCES["Job"])
-    assert kept["spec"] == {"parallelism": 2, "template": {"spec": {"containers": [{"name": "stage", "resources": resources}]}}}
+    assert kept["spec"] == {"parallelism": 2, "template": {"spec": {"containers": [{"name": "stage", "image": "i", "resources": resources}]}}}
     assert accounting.asked(kept) == {"gpus": 4}
 
 
