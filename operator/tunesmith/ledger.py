@@ -66,6 +66,8 @@ class Ledger:
     """Unfinished Jobs and live pods of all stages."""
     answers: Mapping[StageKey, Result]
     """Results that attempts told just now, whatever their outcome."""
+    activity: dict[str, Any]
+    """`limits.activity`."""
     target: Condition | None
     """`FailureTarget`: a limit is passed, and the attempts under way are ending."""
 
@@ -135,6 +137,7 @@ class _Book:
         self.views = views_of(observed.children)
         self.observed = observed
         self.outdated = images.outdated(observed)
+        self.unseen = 0
         self.failing = is_true(recorded, limits.TARGET)
 
     def view(self, key: StageKey) -> View:
@@ -191,6 +194,7 @@ class _Book:
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
         entry, waits = self.entries[key], verdict.outcome == "Wait"
         used = accounting.used(entry, () if waits else pods, self.now)
+        self.unseen = max(self.unseen, used["runningSeconds"] - entry.get("ranSeconds", 0))
         within = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
         verdict = self._checked(key, verdict)
         self.retries.learn(checkpoint_of(verdict.result))
@@ -323,7 +327,8 @@ class _Book:
     def close(self, due: Sequence[StageKey]) -> Ledger:
         """The ledger; `due` is the wave whose doings are told."""
         busy = sum(view.busy() for view in self.views.values())
-        target = self._limit(due, busy)
+        activity = limits.activity(self.observed, tuple(self.entries.values()), self.unseen)
+        target = self._limit(due, busy, activity)
         return Ledger(
             entries=tuple(self.entries.values()),
             attempts=tuple(self.ended[-ATTEMPTS_KEPT:]),
@@ -332,15 +337,16 @@ class _Book:
             stage=due[0].name,
             busy=busy,
             answers=self.answers,
+            activity=activity,
             target=target,
         )
 
-    def _limit(self, due: Sequence[StageKey], busy: int) -> Condition | None:
+    def _limit(self, due: Sequence[StageKey], busy: int, activity: Mapping[str, Any]) -> Condition | None:
         """The limit that is passed while attempts are ending; once none is left, it is the failure of the first stage due."""
         states = {entry["state"] for entry in self.entries.values()}
         if "Failed" in states or states == {"Succeeded"}:
             return None
-        told = limits.target(self.observed, self.entries.values(), lambda entry: f"{key_of(entry)}: {self._note(key_of(entry)).message}")
+        told = limits.target(self.observed, self.entries.values(), activity, lambda entry: f"{key_of(entry)}: {self._note(key_of(entry)).message}")
         if told is None or busy or states & {"Pending", "Running"}:
             return told
         key = next(key for key in due if self.entries[key]["state"] not in _OVER)

@@ -201,7 +201,7 @@ class Limited(Block):
         None,
         ge=1,
         le=2147483647,
-        description="Fails when it was active for longer. As in a Job, suspending stops the clock and resuming starts it anew.",
+        description="Fails when its attempts have run for longer: waiting does not count. As in a Job, resuming starts the clock anew.",
     )
     pending_deadline_seconds: int | None = Field(
         None,

@@ -191,6 +191,8 @@ class JobStatus(Status):
     attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
     start_time: Time | None = Field(None, description="When its first attempt began.")
     completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
+    active_seconds: BigCount | None = Field(None, description="How long attempts have run since it was made or resumed, but for the present stretch.")
+    active_since: Time | None = Field(None, description="Since when an attempt runs.")
     retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`; 0 again after a new checkpoint.")
     gpu_seconds: GPUSeconds | None = Field(None, description="Absent: no GPU was asked for.")
 

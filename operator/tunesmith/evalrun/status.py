@@ -35,6 +35,7 @@ def status(observed: Observed) -> Object:
         "conditions": merge(observed.recorded.get("conditions", ()), conditions, generation, observed.now),
         **facts,
         **ledger.times,
+        **ledger.activity,
         **_with_digests(pins, facts),
         **outcome,
     }

@@ -56,6 +56,7 @@ def status(observed: Observed) -> dict[str, Any]:
     return (
         facts
         | ledger.times
+        | ledger.activity
         | {
             "observedGeneration": observed.owner["metadata"]["generation"],
             "stage": stage,
