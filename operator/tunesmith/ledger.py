@@ -11,17 +11,17 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith import accounting, assembly, attempts, faults, images, kueue, limits, lingering, podstatus, repeats
+from tunesmith import accounting, assembly, attempts, faults, images, kueue, limits, lingering, memory, podstatus, repeats
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
-from tunesmith.records import SIZE, checkpoint_of, record, tells_its_beginning
+from tunesmith.records import checkpoint_of, record, tells_its_beginning
 from tunesmith.repeats import PATIENCE
 from tunesmith.results import Result, TrainResult
 from tunesmith.retries import Retries
 from tunesmith.stages import Entry, StageKey, key_of
 from tunesmith.underway import TEXT_LIMIT, Underway, excused
 from tunesmith.values import Object, Observed, controller_uid
-from tunesmith.verdicts import LESS_MEMORY, Outcome, Verdict, judge
+from tunesmith.verdicts import Outcome, Verdict, judge
 from tunesmith.views import View, views_of
 
 ATTEMPTS_KEPT = 20
@@ -199,11 +199,10 @@ class _Book:
         verdict = self._checked(key, verdict)
         self.retries.learn(checkpoint_of(verdict.result))
         if verdict.outcome == "OutOfMemory":
-            verdict, within = self._with_less_memory(key, verdict, job)
+            verdict, within = memory.with_less(entry, verdict, accounting.memory(job), partial(self.sizing, key))
         before = [ended for ended in self.ended if (ended["stage"], ended.get("part", "")) == key]
         alike = repeats.alike_from_one_checkpoint(verdict, before, self.retries.newest)
-        if why := repeats.hopeless(verdict, before, self.retries.newest):
-            verdict = replace(verdict, outcome="Failed", message=f"{why}: {verdict.message}")
+        verdict = self._weighed(entry, verdict, before)
         if verdict.result:
             self.answers[key] = verdict.result
         if isinstance(verdict.result, TrainResult) and verdict.result.checkpoint:
@@ -225,6 +224,13 @@ class _Book:
         verdict, fewer = self._avoiding(key, verdict)
         self.ended.append(record(entry, verdict, self.now, self.retries.newest) | used)
         self._settle(key, verdict, within | fewer)
+
+    def _weighed(self, entry: Entry, verdict: Verdict, before: Sequence[Entry]) -> Verdict:
+        """The verdict, given what was met before."""
+        taken = {} if self.observed.spec.get("suspend") else repeats.taken_away(verdict, entry, self.retries.newest)
+        entry |= taken
+        why = repeats.hopeless(verdict, before, self.retries.newest) or (repeats.hunted(entry["taken"]) if taken else "")
+        return replace(verdict, outcome="Failed", message=f"{why}: {verdict.message}") if why else verdict
 
     def _avoiding(self, key: StageKey, verdict: Verdict) -> tuple[Verdict, Entry]:
         """The verdict; the nodes that are at fault are kept for the next attempt, if there is to be one, and named.
@@ -251,13 +257,15 @@ class _Book:
         elif self._is_hopeless(entry, verdict):
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
-            begin = timestamp(self.now + self._wait(entry, verdict.outcome))
+            begin = timestamp(self.now + self._wait(entry, verdict.outcome, reason))
             self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **within)
 
-    def _wait(self, entry: Entry, outcome: Outcome) -> timedelta:
+    def _wait(self, entry: Entry, outcome: Outcome, reason: str) -> timedelta:
         """How long to wait after an attempt that ended so."""
         if outcome == "Wait":
             return assembly.pause(self._pause(entry["waits"]), self.observed.owner["metadata"]["uid"], entry["attempt"])
+        if outcome == "Free" and entry.get("taken", 0) > repeats.AT_ONCE and reason in repeats.TAKEN:
+            return self._pause(entry["taken"] - repeats.AT_ONCE)
         return self._pause(entry["failures"]) if outcome in ("Retry", "Later") else timedelta(0)
 
     def _pause(self, failures: int) -> timedelta:
@@ -279,26 +287,6 @@ class _Book:
         # What lies in the store since an earlier attempt says nothing of this one's node.
         nodes = verdict.nodes if verdict.result.attempt == self.entries[key]["attempt"] else ()
         return Verdict("Later", "DeviceUnavailable", wrong, nodes=nodes, faulty=True)
-
-    def _with_less_memory(self, key: StageKey, verdict: Verdict, job: Object | None) -> tuple[Verdict, Entry]:
-        """What comes of an attempt that ran out of memory: half the rows at a time, if the stage has such and more than one.
-
-        The rows of a stage with GPUs lie in their memory: fewer of them leave the host no more.
-        """
-        rows = self.entries[key].get("perDeviceTrainBatchSize")
-        if verdict.memory == "Host" and self.entries[key].get("gpus"):
-            was = f" (it was {memory})" if (memory := accounting.memory(job)) else ""
-            told = verdict.message.removesuffix(LESS_MEMORY)
-            message = f"{told}; this is the host's memory, which fewer rows at a time would not spare: raise `resources.memory`{was}"
-            return replace(verdict, outcome="Retry", message=message), {}
-        if rows is None:
-            return replace(verdict, outcome="Retry"), {}
-        if rows == 1:
-            return replace(verdict, outcome="Failed", message=f"perDeviceTrainBatchSize is 1 already: {verdict.message}"), {}
-        limit = {"batchSizeLimit": rows // 2}
-        size = self.sizing(key, self.entries[key] | limit) or {}
-        told = ", ".join(f"{name} {size[name]}" for name in SIZE[1:])
-        return replace(verdict, message=f"{verdict.message}; the next attempt has {told}"), limit
 
     def begin(self, key: StageKey) -> None:
         """Start the next attempt, unless something of an earlier one may still be alive or it is too early."""

@@ -73,6 +73,8 @@ class Stage(Size):
     ends: Annotated[list[PodEnd], Field(max_length=2)] | None = Field(
         None, description="How the stage ended in pods that other containers keep running, and that are deleted for it."
     )
+    taken: Count | None = Field(None, description="Attempts that were taken away since the newest checkpoint.")
+    taken_step: BigCount | None = Field(None, description="Step of that checkpoint; 0: none.")
     waits: Count | None = Field(None, description="Attempts one after another that did not get all their pods: the pause doubles with each.")
     waiting_since: Time | None = Field(None, description="When the first of these began to wait.")
     not_before: Time | None = Field(None, description="The next attempt waits until then.")

@@ -5,7 +5,7 @@
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
     {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, ends?, suspectNodes?}
-    after a failure: {notBefore, failures?, waits?, waitingSince?, nodesLimit?, batchSizeLimit?, avoidNodes?}
+    after a failure: {notBefore, failures?, taken?, takenStep?, waits?, waitingSince?, nodesLimit?, batchSizeLimit?, avoidNodes?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
 gradientAccumulationSteps} (finetunejob/sizing.py). An entry with `ending` {reason, message} is of an attempt that we end: its Job is

@@ -223,7 +223,7 @@ def test_a_new_checkpoint_is_progress_and_the_count_begins_anew() -> None:
 def test_preemption_is_free_however_often_it_comes_from_one_checkpoint() -> None:
     evicted = told(75, "Interrupted", resumedFromStep=20, checkpoint=checkpoint(1, 20))
     life = go_through(trained(retries=0), *[evicted, rejected("", "PreemptionByScheduler")] * 15)
-    assert (life.states()["Train"], life.status["retriesSpent"]) == ("Pending", 0)
+    assert (life.states()["Train"], life.status["retriesSpent"]) == ("Waiting", 0)
 
 
 def test_the_pauses_do_not_begin_anew_where_long_attempts_lead_nowhere() -> None:
