@@ -275,6 +275,7 @@ def test_the_attempts_list_is_bounded() -> None:
     life.step()
     for _ in range(25):
         life.end("Prepare", refusal("Prepare", 75, "Interrupted", outcome="Interrupted")).step()
+        life.later(300).step()
     assert [entry["attempt"] for entry in life.status["attempts"]] == list(range(6, 26))
 
 
