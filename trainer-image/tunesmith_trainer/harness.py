@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith_trainer import store
 from tunesmith_trainer.contract_eval import Harness, Metric
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.harness_tasks import TaskFolder, copy_tasks
 from tunesmith_trainer.perplexity import written
 
@@ -85,6 +86,7 @@ def _loaded(manager: Any, names: list[str]) -> list[Any]:
     except (StageError, TemplateError):  # a signal's, or a template's: both are told elsewhere
         raise
     except Exception as error:  # the datasets library raises many kinds, for files and for a hub out of reach alike
+        raise_surroundings(error)
         advice = "tasks of lm-eval's own need the hub, which stages do not reach: put the data on a volume (includePath)"
         raise StageError("SourceNotFound", f"the data of {', '.join(names)} cannot be read: {error}. {advice}") from error
     tops = [loaded["groups"][name] for name in names if name in loaded.get("groups", {})]
