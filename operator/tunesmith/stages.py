@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from tunesmith import assembly, attempts, conditions, faults, kueue, limits, lingering, pods, podstatus, unmade
+from tunesmith import assembly, attempts, conditions, faults, isolation, kueue, limits, lingering, pods, podstatus, unmade
 from tunesmith.contract import JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
@@ -134,10 +134,14 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
         if job["spec"].get("parallelism", 1) > 1:
             apply.append(stage_service(observed.owner, key, attempt))
     expired = limits.expired(observed, status)
+    # First, so that no pod is open for a moment.
+    apply = [isolation.stage_policy(observed.owner, observed.config), *apply] if active and observed.config.stage_policies else apply
+    unwanted = () if observed.config.stage_policies and not expired else observed.of_kind("NetworkPolicy")
     # A label edited by hand makes nothing superfluous that is about to be put back.
     needed = {(desired["kind"], desired["metadata"]["name"]) for desired in apply}
     others = [child for child in staged if (child["kind"], child["metadata"]["name"]) not in needed]
     superfluous = [child for child in others if _is_superfluous(child, entries, active) or (expired and child["kind"] != "Pod")]
+    superfluous += unwanted
     delete = [child for child in superfluous if "deletionTimestamp" not in child["metadata"]]
     lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := _given_up_at(observed, pod)) and at <= observed.now]
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))

@@ -76,8 +76,12 @@ class Config:
     """`https://host:port` of the progress endpoint; empty: none."""
     progress_ca: str = ""
     """PEM of the CA that signed its certificate; the pods that report are given it."""
+    progress_port: int = 8443
+    """The endpoint's port in the operator's pod."""
     network_policies: bool = True
     """Whether served models get a NetworkPolicy."""
+    stage_policies: bool = True
+    """Whether the stages of an object get one."""
     timing: Timing = Timing()
 
 
