@@ -42,7 +42,9 @@ async def main(settings: Settings) -> None:
 async def operate(settings: Settings, cluster: Cluster, health: Health) -> None:
     """Watch, reconcile and take progress reports until one of them ends; kopf ends on SIGTERM."""
     optional = [resource for resource in RESOURCES.values() if resource.optional]
-    controller = Controller(settings, cluster, KINDS, frozenset([resource.kind for resource in optional if await cluster.serves(resource)]))
+    installed = frozenset([resource.kind for resource in optional if await cluster.serves(resource)])
+    watched = handlers.Watched()
+    controller = Controller(settings, cluster, KINDS, installed, served=watched.watch)
     metrics.WORKERS.labels("tunesmith").set(settings.workers)
     health.lead(lambda: controller.synced)
     work: list[Awaitable[None]] = [controller.run()]
@@ -51,7 +53,9 @@ async def operate(settings: Settings, cluster: Cluster, health: Health) -> None:
         work.append(endpoint.serve(app, settings.progress.address, settings.progress.port, tls(settings.progress)))
     watch = kopf.operator(
         registry=handlers.registry(controller),
-        settings=handlers.settings(),
+        # That a namespace is gone is found by the next relist.
+        settings=handlers.settings(settings.resync_seconds if settings.namespaces else 0),
+        insights=watched.insights,
         standalone=True,
         # Otherwise kopf asks for the user's name, and the image's uid has none. Its type is not public.
         identity=cast(Any, settings.lease.identity),

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tunesmith.attempts import moment
 from tunesmith.conditions import timestamp
+from tunesmith.podstatus import container_of, moment
 from tunesmith.results import Result, TrainResult
-from tunesmith.values import Object
+from tunesmith.values import CONTAINER, Object
 
 Entry = Mapping[str, Any]
 
@@ -29,19 +29,23 @@ def asked(job: Object) -> dict[str, int]:
     """`{gpus}` that the pods of a Job ask for together; empty if they ask for none.
 
     Whatever device is named: an extended resource has a domain in its name and whole numbers for amounts, what nodes have by themselves has not.
-    Only of our own container, which comes first: others may be injected.
+    Only of our own container: others may be injected.
     """
-    spec = job["spec"]
-    limits = spec["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    spec, limits = job["spec"], _limits(job)
     devices = sum(int(amount) for name, amount in limits.items() if "/" in name and str(amount).isdecimal())
     return {"gpus": devices * int(spec.get("parallelism", 1))} if devices else {}
 
 
 def memory(job: Object | None) -> str:
     """The limit of host memory of the container that `asked` is about; empty if there is no Job to read it from."""
-    if job is None:
-        return ""
-    return str(job["spec"]["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", ""))
+    return str(_limits(job).get("memory", "")) if job else ""
+
+
+def _limits(job: Object) -> Mapping[str, Any]:
+    containers = job["spec"]["template"]["spec"]["containers"]
+    ours = next((each for each in containers if each.get("name") == CONTAINER), containers[0])
+    limits: Mapping[str, Any] = (ours.get("resources") or {}).get("limits") or {}
+    return limits
 
 
 def entered(entry: Entry, state: str, pods: Sequence[Object], now: datetime) -> dict[str, Any]:
@@ -119,21 +123,20 @@ def _worth(recorded: Mapping[str, Any], trained: TrainResult, running: int) -> f
 
 
 def _started(pods: Sequence[Object], entry: Entry, now: datetime) -> datetime | None:
-    """When the last of the pods' containers began, as their kubelets tell; None if none tells. Never before the attempt or after now."""
-    states = [state for pod in pods for state in _states(pod)]
-    told = [state["startedAt"] for state in states if state.get("startedAt")]
+    """When the last of the stage's containers began, as their kubelets tell; None if none tells. Never before the attempt or after now."""
+    told = [at for pod in pods if (at := _state(pod).get("startedAt"))]
     if not told:
         return None
     return min(now, max(moment(entry["attemptStartTime"]), *map(moment, told)))
 
 
 def _ended(pods: Sequence[Object], now: datetime) -> datetime:
-    """When the last of the pods' containers ended, as their kubelets tell; now where one does not tell."""
-    told = [state.get("finishedAt") or timestamp(now) for pod in pods for state in _states(pod)]
+    """When the last of the stage's containers ended, as their kubelets tell; now where one does not tell."""
+    told = [_state(pod).get("finishedAt") or timestamp(now) for pod in pods if container_of(pod)]
     return min(now, max(map(moment, told), default=now))
 
 
-def _states(pod: Object) -> list[dict[str, Any]]:
-    """The running or terminated state of each container of the pod."""
-    states = [status.get("state", {}) for status in pod.get("status", {}).get("containerStatuses", ())]
-    return [state.get("running") or state.get("terminated") or {} for state in states]
+def _state(pod: Object) -> dict[str, Any]:
+    """The running or terminated state of our container; empty where the kubelet has reported neither."""
+    state = container_of(pod).get("state") or {}
+    return dict(state.get("running") or state.get("terminated") or {})

@@ -6,7 +6,7 @@ A training pod whose node stops is replaced within 90 s of the stop, with the co
 
     40-60 s  the kubelet's last lease was renewed up to 10 s before the stop; kube-controller-manager waits `--node-monitor-grace-period` (50 s)
              from when it saw that, looks every 5 s, then marks the node's pods not ready and taints it
-    +10 s    the pods' tolerationSeconds (pods.UNREACHABLE_SECONDS), then they are deleted
+    +10 s    the pods' tolerationSeconds (pods.TRAINING_UNREACHABLE_SECONDS), then they are deleted
     +5 s     SILENT since the pods were marked, then they are deleted by force, and the next attempt is made at once
     +5 s     it is scheduled and its containers start (the image is there)
 
@@ -18,11 +18,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from tunesmith.values import Object
+from tunesmith.podstatus import (
+    STARTING,
+    conditions_of,
+    container_of,
+    index_of,
+    init_containers,
+    is_live,
+    is_running,
+    is_unknown,
+    moment,
+    scheduled,
+    scheduled_at,
+    silent_since,
+    status_of,
+)
+from tunesmith.values import CONTAINER, Object
 
-INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 OVERDUE = timedelta(seconds=30)
 """A pod that outlives its deletion by this much is on a node that no longer answers."""
 DISRUPTIVE = frozenset(("NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"))
@@ -30,9 +43,10 @@ DISRUPTIVE = frozenset(("NodeLost", "NodeShutdown", "Preempting", "Shutdown", "T
 also has DisruptionTarget, and one that took more than its own limits has not."""
 SILENT = timedelta(seconds=15)
 """A kubelet that lives puts right within 10 s what others wrote into its pods' status."""
+LOST = timedelta(minutes=6)
+"""A pod whose node is silent for so long is deleted, whatever it tolerates: longer than Kubernetes would leave it there by default."""
 UNPLACED = timedelta(seconds=120)
 """An attempt whose pods cannot all be placed for so long is given up if it can do with fewer nodes."""
-_STARTING = frozenset(("ContainerCreating", "PodInitializing"))
 
 
 @dataclass(frozen=True)
@@ -44,19 +58,9 @@ class Note:
     running: bool = False
 
 
-def is_live(pod: Object) -> bool:
-    """Whether a process of the pod may still be running somewhere."""
-    return _status(pod).get("phase") not in ("Succeeded", "Failed")
-
-
-def is_running(pod: Object) -> bool:
-    """Whether the pod's containers have begun and not ended, as far as its kubelet has told."""
-    return bool(_status(pod).get("phase") == "Running")
-
-
 def is_finished(job: Object) -> bool:
     """Whether the Job is over and no controller will make another pod for it."""
-    return any(condition["type"] in ("Complete", "Failed") and condition["status"] == "True" for condition in _conditions(job))
+    return any(condition["type"] in ("Complete", "Failed") and condition["status"] == "True" for condition in conditions_of(job))
 
 
 def overdue_at(pod: Object) -> datetime | None:
@@ -72,21 +76,20 @@ def overdue_at(pod: Object) -> datetime | None:
     return max(asked, silent + SILENT)
 
 
-def silent_since(pod: Object) -> datetime | None:
-    """Since when the pod's node has not answered, as far as the pod shows it.
+def lost_at(pod: Object, patience: timedelta = timedelta(0)) -> datetime | None:
+    """When a live pod that nobody deletes has to be, since its node does not answer; None if it does.
 
-    A kubelet derives Ready from ContainersReady. Ready alone is False where the node controller has marked the pods of a node that
-    it calls not ready; a kubelet that lives soon takes that back.
+    `patience`: how long the user wants it to stay. A pod that no kubelet has taken note of since it was bound is on such a node too.
     """
-    conditions = {condition["type"]: condition for condition in _conditions(pod)}
-    ready, containers = (conditions.get(name, {}) for name in ("Ready", "ContainersReady"))
-    marked = (ready.get("status"), containers.get("status")) == ("False", "True") and not pod.get("spec", {}).get("readinessGates")
-    return moment(ready["lastTransitionTime"]) if marked else None
+    if not is_live(pod) or "deletionTimestamp" in pod["metadata"]:
+        return None
+    silent = silent_since(pod) or (scheduled_at(pod) if is_unknown(pod) else None)
+    return silent + max(LOST, patience + SILENT) if silent else None
 
 
 def unplaced_at(pod: Object) -> datetime | None:
     """When a pod without a node has waited long enough for one; None if it has one, or nobody has looked for one yet."""
-    condition = _scheduled(pod)
+    condition = scheduled(pod)
     waits = is_live(pod) and condition.get("status") == "False" and condition.get("reason") == "Unschedulable"
     return moment(condition["lastTransitionTime"]) + UNPLACED if waits else None
 
@@ -94,14 +97,14 @@ def unplaced_at(pod: Object) -> datetime | None:
 def placed(pods: Sequence[Object], now: datetime) -> int | None:
     """How many pods of an attempt have a node, once the others have waited long enough for one; None before."""
     waiting = [at for pod in pods if (at := unplaced_at(pod))]
-    return sum(_scheduled(pod).get("status") == "True" for pod in pods) if waiting and min(waiting) <= now else None
+    return sum(scheduled(pod).get("status") == "True" for pod in pods) if waiting and min(waiting) <= now else None
 
 
 def disruption_of(pods: Iterable[Object]) -> str:
     """What took a pod away that was not the program's fault; empty if nothing did."""
     for pod in pods:
-        status, name = _status(pod), pod["metadata"]["name"]
-        for condition in _conditions(pod):
+        status, name = status_of(pod), pod["metadata"]["name"]
+        for condition in conditions_of(pod):
             if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
                 return f"{condition.get('reason', 'DisruptionTarget')}: pod {name}: {condition.get('message', '')}"
         if status.get("reason") in DISRUPTIVE:
@@ -118,34 +121,32 @@ def removal_of(job: Object | None, pods: Sequence[Object]) -> str:
     its result as any other, but is gone a moment later, often before that result was seen.
     """
     ended_by_controller = job is None or is_finished(job) or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"]
-    if ended_by_controller or any(_status(pod).get("phase") == "Failed" for pod in pods):
+    if ended_by_controller or any(status_of(pod).get("phase") == "Failed" for pod in pods):
         return ""
     names = (pod["metadata"]["name"] for pod in pods if is_live(pod) and "deletionTimestamp" in pod["metadata"])
     return next((f"PodDeleted: pod {name} was deleted" for name in names), "")
-
-
-def moment(text: str) -> datetime:
-    """A metav1.Time as datetime."""
-    return datetime.fromisoformat(text)
 
 
 NOTHING_RUNS = Note("Starting", "no pod runs yet")
 """Of an attempt whose Job may not even be there: two states that a user need not tell apart, for one status write less."""
 
 
-def describe(job: Object | None, pods: Sequence[Object]) -> Note:
-    """What an attempt is doing that is not over."""
+def describe(job: Object | None, pods: Sequence[Object], refused: str = "") -> Note:
+    """What an attempt is doing that is not over. `refused`: why pods of it are not made."""
     live = [pod for pod in pods if is_live(pod)]
     if job is None or job["metadata"].get("deletionTimestamp"):
         return Note("Ending", _ending(live))
     blocked = next((note for pod in live if (note := obstacle(pod))), None)
     if blocked:
         return blocked
+    if refused:
+        return Note("PodsRefused", f"pods of Job {job['metadata']['name']} are not made: {refused}")
     running = [pod for pod in live if is_running(pod)]
-    if pods and len(running) == len(live):
+    wanted = int(job["spec"].get("parallelism", 1))
+    if pods and len(running) == len(live) and len({index_of(pod) for pod in pods}) >= wanted:
         # They may all have ended, and the Job controller has not said so yet.
         return Note("Running", "running", running=True)
-    return Note("Starting", f"{len(running)} of {job['spec'].get('parallelism', 1)} pods run") if running else NOTHING_RUNS
+    return Note("Starting", f"{len(running)} of {wanted} pods run") if running else NOTHING_RUNS
 
 
 def _ending(live: Sequence[Object]) -> str:
@@ -155,36 +156,12 @@ def _ending(live: Sequence[Object]) -> str:
 def obstacle(pod: Object) -> Note | None:
     """What keeps a pod from running, if anything does: no node for it, no image."""
     name = pod["metadata"]["name"]
-    condition = _scheduled(pod)
+    condition = scheduled(pod)
     if condition.get("status") == "False":
         return Note(condition.get("reason", "Unschedulable"), f"pod {name}: {condition.get('message', '')}")
-    for container in _status(pod).get("containerStatuses", ()):
+    for container in (container_of(pod), *init_containers(pod)):
         waiting = container.get("state", {}).get("waiting")
-        if waiting and waiting.get("reason") not in _STARTING:
-            return Note(waiting.get("reason", "Waiting"), f"pod {name}: {waiting.get('message', '')}")
+        if waiting and waiting.get("reason") not in STARTING:
+            which = "" if container.get("name", CONTAINER) == CONTAINER else f"container {container.get('name')} has to begin before the stage does: "
+            return Note(waiting.get("reason", "Waiting"), f"pod {name}: {which}{waiting.get('message', '')}")
     return None
-
-
-def index_of(pod: Object) -> int:
-    """The pod's completion index: its node rank."""
-    return int(pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION, 0))
-
-
-def terminated(pod: Object) -> dict[str, Any] | None:
-    """How the pod's container ended, if it has."""
-    states = [container.get("state", {}).get("terminated") for container in _status(pod).get("containerStatuses", ())]
-    return next((state for state in states if state), None)
-
-
-def _scheduled(pod: Object) -> dict[str, Any]:
-    return next((condition for condition in _conditions(pod) if condition["type"] == "PodScheduled"), {})
-
-
-def _status(item: Object) -> dict[str, Any]:
-    status: dict[str, Any] = item.get("status") or {}
-    return status
-
-
-def _conditions(item: Object) -> list[dict[str, Any]]:
-    conditions: list[dict[str, Any]] = _status(item).get("conditions") or []
-    return conditions

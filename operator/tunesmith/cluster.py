@@ -17,7 +17,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from tunesmith import __version__, metrics
+from tunesmith import __version__, metrics, unmade
 from tunesmith.resources import RESOURCES, Resource, tidy
 from tunesmith.store import owner_uid, version_of
 from tunesmith.values import FIELD_MANAGER, Object
@@ -188,6 +188,13 @@ class Cluster:
     async def post_event(self, event: Object) -> None:
         """POST an Event (events.k8s.io/v1); Conflict if it was posted before."""
         await self.request("POST", f"/apis/events.k8s.io/v1/namespaces/{event['metadata']['namespace']}/events", event)
+
+    async def refusal(self, job: Object) -> str:
+        """Why the pods of `job` are not made, as its controller says in Events; empty if it says nothing."""
+        metadata = job["metadata"]
+        chosen = f"involvedObject.uid={metadata['uid']},reason=FailedCreate"
+        found = await self.request("GET", f"/api/v1/namespaces/{metadata['namespace']}/events", query=(("fieldSelector", chosen),))
+        return unmade.refusal(found["items"], unmade.begun(job))
 
     async def review_token(self, token: str, audience: str) -> Object:
         """The status of a TokenReview of `token`."""

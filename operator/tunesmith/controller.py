@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from tunesmith import metrics
 from tunesmith.announcer import Announcer
-from tunesmith.cluster import Cluster, Conflict, NotFound, Refused
+from tunesmith.cluster import ApiError, Cluster, Conflict, NotFound, Refused
 from tunesmith.kinds import Kind
 from tunesmith.kueue import QUEUE
 from tunesmith.logs import current_key
@@ -32,6 +32,10 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+async def _nothing(_: frozenset[str]) -> None:
+    pass
+
+
 class Controller:
     """Feeds the store, and works off the queue with a fixed number of workers."""
 
@@ -42,8 +46,10 @@ class Controller:
         kinds: Mapping[str, Kind],
         installed: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
+        served: Callable[[frozenset[str]], Awaitable[None]] = _nothing,
     ) -> None:
-        """`installed`: which optional kinds the API server has; the others are not watched."""
+        """`installed`: which optional kinds the API server has; the others are not watched. `served` takes in which namespaces are to be
+        watched, where they are named."""
         self._settings = settings
         self._cluster = cluster
         self._clock = clock
@@ -53,6 +59,10 @@ class Controller:
         self._announcer = Announcer(cluster, settings.lease.identity, _now)
         announce = self._announcer.announce
         self._reconciler = Reconciler(kinds, self.store, cluster, settings.config(), self.queue.add, _now, clock, announce)
+        self._namespaces = frozenset[str](settings.namespaces)
+        self._served = served
+        self.unserved: frozenset[str] = frozenset()
+        """Namespaces of ours that let nothing be listed: they are gone, or our rights in them are. Nothing is done for their objects."""
         self.synced: float | None = None
         """When the last complete relist ended, by the clock; None before the first."""
         self._stopping = asyncio.Event()
@@ -63,9 +73,10 @@ class Controller:
         self.wake(self.store.remove(seen, version_of(seen)) if event == "DELETED" else self.store.put(seen))
 
     def wake(self, keys: frozenset[Key]) -> None:
-        """Queue `keys`."""
+        """Queue `keys`, but those of namespaces that are not served: of these half a view may be known, which looks like deleted children."""
         for key in keys:
-            self.queue.add(key)
+            if key.namespace not in self.unserved:
+                self.queue.add(key)
 
     async def run(self) -> None:
         """Relist, then work until stopped.
@@ -87,16 +98,39 @@ class Controller:
     async def resync(self) -> None:
         """List everything, put the store right, and look at what that concerns; the first time, at everything."""
         with metrics.RESYNC_SECONDS.time():
-            for kind in (resource.kind for resource in self.watched):
-                for namespace in self._settings.namespaces or (None,):
-                    async for concerned in relist(self._cluster, self.store, kind, namespace):
-                        if self.synced is not None:
-                            self.wake(concerned)
-        if self.synced is None:
-            for resource in self.watched:
-                if resource.ours:
-                    self.wake(frozenset(self.store.keys(resource.kind)))
+            if self._namespaces:
+                await self._resync_each()
+            else:
+                await self._list(None, self.synced is None)
         self.synced = self._clock()
+
+    async def _resync_each(self) -> None:
+        """The same for each namespace by itself: one whose tenant is gone, and with it our rights there, harms no other."""
+        refused: dict[str, ApiError] = {}
+        for namespace in sorted(self._namespaces):
+            try:
+                await self._list(namespace, self.synced is None or namespace in self.unserved)
+            except (Refused, NotFound) as error:
+                refused[namespace] = error
+                self.store.leave(namespace)
+        if len(refused) == len(self._namespaces):
+            raise next(iter(refused.values()))
+        for namespace in refused.keys() - self.unserved:
+            logger.warning("namespace %s is not served: %s", namespace, refused[namespace])
+        self.unserved = frozenset(refused)
+        metrics.UNSERVED.set(len(refused))
+        await self._served(self._namespaces - self.unserved)
+
+    async def _list(self, namespace: str | None, first: bool) -> None:
+        """`first`: nothing is looked at before all is there, and then everything."""
+        for kind in (resource.kind for resource in self.watched):
+            async for concerned in relist(self._cluster, self.store, kind, namespace):
+                if not first:
+                    self.wake(concerned)
+        if first:
+            self.unserved -= {namespace or ""}
+            keys = (self.store.keys(resource.kind) for resource in self.watched if resource.ours)
+            self.wake(frozenset(key for found in keys for key in found if namespace in (None, key.namespace)))
 
     async def _resync_forever(self) -> None:
         away = False

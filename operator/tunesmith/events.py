@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunesmith.attempts import moment
 from tunesmith.conditions import find, is_true
+from tunesmith.podstatus import moment
 
 MESSAGE_LIMIT = 1000
 """The API server takes 1024 bytes; most messages are of ASCII letters."""

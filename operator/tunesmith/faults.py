@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from tunesmith.attempts import UNPLACED, is_live, moment, terminated
+from tunesmith.attempts import UNPLACED
+from tunesmith.podstatus import container_of, is_live, moment, terminated
 from tunesmith.values import Object
 
 AVOIDED = 2
@@ -125,8 +126,8 @@ def _not_started(pod: Object, text: str) -> Fault:
 
 
 def _waiting(pod: Object) -> dict[str, Any] | None:
-    states = [container.get("state", {}).get("waiting") for container in (pod.get("status") or {}).get("containerStatuses", ())]
-    return next((state for state in states if state and state.get("reason") in _NOT_CREATED), None)
+    state: dict[str, Any] | None = (container_of(pod).get("state") or {}).get("waiting")
+    return state if state and state.get("reason") in _NOT_CREATED else None
 
 
 def _name(pod: Object) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import kopf
+from kopf._cogs.structs.references import Insights, NamespaceName  # Not public; `kopf.operator` takes it.
 
 from tunesmith.cluster import PAGE, configure
 from tunesmith.controller import Controller
@@ -61,8 +63,32 @@ class _NoProgress(kopf.ProgressStorage):
         return essence
 
 
-def settings() -> kopf.OperatorSettings:
-    """kopf's settings: no Events, no peers, no scan of the API, no state on objects, and pauses that end."""
+class Watched:
+    """Which namespaces kopf watches, where they are named: changed while it runs.
+
+    A watch that is refused for as long as `settings` says ends kopf, so one of a namespace that is gone must be stopped before.
+    """
+
+    def __init__(self) -> None:
+        self.insights = Insights()
+
+    async def watch(self, namespaces: frozenset[str]) -> None:
+        """Watch these and no others."""
+        # Before that kopf sets them itself, to all.
+        await self.insights.ready_namespaces.wait()
+        if self.insights.namespaces == namespaces:
+            return
+        async with self.insights.revised:
+            self.insights.namespaces.clear()
+            self.insights.namespaces.update(map(NamespaceName, namespaces))
+            self.insights.revised.notify_all()
+
+
+def settings(patience: float = 0) -> kopf.OperatorSettings:
+    """kopf's settings: no Events, no peers, no scan of the API, no state on objects, and pauses that end.
+
+    `patience`: seconds for which a watch may be refused beyond the minute that is granted anyway.
+    """
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.peering.standalone = True
@@ -70,7 +96,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.networking.request_timeout = 30
     chosen.networking.connect_timeout = 10
     # Pauses that do not grow for ever: the last ones would outlast the trouble by twenty seconds. After a minute of it kopf ends.
-    chosen.networking.error_backoffs = (1, 1, 2, 3, *[5] * 10)
+    chosen.networking.error_backoffs = (1, 1, 2, 3, *[5] * (10 + math.ceil(patience / 5)))
     chosen.watching.connect_timeout = 10
     # A silent watch looks like one of an idle cluster, so the server is asked to end each after a while: one that goes on for longer is
     # dead. The next goes on where it ended; the server tells where it stands two seconds before it ends a watch, so none is too old for that.

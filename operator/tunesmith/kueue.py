@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tunesmith.attempts import Note, is_running
+from tunesmith.attempts import Note
+from tunesmith.podstatus import is_running
 from tunesmith.values import Object
 
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"

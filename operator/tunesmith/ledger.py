@@ -8,22 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from tunesmith import accounting, attempts, faults, kueue, limits, repeats
+from tunesmith import accounting, assembly, attempts, faults, images, kueue, limits, lingering, memory, podstatus, repeats
 from tunesmith.attempts import Note
 from tunesmith.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
-from tunesmith.records import SIZE, checkpoint_of, record, tells_its_beginning
+from tunesmith.records import checkpoint_of, record, tells_its_beginning
 from tunesmith.repeats import PATIENCE
 from tunesmith.results import Result, TrainResult
 from tunesmith.retries import Retries
 from tunesmith.stages import Entry, StageKey, key_of
+from tunesmith.underway import TEXT_LIMIT, Underway, excused
 from tunesmith.values import Object, Observed, controller_uid
-from tunesmith.verdicts import LESS_MEMORY, Outcome, Verdict, judge
+from tunesmith.verdicts import Outcome, Verdict, judge
 from tunesmith.views import View, views_of
 
 ATTEMPTS_KEPT = 20
-DISRUPTION_LIMIT = 512
 LASTING = timedelta(minutes=10)
 """After an attempt that ran for so long the pauses begin anew, unless it ended as one before it that began at the same checkpoint."""
 Sizing = Callable[[StageKey, Entry], Entry | None]
@@ -43,6 +44,7 @@ _PASSING = (
     "queue",
     "suspectNodes",
     "stuckTime",
+    "ends",
 )
 _OVER = ("Succeeded", "Failed", "Stopped")
 
@@ -65,6 +67,8 @@ class Ledger:
     """Unfinished Jobs and live pods of all stages."""
     answers: Mapping[StageKey, Result]
     """Results that attempts told just now, whatever their outcome."""
+    activity: dict[str, Any]
+    """`limits.activity`."""
     target: Condition | None
     """`FailureTarget`: a limit is passed, and the attempts under way are ending."""
 
@@ -133,6 +137,8 @@ class _Book:
         self.answers: dict[StageKey, Result] = {}
         self.views = views_of(observed.children)
         self.observed = observed
+        self.outdated = images.outdated(observed)
+        self.unseen = 0
         self.failing = is_true(recorded, limits.TARGET)
 
     def view(self, key: StageKey) -> View:
@@ -142,6 +148,8 @@ class _Book:
         """See what became of the attempt under way, if one is."""
         fresh: Entry = {"name": key.name} | ({"part": key.part} if key.part else {}) | {"state": "Waiting", "attempt": 0}
         entry = self.entries[key] = self.recorded.get(key) or fresh
+        if self.observed.spec.get("suspend"):
+            entry.pop("waitingSince", None)
         if entry["state"] not in ("Pending", "Running"):
             return
         job, pods = self.view(key).jobs.get(entry["attempt"]), self.view(key).pods.get(entry["attempt"], [])
@@ -151,9 +159,12 @@ class _Book:
             self.entries[key] = _settled(entry, state="Waiting", attempt=entry["attempt"] - 1) if hold else entry
             return
         if text := attempts.disruption_of(pods) or entry.get("disruption", "") or attempts.removal_of(job, pods):
-            entry["disruption"] = text[:DISRUPTION_LIMIT]
-        if any(attempts.is_live(pod) for pod in pods) or (job is not None and not attempts.is_finished(job)):
-            note = attempts.describe(job, pods)
+            entry["disruption"] = text[:TEXT_LIMIT]
+        refused = self.observed.refusals.get(job["metadata"]["uid"], "") if job else ""
+        underway = Underway(entry, job, pods, self.now, partial(self.sizing, key), self.outdated, refused)
+        unfinished = job is not None and not attempts.is_finished(job) and not underway.is_over
+        if unfinished or any(podstatus.is_live(pod) for pod in pods):
+            note = attempts.describe(job, pods, refused)
             entry |= kueue.recorded(entry.get("queue", {}), job, self.observed.children, note.running) if job else {}
             if job and job["spec"].get("suspend") and "deletionTimestamp" not in job["metadata"]:
                 note = kueue.note(entry.get("queue", {}), pods)
@@ -162,13 +173,15 @@ class _Book:
                     entry.pop("disruption", None)
                     entry.pop("stuckTime", None)
             self.notes[key] = note
-            if job and note != attempts.NOTHING_RUNS:
+            # What has run holds its GPUs until no pod of it is left.
+            running = note.running or (entry["state"] == "Running" and any(podstatus.is_running(pod) for pod in pods))
+            entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
+            if running:
+                _forget_waiting(entry)
+            entry |= underway.notes()
+            if job and (note != attempts.NOTHING_RUNS or "ending" in entry):
                 # That there is a Job is not worth a status write of its own: it is recorded with the first thing that is.
                 entry |= {"jobUID": job["metadata"]["uid"]} | accounting.asked(job)
-            # What has run holds its GPUs until no pod of it is left.
-            running = note.running or (entry["state"] == "Running" and any(attempts.is_running(pod) for pod in pods))
-            entry |= accounting.entered(entry, "Running" if running else "Pending", pods, self.now)
-            entry |= self._fewer_nodes(key, job, pods) or self._suspects(entry, job, pods)
         else:
             entry |= accounting.asked(job) if job else {}
             deleted = job is None or "deletionTimestamp" in job["metadata"]
@@ -176,45 +189,22 @@ class _Book:
             # after a restart the pods of a Job may be seen before it is.)
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
             ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
-            self._end(key, _excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted), ours, job)
-
-    def _fewer_nodes(self, key: StageKey, job: Object | None, pods: Sequence[Object]) -> Entry:
-        """The attempt is to end, if not all of its pods find a node and it can do with those that did."""
-        entry, placed = self.entries[key], attempts.placed(pods, self.now)
-        if placed is None or job is None or job["spec"].get("suspend") or "ending" in entry:
-            return {}
-        size = self.sizing(key, {**entry, "nodesLimit": placed})
-        if not size or size["nodes"] >= entry.get("nodes", len(pods)):
-            return {}
-        blocked = next(note.message for pod in pods if (note := attempts.obstacle(pod)))
-        message = f"only {placed} of its pods found a node within {attempts.UNPLACED.total_seconds():.0f} s: {blocked}"
-        return {"ending": {"reason": "Unschedulable", "message": message[:DISRUPTION_LIMIT]}, "nodesLimit": placed}
-
-    def _suspects(self, entry: Entry, job: Object | None, pods: Sequence[Object]) -> Entry:
-        """What to note of nodes that do not end a pod of the attempt, or cannot start one: then it is to end."""
-        late = [pod for pod in pods if (at := attempts.overdue_at(pod)) and at <= self.now]
-        ends = job is None or "deletionTimestamp" in job["metadata"] or job["spec"].get("suspend") or "ending" in entry
-        stuck = [] if ends else [pod for pod in pods if faults.cannot_start(pod)]
-        if stuck:
-            entry.setdefault("stuckTime", timestamp(self.now))
-        given_up_at = faults.given_up_at(entry)
-        stuck = stuck if given_up_at and given_up_at <= self.now else []
-        fault = faults.cannot_start(stuck[0]) if stuck else None
-        nodes = faults.avoid(faults.nodes_of((*stuck, *late)), entry.get("suspectNodes", ()))
-        told = {"ending": {"reason": fault.reason, "message": fault.message[:DISRUPTION_LIMIT]}} if fault else {}
-        return told | ({"suspectNodes": nodes} if nodes else {})
+            ours += lingering.revived(entry.get("ends", ()), ours, made_by)
+            verdict = excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted)
+            self._end(key, assembly.excused(verdict, entry, job, ours), ours, job)
 
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
-        entry, used = self.entries[key], accounting.used(self.entries[key], pods, self.now)
+        entry, waits = self.entries[key], verdict.outcome == "Wait"
+        used = accounting.used(entry, () if waits else pods, self.now)
+        self.unseen = max(self.unseen, used["runningSeconds"] - entry.get("ranSeconds", 0))
         within = {"nodesLimit": entry["nodesLimit"]} if "nodesLimit" in entry else {}
         verdict = self._checked(key, verdict)
         self.retries.learn(checkpoint_of(verdict.result))
         if verdict.outcome == "OutOfMemory":
-            verdict, within = self._with_less_memory(key, verdict, job)
+            verdict, within = memory.with_less(entry, verdict, accounting.memory(job), partial(self.sizing, key))
         before = [ended for ended in self.ended if (ended["stage"], ended.get("part", "")) == key]
         alike = repeats.alike_from_one_checkpoint(verdict, before, self.retries.newest)
-        if why := repeats.hopeless(verdict, before, self.retries.newest):
-            verdict = replace(verdict, outcome="Failed", message=f"{why}: {verdict.message}")
+        verdict = self._weighed(entry, verdict, before)
         if verdict.result:
             self.answers[key] = verdict.result
         if isinstance(verdict.result, TrainResult) and verdict.result.checkpoint:
@@ -226,9 +216,23 @@ class _Book:
             entry.pop("failures", None)
         if verdict.outcome in ("Retry", "Later"):
             entry["failures"] = entry.get("failures", 0) + 1
+        if waits:
+            entry["waits"] = entry.get("waits", 0) + 1
+            entry.setdefault("waitingSince", timestamp(accounting.since(entry)))
+            # One for all of them: the others would push what says more off the record.
+            self.ended = [each for each in self.ended if key != (each["stage"], each.get("part", "")) or each["reason"] != verdict.reason]
+        elif verdict.outcome != "Free":
+            _forget_waiting(entry)
         verdict, fewer = self._avoiding(key, verdict)
         self.ended.append(record(entry, verdict, self.now, self.retries.newest) | used)
         self._settle(key, verdict, within | fewer)
+
+    def _weighed(self, entry: Entry, verdict: Verdict, before: Sequence[Entry]) -> Verdict:
+        """The verdict, given what was met before."""
+        taken = {} if self.observed.spec.get("suspend") else repeats.taken_away(verdict, entry, self.retries.newest)
+        entry |= taken
+        why = repeats.hopeless(verdict, before, self.retries.newest) or (repeats.hunted(entry["taken"]) if taken else "")
+        return replace(verdict, outcome="Failed", message=f"{why}: {verdict.message}") if why else verdict
 
     def _avoiding(self, key: StageKey, verdict: Verdict) -> tuple[Verdict, Entry]:
         """The verdict; the nodes that are at fault are kept for the next attempt, if there is to be one, and named.
@@ -255,8 +259,16 @@ class _Book:
         elif self._is_hopeless(entry, verdict):
             self.entries[key] = _settled(entry, state="Failed", completionTime=timestamp(self.now), reason=reason, message=message)
         else:
-            begin = timestamp(self.now + (self._pause(entry["failures"]) if verdict.outcome in ("Retry", "Later") else timedelta(0)))
+            begin = timestamp(self.now + self._wait(entry, verdict.outcome, reason))
             self.entries[key] = _settled(entry, state="Waiting", notBefore=begin, reason=reason, message=message, **within)
+
+    def _wait(self, entry: Entry, outcome: Outcome, reason: str) -> timedelta:
+        """How long to wait after an attempt that ended so."""
+        if outcome == "Wait":
+            return assembly.pause(self._pause(entry["waits"]), self.observed.owner["metadata"]["uid"], entry["attempt"])
+        if outcome == "Free" and entry.get("taken", 0) > repeats.AT_ONCE and reason in repeats.TAKEN:
+            return self._pause(entry["taken"] - repeats.AT_ONCE)
+        return self._pause(entry["failures"]) if outcome in ("Retry", "Later") else timedelta(0)
 
     def _pause(self, failures: int) -> timedelta:
         """How long to wait after so many failures in a row."""
@@ -278,33 +290,14 @@ class _Book:
         nodes = verdict.nodes if verdict.result.attempt == self.entries[key]["attempt"] else ()
         return Verdict("Later", "DeviceUnavailable", wrong, nodes=nodes, faulty=True)
 
-    def _with_less_memory(self, key: StageKey, verdict: Verdict, job: Object | None) -> tuple[Verdict, Entry]:
-        """What comes of an attempt that ran out of memory: half the rows at a time, if the stage has such and more than one.
-
-        The rows of a stage with GPUs lie in their memory: fewer of them leave the host no more.
-        """
-        rows = self.entries[key].get("perDeviceTrainBatchSize")
-        if verdict.memory == "Host" and self.entries[key].get("gpus"):
-            was = f" (it was {memory})" if (memory := accounting.memory(job)) else ""
-            told = verdict.message.removesuffix(LESS_MEMORY)
-            message = f"{told}; this is the host's memory, which fewer rows at a time would not spare: raise `resources.memory`{was}"
-            return replace(verdict, outcome="Retry", message=message), {}
-        if rows is None:
-            return replace(verdict, outcome="Retry"), {}
-        if rows == 1:
-            return replace(verdict, outcome="Failed", message=f"perDeviceTrainBatchSize is 1 already: {verdict.message}"), {}
-        limit = {"batchSizeLimit": rows // 2}
-        size = self.sizing(key, self.entries[key] | limit) or {}
-        told = ", ".join(f"{name} {size[name]}" for name in SIZE[1:])
-        return replace(verdict, message=f"{verdict.message}; the next attempt has {told}"), limit
-
     def begin(self, key: StageKey) -> None:
         """Start the next attempt, unless something of an earlier one may still be alive or it is too early."""
         entry, view = self.entries[key], self.view(key)
-        if entry["state"] != "Waiting":
+        # All of them have one image: none begins while one ends for that.
+        if entry["state"] != "Waiting" or any(each.get("ending", {}).get("reason") == images.CHANGED for each in self.entries.values()):
             return
         attempt = view.underway(after=entry["attempt"]) or entry["attempt"] + 1
-        if view.busy(but=attempt if attempt in view.jobs else None) or self.now < attempts.moment(entry.get("notBefore", timestamp(self.now))):
+        if view.busy(but=attempt if attempt in view.jobs else None) or self.now < podstatus.moment(entry.get("notBefore", timestamp(self.now))):
             return
         started = timestamp(self.now)
         # If the status was lost and its Job runs, it is as large as that one.
@@ -324,7 +317,8 @@ class _Book:
     def close(self, due: Sequence[StageKey]) -> Ledger:
         """The ledger; `due` is the wave whose doings are told."""
         busy = sum(view.busy() for view in self.views.values())
-        target = self._limit(due, busy)
+        activity = limits.activity(self.observed, tuple(self.entries.values()), self.unseen)
+        target = self._limit(due, busy, activity)
         return Ledger(
             entries=tuple(self.entries.values()),
             attempts=tuple(self.ended[-ATTEMPTS_KEPT:]),
@@ -333,15 +327,16 @@ class _Book:
             stage=due[0].name,
             busy=busy,
             answers=self.answers,
+            activity=activity,
             target=target,
         )
 
-    def _limit(self, due: Sequence[StageKey], busy: int) -> Condition | None:
+    def _limit(self, due: Sequence[StageKey], busy: int, activity: Mapping[str, Any]) -> Condition | None:
         """The limit that is passed while attempts are ending; once none is left, it is the failure of the first stage due."""
         states = {entry["state"] for entry in self.entries.values()}
         if "Failed" in states or states == {"Succeeded"}:
             return None
-        told = limits.target(self.observed, self.entries.values(), lambda entry: f"{key_of(entry)}: {self._note(key_of(entry)).message}")
+        told = limits.target(self.observed, self.entries.values(), activity, lambda entry: f"{key_of(entry)}: {self._note(key_of(entry)).message}")
         if told is None or busy or states & {"Pending", "Running"}:
             return told
         key = next(key for key in due if self.entries[key]["state"] not in _OVER)
@@ -363,18 +358,12 @@ class _Book:
         return Note("Waiting", "has not begun")
 
 
-def _excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
-    """The verdict on an attempt that we ended, or a person did: how its pods took that is of no account, but for a success and bad input."""
-    if verdict.outcome in ("Succeeded", "Failed"):
-        return verdict
-    if "ending" in entry:
-        # Where nodes are short it goes on at once with fewer; where one cannot start a pod, as after any fault of a node's.
-        outcome: Outcome = "Free" if entry["ending"]["reason"] == "Unschedulable" else "Later"
-        return Verdict(outcome, entry["ending"]["reason"], entry["ending"]["message"], verdict.result)
-    return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
-
-
 _STOPPED = Verdict("Free", "Stopped", "another stage failed")
+
+
+def _forget_waiting(entry: Entry) -> None:
+    for name in ("waits", "waitingSince"):
+        entry.pop(name, None)
 
 
 def _settled(entry: Entry, **changes: Any) -> Entry:

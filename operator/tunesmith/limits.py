@@ -6,21 +6,22 @@ are deleted and no other is made; when no pod lives (training has saved, and wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from tunesmith import accounting
-from tunesmith.attempts import moment
-from tunesmith.conditions import Condition, find, is_true
+from tunesmith.conditions import Condition, find, is_true, timestamp
+from tunesmith.podstatus import moment
 from tunesmith.values import Observed
 
 TARGET = "FailureTarget"
 Entry = Mapping[str, Any]
 
 
-def target(observed: Observed, entries: Iterable[Entry], waits: Callable[[Entry], str]) -> Condition | None:
-    """The condition that ends the object, once a limit is passed. `waits` tells what the attempt under way of an entry waits for."""
+def target(observed: Observed, entries: Iterable[Entry], active: Mapping[str, Any], waits: Callable[[Entry], str]) -> Condition | None:
+    """The condition that ends the object, once a limit is passed. `active`: its `activity`. `waits` tells what the attempt under way of an
+    entry waits for."""
     spec, now = observed.spec, observed.now
     known = find(observed.recorded, TARGET)
     if known:
@@ -28,7 +29,7 @@ def target(observed: Observed, entries: Iterable[Entry], waits: Callable[[Entry]
         return Condition(TARGET, "True", known["reason"], known["message"])
     if spec.get("suspend"):
         return None
-    deadline = _deadline(observed)
+    deadline = _deadline(spec, active, now)
     if deadline and deadline <= now:
         message = f"was active for more than {spec['activeDeadlineSeconds']} s (activeDeadlineSeconds)"
         return Condition(TARGET, "True", "DeadlineExceeded", message)
@@ -51,7 +52,7 @@ def moments(observed: Observed, status: Mapping[str, Any]) -> Iterator[datetime]
         return
     if spec.get("suspend") or find(status, TARGET):
         return
-    if deadline := _deadline(observed):
+    if deadline := _deadline(spec, status, now):
         yield deadline
     entries = status.get("stages", ())
     yield from (ends for entry in entries if (ends := _pending_deadline(spec, entry)))
@@ -73,16 +74,37 @@ def _removal(spec: Mapping[str, Any], status: Mapping[str, Any]) -> datetime | N
     return moment(status["completionTime"]) + timedelta(seconds=spec["ttlSecondsAfterFinished"])
 
 
-def _deadline(observed: Observed) -> datetime | None:
-    """End of the active time: as in a Job, the clock is stopped by suspending and starts anew with resuming."""
-    if "activeDeadlineSeconds" not in observed.spec:
+def activity(observed: Observed, entries: Sequence[Entry], unseen: int) -> dict[str, Any]:
+    """`{activeSeconds?, activeSince?}` of the status: how long attempts have run, and since when one does.
+
+    Time in which all wait, for a queue, for nodes or for another object, is not active. Stages side by side count once. As in a Job,
+    resuming starts anew. `unseen`: seconds for which an attempt ran that began and ended while nobody looked.
+    """
+    if observed.spec.get("suspend"):
+        return {}
+    seconds, since = int(observed.recorded.get("activeSeconds", 0)), observed.recorded.get("activeSince")
+    running = [accounting.since(entry) for entry in entries if entry["state"] == "Running"]
+    if running:
+        since = since or timestamp(min(running))
+    elif since:
+        seconds, since = seconds + max(0, int((observed.now - moment(since)).total_seconds())), None
+    else:
+        seconds += unseen
+    return ({"activeSeconds": seconds} if seconds else {}) | ({"activeSince": since} if since else {})
+
+
+def _deadline(spec: Mapping[str, Any], active: Mapping[str, Any], now: datetime) -> datetime | None:
+    """When it will have been active for too long, if what runs goes on."""
+    if "activeDeadlineSeconds" not in spec:
         return None
-    held = find(observed.recorded, "Suspended")
-    begun = moment(held["lastTransitionTime"]) if held and held["status"] == "False" else observed.now
-    return begun + timedelta(seconds=observed.spec["activeDeadlineSeconds"])
+    left = timedelta(seconds=spec["activeDeadlineSeconds"] - active.get("activeSeconds", 0))
+    if "activeSince" in active:
+        return moment(active["activeSince"]) + left
+    return now if left <= timedelta(0) else None
 
 
 def _pending_deadline(spec: Mapping[str, Any], entry: Mapping[str, Any]) -> datetime | None:
-    if "pendingDeadlineSeconds" not in spec or entry["state"] != "Pending":
+    again = "waitingSince" in entry
+    if "pendingDeadlineSeconds" not in spec or not (entry["state"] == "Pending" or (again and entry["state"] == "Waiting")):
         return None
-    return accounting.since(entry) + timedelta(seconds=spec["pendingDeadlineSeconds"])
+    return (moment(entry["waitingSince"]) if again else accounting.since(entry)) + timedelta(seconds=spec["pendingDeadlineSeconds"])

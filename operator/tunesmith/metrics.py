@@ -9,9 +9,9 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from tunesmith.accounting import since
-from tunesmith.attempts import moment
 from tunesmith.conditions import find, is_true
 from tunesmith.faults import NODE_REASONS
+from tunesmith.podstatus import moment
 from tunesmith.stages import key_of
 from tunesmith.values import Key
 
@@ -26,6 +26,7 @@ ACTIVE = Gauge("controller_runtime_active_workers", "Workers at work.", ["contro
 DEPTH = Gauge("workqueue_depth", "Keys that wait for a worker.", ["name"])
 REQUESTS = Counter("rest_client_requests", "Requests to the API server by code and method.", ["code", "method"])
 RESYNC_SECONDS = Histogram("tunesmith_resync_seconds", "Duration of a complete relist.", buckets=BUCKETS)
+UNSERVED = Gauge("tunesmith_unserved_namespaces", "Namespaces of the operator's list that are gone, or that it has no rights in.")
 REPORTS = Counter("tunesmith_progress_reports", "Progress reports by answer.", ["code"])
 STATUSES_REFUSED = Counter(
     "tunesmith_statuses_refused", "Status writes that the API server refused: a fault of the operator, or of its rights.", ["controller"]

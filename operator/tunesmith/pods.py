@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from tunesmith.errors import InvalidSpec
-from tunesmith.values import API_VERSION, GROUP, LABEL_KIND, LABEL_NAME, LABEL_UID, MANAGED_BY, VERSION, Config, Object
+from tunesmith.values import API_VERSION, CONTAINER, GROUP, LABEL_KIND, LABEL_NAME, LABEL_UID, MANAGED_BY, VERSION, Config, Object
 
 USER = 65532
 MAX_CLAIMS = 8
@@ -22,8 +23,11 @@ ANNOTATIONS = {STAGE_FILE: f"{GROUP}/orders", CA_FILE: f"{GROUP}/progress-ca"}
 """Of a pod: where each of its files stands."""
 TOKEN_FOLDER = f"/var/run/secrets/{GROUP}"
 TOKEN_SECONDS = 3600
-UNREACHABLE_SECONDS = 10
-"""How long a pod stays on a node that does not answer: every second of it is a second in which the next attempt cannot start."""
+UNREACHABLE_SECONDS = 300
+"""How long a pod stays on a node that does not answer: Kubernetes' own default. A kubelet that is restarted takes no model from its clients."""
+TRAINING_UNREACHABLE_SECONDS = 10
+"""The same of a training pod: every second of it is a second in which its peers wait, and the next attempt cannot start."""
+UNREACHABLE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 GPU_RESOURCE, CPU, MEMORY, SHARED_MEMORY = "nvidia.com/gpu", "1", "4Gi", "1Gi"
 JOB_LABEL = "batch.kubernetes.io/job-name"
@@ -45,6 +49,8 @@ class Workload:
     scheduling: Mapping[str, Any] = field(default_factory=dict)
     """`Scheduling` of the spec, as JSON."""
     grace_period_seconds: int = 30
+    unreachable_seconds: int = UNREACHABLE_SECONDS
+    """How long its pods stay on a node that does not answer, where the user says nothing of it."""
     progress_path: str = ""
     """Path at the progress endpoint that the pods report to; empty: they do not report and get no token."""
     container: Mapping[str, Any] = field(default_factory=dict)
@@ -155,7 +161,7 @@ def _pod_spec(workload: Workload, config: Config, files: Iterable[str]) -> Objec
     }
     if config.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in config.image_pull_secrets]
-    return spec | _scheduling(workload.scheduling)
+    return spec | _scheduling(workload)
 
 
 def container_resources(resources: Mapping[str, Any]) -> Object:
@@ -169,7 +175,7 @@ def container_resources(resources: Mapping[str, Any]) -> Object:
 
 def _container(workload: Workload, config: Config) -> Object:
     return {
-        "name": "stage",
+        "name": CONTAINER,
         "image": workload.image,
         "imagePullPolicy": config.image_pull_policy,
         "command": list(workload.command),
@@ -247,13 +253,28 @@ def _volumes(workload: Workload, config: Config, files: Iterable[str]) -> list[O
     return volumes
 
 
-def _scheduling(scheduling: Mapping[str, Any]) -> Object:
+def _scheduling(workload: Workload) -> Object:
+    """Of the tolerations that match a taint the first one counts. So ours come first: one that matches every taint (`operator: Exists`) would
+    keep a pod on a dead node for ever. A user who names the very taint knows better."""
+    scheduling = workload.scheduling
+    given = sorted(scheduling.get("tolerations", ()), key=lambda toleration: not any(_names(toleration, taint) for taint in UNREACHABLE_TAINTS))
     ours = [
-        {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS}
-        for taint in ("not-ready", "unreachable")
+        {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": workload.unreachable_seconds}
+        for taint in UNREACHABLE_TAINTS
+        if not any(_names(toleration, taint) for toleration in given)
     ]
     taken = {name: scheduling[name] for name in ("priorityClassName", "nodeSelector") if scheduling.get(name)}
-    return taken | {"tolerations": [*scheduling.get("tolerations", ()), *ours]}
+    return taken | {"tolerations": [*ours, *given]}
+
+
+def _names(toleration: Mapping[str, Any], taint: str) -> bool:
+    return toleration.get("key") == taint and toleration.get("effect", "NoExecute") == "NoExecute"
+
+
+def patience(scheduling: Mapping[str, Any]) -> timedelta:
+    """For how long the user wants pods to stay on a node that does not answer; zero where he names no time."""
+    named = (each for each in scheduling.get("tolerations", ()) if any(_names(each, taint) for taint in UNREACHABLE_TAINTS))
+    return timedelta(seconds=max((int(each.get("tolerationSeconds", 0)) for each in named), default=0))
 
 
 def _apart(job: str) -> Object:

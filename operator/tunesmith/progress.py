@@ -23,8 +23,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from pydantic.alias_generators import to_camel
 
 from tunesmith import metrics
-from tunesmith.attempts import is_live
 from tunesmith.cluster import ApiError, Cluster
+from tunesmith.podstatus import is_live
 from tunesmith.settings import ProgressSettings
 from tunesmith.store import Store, owner_uid
 from tunesmith.values import API_VERSION, GROUP, Key, Object, controller_uid

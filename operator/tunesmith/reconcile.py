@@ -16,6 +16,7 @@ from tunesmith.drift import ANNOTATION, differences, stamp
 from tunesmith.errors import InvalidSpec, TunesmithError
 from tunesmith.events import Event, events
 from tunesmith.kinds import Kind
+from tunesmith.refusals import Refusals
 from tunesmith.relist import relist
 from tunesmith.store import Store, key_of
 from tunesmith.values import Config, Key, Object, Observed, Plan
@@ -50,6 +51,7 @@ class Reconciler:
         self._clock = clock
         self._announce = announce
         self._corrections = Corrections(clock)
+        self._refusals = Refusals(cluster)
         self._problems: dict[Key, Mapping[str, str]] = {}
         self._refused_since: dict[Key, float] = {}
 
@@ -63,11 +65,11 @@ class Reconciler:
             # Garbage collection removes the children by their ownerReferences, whether we run or not.
             self._forget(key)
             return None
-        observed = self._observe(key, owner)
+        observed = await self._observe(key, owner)
         status, plan = decide(self._kinds[key.kind], observed)
         if _ended_otherwise(observed.recorded, status):
             await self._look_at_pods(owner)
-            observed = self._observe(key, owner)
+            observed = await self._observe(key, owner)
             status, plan = decide(self._kinds[key.kind], observed)
         if status != observed.recorded:
             await self._record(key, observed, status)
@@ -77,17 +79,19 @@ class Reconciler:
         pause = await self._carry_out(key, plan)
         return min((wait for wait in (plan.wake_after, pause) if wait is not None), default=None)
 
-    def _observe(self, key: Key, owner: Object) -> Observed:
+    async def _observe(self, key: Key, owner: Object) -> Observed:
         """All that is known about the object now."""
-        uid = owner["metadata"]["uid"]
+        uid, now = owner["metadata"]["uid"], self._now()
+        refusals = await self._refusals.of(self._store.children(uid), now)
         return Observed(
             owner=owner,
-            now=self._now(),
+            now=now,
             config=self._config,
             children=self._store.children(uid),
             references=self._store.references(key),
             progress=self._store.progress(uid),
             problem=self._problems.get(key),
+            refusals=refusals,
         )
 
     async def _record(self, key: Key, observed: Observed, status: Object) -> None:

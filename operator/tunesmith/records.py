@@ -31,7 +31,7 @@ def record(entry: Mapping[str, Any], verdict: Verdict, now: datetime, newest: in
         "stage": entry["name"],
         "attempt": entry["attempt"],
         "outcome": "Succeeded" if verdict.outcome == "Succeeded" else "Failed",
-        "free": verdict.outcome in ("Free", "Later", "OutOfMemory"),
+        "free": verdict.outcome in ("Free", "Wait", "Later", "OutOfMemory"),
         "reason": verdict.reason,
         "message": verdict.message[:MESSAGE_LIMIT],
         "startTime": entry["attemptStartTime"],

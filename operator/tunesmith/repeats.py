@@ -19,6 +19,9 @@ STANDSTILL = {"Hung": 3, "PeerUnavailable": 10, "CommunicationFailed": 10, "Devi
 """So many attempts that end so and go on from one checkpoint are enough: what is around the program may be at fault, but the program may
 be too. Ten times of PeerUnavailable take most of an hour. DeviceUnavailable is found at the start of a stage, so its twelve times are
 mostly pauses, about 35 minutes: what is wrong on every node, such as a driver that is too old, ends the object within the hour."""
+TAKEN, AT_ONCE = frozenset(("Disrupted", "Interrupted")), 3
+"""Reasons of attempts that something outside took away, and how many of them without a new checkpoint are followed by another at once. (A
+person who suspends the object or deletes a Job is no such thing.)"""
 SAME_NODE = 3
 """So often the same fault of a device is met at the same step on one node: nothing else fits, or the fault is not the node's."""
 
@@ -40,6 +43,21 @@ def hopeless(verdict: Verdict, before: Sequence[Entry], newest: int) -> str:
     nodes = dict.fromkeys(node for on in (*(ended.get("failedOn", ()) for ended in alike), verdict.nodes) for node in on)
     where = f", on {listed(list(nodes))}" if verdict.faulty and nodes else ""
     return f"{len(alike) + 1} attempts ended so without a new checkpoint{where}"
+
+
+def taken_away(verdict: Verdict, entry: Entry, newest: int) -> dict[str, int]:
+    """`{taken, takenStep}` of an entry whose attempt was taken away: how often one was since the newest checkpoint. Empty if it was not."""
+    if verdict.outcome != "Free" or verdict.reason not in TAKEN:
+        return {}
+    before = entry.get("taken", 0) if newest <= entry.get("takenStep", newest) else 0
+    return {"taken": before + 1, "takenStep": newest}
+
+
+def hunted(taken: int) -> str:
+    """Why it is of no use to go on after so many; empty if it may be."""
+    if taken <= PATIENCE:
+        return ""
+    return f"was taken away {taken} times without a new checkpoint; make checkpoints more often, or have it run where it may stay"
 
 
 def alike_from_one_checkpoint(verdict: Verdict, before: Sequence[Entry], newest: int) -> list[Entry]:

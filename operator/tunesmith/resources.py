@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunesmith.attempts import INDEX_ANNOTATION
-from tunesmith.values import API_VERSION, MANAGED_BY, Object
+from tunesmith.podstatus import INDEX_ANNOTATION
+from tunesmith.values import API_VERSION, GROUP, MANAGED_BY, Object
 
 
 @dataclass(frozen=True)
@@ -66,36 +66,67 @@ RESOURCES: Mapping[str, Resource] = {
 
 
 _COUNTERS = frozenset(("active", "ready", "terminating", "uncountedTerminatedPods"))
+_POD_STATUS = frozenset(("phase", "reason", "message", "startTime", "conditions"))
+_CONTAINER_STATUS = frozenset(("name", "state", "lastState", "ready", "restartCount"))
 
 
 def tidy(obj: Object, resource: Resource) -> Object:
-    """`obj` as the store keeps it: with its type (items of a LIST lack it), without what is never read.
+    """`obj` as the store keeps it: with its type (items of a LIST lack it), and of what is not one of the three kinds only what is read.
 
-    That is `managedFields` (half of its size) and, of what there is most of: a pod's spec and annotations but for its node, its readiness gates and
-    its index, a Job's template but for what its containers may take, and its counters, without which most of its changes are none and wake nobody.
-    Neither is ever written again once it is made. Of an optional resource the store holds everybody's: only owner and conditions are read.
+    Anybody may make such objects as large as the API server lets them be, and there are many: without this a tenant would fill the memory
+    that all share. Of a pod its node, its index and its containers' states are read; of a Job, which like a pod is never written again once it
+    is made, its containers' images and what they may take, without its counters, whose changes would wake somebody each time; of a claim
+    its modes; of an optional resource, of which the store holds everybody's, owner and conditions. Of a child that no object of ours controls,
+    though it has our label, only that it is there.
     """
-    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
-    tidied = {**obj, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
-    if resource.optional:
-        tidied.pop("spec", None)
-    elif resource.kind == "Pod":
-        _tidy_pod(tidied)
+    kept = {**obj, "apiVersion": resource.api_version, "kind": resource.kind}
+    if resource.ours:
+        return kept | {"metadata": {key: value for key, value in obj["metadata"].items() if key != "managedFields"}}
+    kept["metadata"] = _tidy_metadata(obj["metadata"], resource)
+    if resource.kind == "Pod":
+        _tidy_pod(kept)
+    elif resource.kind == "PersistentVolumeClaim":
+        kept = _only(kept, spec=("accessModes",))
+    elif resource.optional:
+        kept = _only(kept, status=("conditions",))
+    elif not _is_controlled(kept):
+        kept = _only(kept)
     elif resource.kind == "Job":
-        _tidy_job(tidied)
-    return tidied
+        _tidy_job(kept)
+    return kept
+
+
+def _only(obj: Object, **fields: tuple[str, ...]) -> Object:
+    """Type and metadata of `obj`, and of its other fields those members."""
+    parts = {name: {key: value for key, value in (obj.get(name) or {}).items() if key in members} for name, members in fields.items()}
+    return {name: obj[name] for name in ("apiVersion", "kind", "metadata")} | parts
+
+
+def _tidy_metadata(metadata: Object, resource: Resource) -> Object:
+    # By finalizers the Job controller counts pods.
+    dropped = {"managedFields", "annotations", "finalizers", "generateName"} | (set() if resource.selector else {"labels"})
+    kept = {key: value for key, value in metadata.items() if key not in dropped}
+    annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key == INDEX_ANNOTATION or key.startswith(f"{GROUP}/")}
+    return kept | ({"annotations": annotations} if annotations else {}) if resource.selector else kept
+
+
+def _is_controlled(obj: Object) -> bool:
+    """Whether an object of ours controls it, as far as it says so."""
+    references = obj["metadata"].get("ownerReferences") or ()
+    return any(reference.get("controller") and str(reference.get("apiVersion", API_VERSION)).startswith(f"{GROUP}/") for reference in references)
 
 
 def _tidy_pod(pod: Object) -> None:
-    metadata, annotations = pod["metadata"], pod["metadata"].get("annotations") or {}
-    # By its finalizers the Job controller counts.
-    for name in ("annotations", "finalizers"):
-        metadata.pop(name, None)
+    annotations = pod["metadata"].pop("annotations", {})
     if INDEX_ANNOTATION in annotations:
-        metadata["annotations"] = {INDEX_ANNOTATION: annotations[INDEX_ANNOTATION]}
-    spec = pod.pop("spec", None) or {}
-    if kept := {name: spec[name] for name in ("nodeName", "readinessGates") if spec.get(name)}:
-        pod["spec"] = kept
+        pod["metadata"]["annotations"] = {INDEX_ANNOTATION: annotations[INDEX_ANNOTATION]}
+    spec, status = pod.pop("spec", None) or {}, pod.pop("status", None) or {}
+    if spec.get("nodeName"):
+        pod["spec"] = {"nodeName": spec["nodeName"]}
+    pod["status"] = {key: value for key, value in status.items() if key in _POD_STATUS}
+    for name in ("containerStatuses", "initContainerStatuses"):
+        if name in status:
+            pod["status"][name] = [{key: value for key, value in each.items() if key in _CONTAINER_STATUS} for each in status[name] or ()]
 
 
 def _tidy_job(job: Object) -> None:
@@ -103,5 +134,5 @@ def _tidy_job(job: Object) -> None:
     spec = job.get("spec") or {}
     containers = spec.get("template", {}).get("spec", {}).get("containers", ())
     if containers:
-        kept = [{"resources": container.get("resources", {})} for container in containers]
+        kept = [{"name": each.get("name"), "image": each.get("image"), "resources": each.get("resources", {})} for each in containers]
         job["spec"] = {**spec, "template": {"spec": {"containers": kept}}}

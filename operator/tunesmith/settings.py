@@ -69,6 +69,8 @@ class Settings:
     log_level: str = "INFO"
     network_policies: bool = True
     """Whether served models get a NetworkPolicy."""
+    stage_policies: bool = True
+    """Whether the stages of an object get one."""
     timing: Timing = field(default_factory=Timing)
     progress: ProgressSettings = ProgressSettings()
     lease: LeaseSettings = field(default_factory=LeaseSettings)
@@ -81,7 +83,9 @@ class Settings:
             image_pull_secrets=self.image_pull_secrets,
             progress_url=self.progress.url if self.progress.enabled else "",
             progress_ca=_read_ca(self.progress.ca) if self.progress.ca else "",
+            progress_port=self.progress.port,
             network_policies=self.network_policies,
+            stage_policies=self.stage_policies,
             timing=self.timing,
         )
 
@@ -110,6 +114,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         workers=int(env.get("WORKERS", default.workers)),
         log_level=env.get("LOG_LEVEL", default.log_level),
         network_policies=env.get("NETWORK_POLICIES", "true").lower() == "true",
+        stage_policies=env.get("STAGE_POLICIES", "true").lower() == "true",
         timing=_timing(env, default.timing),
         progress=_progress(env, default.progress),
         lease=_lease(env, default.lease),

@@ -183,7 +183,9 @@ class Scheduling(Block):
         json_schema_extra=rules(rule("!self.startsWith('system-')", "must not begin with `system-`: those are for the cluster's own pods")),
     )
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = Field(None, description="Labels that the nodes must have.")
-    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(None, description="Taints that the pods tolerate.")
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(
+        None, description="Taints that the pods tolerate; those of a node that does not answer only where their keys are named."
+    )
 
 
 class StageScheduling(Scheduling):
@@ -199,10 +201,13 @@ class Limited(Block):
         None,
         ge=1,
         le=2147483647,
-        description="Fails when it was active for longer. As in a Job, suspending stops the clock and resuming starts it anew.",
+        description="Fails when its attempts have run for longer: waiting does not count. As in a Job, resuming starts the clock anew.",
     )
     pending_deadline_seconds: int | None = Field(
-        None, ge=1, le=2147483647, description="Fails when an attempt waits for longer at a stretch: for a queue, a node, an image."
+        None,
+        ge=1,
+        le=2147483647,
+        description="Fails when it waits for longer at a stretch for a queue, a node, an image: over all attempts that did not get all their pods.",
     )
     max_gpu_hours: int | None = Field(
         None, alias="maxGPUHours", ge=1, le=10_000_000, description="Fails when its pods have held GPUs for so long. What runs may save first."

@@ -4,9 +4,8 @@
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:
-    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, suspectNodes?,
-     stuckTime?}
-    after a failure: {notBefore, failures?, nodesLimit?, batchSizeLimit?, avoidNodes?}
+    {jobUID?, attemptStartTime, stateTime?, ranSeconds?, gpus?, queue?, disruption?, ending?, ends?, suspectNodes?, stuckTime?}
+    after a failure: {notBefore, failures?, taken?, takenStep?, waits?, waitingSince?, nodesLimit?, batchSizeLimit?, avoidNodes?}
 
 Train also has what its newest attempt was given, since it need not be what the spec says: {nodes, perDeviceTrainBatchSize,
 gradientAccumulationSteps} (finetunejob/sizing.py). An entry with `ending` {reason, message} is of an attempt that we end: its Job is
@@ -24,10 +23,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from tunesmith import attempts, conditions, faults, kueue, limits, pods
-from tunesmith.contract import CONTRACT_VERSION, JobInput, ObjectRef, stage_json
+from tunesmith import assembly, attempts, conditions, faults, isolation, kueue, limits, lingering, pods, podstatus, unmade
+from tunesmith.contract import JobInput, ObjectRef, stage_json
 from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
 
 Entry = dict[str, Any]
@@ -60,6 +60,8 @@ class Stage:
     nodes: int = 0
     """Above 0: an Indexed Job of so many pods."""
     grace_period_seconds: int = 30
+    unreachable_seconds: int = pods.UNREACHABLE_SECONDS
+    """How long its pods stay on a node that does not answer."""
     reports: bool = False
     """Whether its pods report progress."""
 
@@ -94,13 +96,6 @@ def common_input(owner: Object, attempt: int, resources: Mapping[str, Any]) -> d
     reference = ObjectRef(kind=owner["kind"], namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
     gpus = resources.get("gpus") or None
     return {"attempt": attempt, "device": "GPU" if gpus else "CPU", "gpus": gpus, "object": reference}
-
-
-def pinned_image(config: Config, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """`{images, contractVersion}` of a status' `resolved`: as recorded, or of the present image where none is."""
-    if "images" not in resolved:
-        return {"images": {"trainer": config.images.trainer}, "contractVersion": CONTRACT_VERSION}
-    return {name: resolved[name] for name in ("images", "contractVersion") if name in resolved}
 
 
 def contract_version(pinned: Mapping[str, Any]) -> int:
@@ -139,12 +134,16 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
         if job["spec"].get("parallelism", 1) > 1:
             apply.append(stage_service(observed.owner, key, attempt))
     expired = limits.expired(observed, status)
+    # First, so that no pod is open for a moment.
+    apply = [isolation.stage_policy(observed.owner, observed.config), *apply] if active and observed.config.stage_policies else apply
+    unwanted = () if observed.config.stage_policies and not expired else observed.of_kind("NetworkPolicy")
     # A label edited by hand makes nothing superfluous that is about to be put back.
     needed = {(desired["kind"], desired["metadata"]["name"]) for desired in apply}
     others = [child for child in staged if (child["kind"], child["metadata"]["name"]) not in needed]
     superfluous = [child for child in others if _is_superfluous(child, entries, active) or (expired and child["kind"] != "Pod")]
+    superfluous += unwanted
     delete = [child for child in superfluous if "deletionTimestamp" not in child["metadata"]]
-    lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := attempts.overdue_at(pod)) and at <= observed.now]
+    lost = [pod for pod in staged if pod["kind"] == "Pod" and (at := _given_up_at(observed, pod)) and at <= observed.now]
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))
 
 
@@ -157,6 +156,7 @@ def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage:
         resources=stage.resources,
         scheduling=stage.scheduling,
         grace_period_seconds=stage.grace_period_seconds,
+        unreachable_seconds=stage.unreachable_seconds,
         progress_path=pods.progress_path(owner) if stage.reports else "",
     )
     job = pods.stage_job(_metadata(owner, key, attempt), workload, config, stage.nodes, avoid)
@@ -180,9 +180,22 @@ def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Ma
     return child["kind"] == "Service" and key in entries and attempt < entries[key]["attempt"]
 
 
+def _given_up_at(observed: Observed, pod: Object) -> datetime | None:
+    """When a pod has to be deleted because its node does not answer, or, where it is being deleted, by force because it does not end."""
+    return attempts.overdue_at(pod) or attempts.lost_at(pod, pods.patience(observed.spec.get("scheduling") or {}))
+
+
 def _wake_after(observed: Observed, staged: Iterable[Object], status: Mapping[str, Any]) -> float | None:
-    moments = [attempts.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
-    moments += [at for entry in status.get("stages", ()) if (at := faults.given_up_at(entry))]
-    moments += [at for child in staged if child["kind"] == "Pod" and (at := attempts.overdue_at(child) or attempts.unplaced_at(child))]
+    moments = [podstatus.moment(entry["notBefore"]) for entry in status.get("stages", ()) if "notBefore" in entry]
+    for pod in (child for child in staged if child["kind"] == "Pod"):
+        moments += [at for at in (_given_up_at(observed, pod), attempts.unplaced_at(pod)) if at]
+        moments += lingering.due([pod])
+    for entry in status.get("stages", ()):
+        moments += [at] if (at := faults.given_up_at(entry)) else []
+        found = [child for child in staged if attempt_of(child) == (key_of(entry), entry["attempt"])]
+        pods_of = [child for child in found if child["kind"] == "Pod"]
+        moments += [at for job in found if job["kind"] == "Job" and (at := assembly.released_at(entry, job, pods_of))]
+    if look := unmade.look_at(observed.children, observed.now):
+        moments.append(look)
     moments += limits.moments(observed, status)
     return min(((at - observed.now).total_seconds() for at in moments if at > observed.now), default=None)

@@ -1,4 +1,4 @@
-"""The scalars of the CRDs' status schemas, and how long their lists may be."""
+"""Types of a status' fields. Each is bounded: the API server counts what a schema may hold at most."""
 
 from __future__ import annotations
 

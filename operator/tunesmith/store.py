@@ -156,6 +156,12 @@ class Store:
         del self._objects[key]
         return concerned
 
+    def leave(self, namespace: str) -> None:
+        """Know nothing of a namespace any more. What is there again later is taken in as new."""
+        for key, obj in [(key, obj) for key, obj in self._objects.items() if key.namespace == namespace]:
+            self._take_out(key, obj)
+            del self._objects[key]
+
     def sweep(self, kind: str, present: Collection[str], version: int, namespace: str | None = None, uid: str | None = None) -> frozenset[Key]:
         """Remove what a list of `kind` made at `version` lacks, unless it is newer; `present` has the uids of what it holds, which was put before.
 

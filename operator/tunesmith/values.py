@@ -28,6 +28,10 @@ LABEL_STAGE, LABEL_PART, LABEL_ATTEMPT = f"{GROUP}/stage", f"{GROUP}/part", f"{G
 """On stage Jobs and their pods: the stage (`Train`), its part (variant or model name, may be absent) and the attempt's number."""
 
 
+CONTAINER = "stage"
+"""Name of our container in every pod. Others may have been injected (a service mesh's proxy): what becomes of them says nothing about the work."""
+
+
 def controller_uid(obj: Object) -> str | None:
     """The uid of the object's controller (metav1.GetControllerOf), if it has one."""
     return next((reference["uid"] for reference in obj["metadata"].get("ownerReferences", ()) if reference.get("controller")), None)
@@ -72,8 +76,12 @@ class Config:
     """`https://host:port` of the progress endpoint; empty: none."""
     progress_ca: str = ""
     """PEM of the CA that signed its certificate; the pods that report are given it."""
+    progress_port: int = 8443
+    """The endpoint's port in the operator's pod."""
     network_policies: bool = True
     """Whether served models get a NetworkPolicy."""
+    stage_policies: bool = True
+    """Whether the stages of an object get one."""
     timing: Timing = Timing()
 
 
@@ -92,6 +100,8 @@ class Observed:
     """Newest progress report of the running training Job, if any (docs/contract.md, KEP-2779's fields)."""
     problem: Mapping[str, str] | None = None
     """`{reason, message}` of the write that failed at the previous reconcile for a cause a person must mend (NameConflict, Forbidden, Invalid)."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why pods of a child Job are not made, by the Job's uid."""
 
     @property
     def spec(self) -> Mapping[str, Any]:

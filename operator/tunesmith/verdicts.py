@@ -12,11 +12,12 @@ from enum import IntEnum, auto
 from typing import Literal
 
 from tunesmith import faults
-from tunesmith.attempts import disruption_of, index_of, terminated
+from tunesmith.attempts import disruption_of
+from tunesmith.podstatus import index_of, terminated
 from tunesmith.results import INTERRUPTED, UNAVAILABLE, Result, parse_result
 from tunesmith.values import Object
 
-Outcome = Literal["Succeeded", "Failed", "Retry", "OutOfMemory", "Later", "Free"]
+Outcome = Literal["Succeeded", "Failed", "Retry", "OutOfMemory", "Later", "Wait", "Free"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Verdict:
     """How an attempt ended, and so what comes next.
 
     Failed: no other attempt can mend it. Retry: the program failed; one of `retries` is spent. OutOfMemory: again with less at a time.
-    Later: something around it failed; again after a pause. Free: it was taken away; again at once.
+    Later: something around it failed; again after a pause. Wait: not all of it was there yet; the same, without end. Free: it was taken
+    away; again at once.
     """
 
     outcome: Outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tunesmith import attempts
+from tunesmith import attempts, podstatus
 from tunesmith.stages import StageKey, attempt_of
 from tunesmith.values import LABEL_STAGE, Object
 
@@ -20,7 +20,7 @@ class View:
     def busy(self, but: int | None = None) -> int:
         """Unfinished Jobs and live pods of all attempts (but one)."""
         jobs = sum(not attempts.is_finished(job) for number, job in self.jobs.items() if number != but)
-        return jobs + sum(attempts.is_live(pod) for number, found in self.pods.items() if number != but for pod in found)
+        return jobs + sum(podstatus.is_live(pod) for number, found in self.pods.items() if number != but for pod in found)
 
     def underway(self, after: int) -> int | None:
         """The later attempt whose Job runs although it is not on record: the status was lost."""

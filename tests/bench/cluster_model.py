@@ -17,10 +17,11 @@ from typing import Any
 
 from tests.unit.operator.makers import START, World, answer, checkpoint, finetunejob, refusal
 from tunesmith import pods as manifests
-from tunesmith.attempts import is_finished, is_live
+from tunesmith.attempts import is_finished
 from tunesmith.conditions import timestamp
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
+from tunesmith.podstatus import is_live
 from tunesmith.stages import StageKey, attempt_of
 from tunesmith.values import Object, Observed
 
@@ -287,7 +288,7 @@ class Cluster(World):
             for condition in victim["status"]["conditions"]:
                 if condition["type"] == "Ready":
                     condition |= {"status": "False", "lastTransitionTime": timestamp(self.now)}
-            self._at(manifests.UNREACHABLE_SECONDS, taint)
+            self._at(manifests.TRAINING_UNREACHABLE_SECONDS, taint)
 
         def taint() -> None:
             if "deletionTimestamp" not in victim["metadata"]:
@@ -311,7 +312,7 @@ class Cluster(World):
             place = {"resumedFromStep": begun_at} if attempt.loaded is not None else {}
             told = refusal("Train", code, reason, "simulated", "Interrupted" if code == 75 else "Failed", **place | facts)
             ended = {"exitCode": code, "reason": "Error", "message": json.dumps(told)}
-            pod["status"] |= {"phase": "Failed", "containerStatuses": [{"state": {"terminated": ended}}]}
+            pod["status"] |= {"phase": "Failed", "containerStatuses": [{"name": "stage", "state": {"terminated": ended}}]}
             self._free_node(pod)
             self._follow_up(pod["metadata"]["labels"])
 

@@ -72,10 +72,30 @@ def test_a_training_that_diverges_has_failed_for_good(store, zygote, rate, steps
     assert f"{what} is not finite at step" in result["message"]
 
 
-def test_a_first_pod_that_never_appears_is_told(monkeypatch):
-    with pytest.raises(StageError, match=r"nobody\.invalid did not resolve") as caught:
-        train.wait_for_name("nobody.invalid", seconds=0.1)
+def test_a_pod_that_never_appears_is_told(monkeypatch):
+    with pytest.raises(StageError, match=r"nobody\.invalid did not come") as caught:
+        train.wait_for_names(["localhost", "nobody.invalid"], seconds=0.1)
     assert (caught.value.reason, caught.value.exit_code) == ("PeerUnavailable", 69)
+
+
+def test_all_pods_are_waited_for_as_long_as_an_autoscaler_may_take_and_only_then_have_five_minutes_to_meet(monkeypatch):
+    asked = []
+    unknown = ["job-1.job"] * 900  # seconds: longer than the five minutes
+
+    def look_up(host, port):
+        asked.append(host)
+        if host in unknown:
+            unknown.remove(host)
+            raise OSError("not known yet")
+
+    clock = iter(range(10_000))
+    monkeypatch.setattr(train.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(train.time, "sleep", lambda seconds: None)
+    train.wait_for_names(train.names_of("job-0.job", 3), train.ASSEMBLY_SECONDS)
+    assert list(dict.fromkeys(asked)) == ["job-0.job", "job-1.job", "job-2.job"]
+    assert len(asked) == 903
+    assert train.names_of("127.0.0.1", 2) == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -33,6 +34,8 @@ RAISE_MEMORY = "raise the stage's memory (resources.memory, stageResources)"
 # Without a fingerprint: the place where all wait, or where a device is looked for, is the same whatever is wrong with network or node.
 PLACELESS = frozenset(("Hung", "CommunicationFailed", "DeviceUnavailable"))
 # Errors that are no RuntimeError, and whose text is a library's own all the same.
+# How libraries in Rust (tokenizers, safetensors) write the number of an OSError.
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 OWN_TEXTS = ("Torch not compiled with CUDA enabled", "Your setup doesn't support bf16/gpu")
 
 
@@ -55,8 +58,8 @@ def _meaning(error: BaseException, stage: str) -> StageError:
     told = next(filter(None, map(_told, _causes(error))), None)
     if told and told.reason != "InternalError":
         return explained(told, stage)
-    if isinstance(error, OSError) and error.errno in STORE_ERRNOS:
-        return store_failure(error)
+    if store := next(filter(None, map(_of_the_store, _causes(error))), None):
+        return store
     if (isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError") and any(sign in text for sign in NO_SPACE):
         return StageError("StorageFull", f"the volume or the node's disk is full: {first}; {ROOM}")
     if isinstance(error, RuntimeError) and any(sign in text for sign in STUCK_PEER):
@@ -75,6 +78,38 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__
+
+
+def raise_surroundings(error: BaseException) -> None:
+    """Raise the failure that a library's error means, or one that it came of, where that is no word on what the library was to do.
+
+    A library that cannot read a file, or has no memory left, often raises an error of its own, as it does for a file that is wrong. Whoever
+    takes all its errors for the user's asks here first. Raises StageError: StoreUnavailable, StorageFull, OutOfMemory, DeviceFailed and
+    what else is around the program, and any StageError that the library was ended by.
+    """
+    for each in _origins(error):
+        told = _told(each)
+        found = each if isinstance(each, StageError) else explained(told, "") if told and told.reason != "InternalError" else _of_the_store(each)
+        if found is not None:
+            traceback.print_exception(error)
+            raise found from error
+
+
+def _origins(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and those that it was raised from or while they were handled."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _of_the_store(error: BaseException) -> StageError | None:
+    """Return what an error says of the store, by its number; None where it has none, or another."""
+    written = OS_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) and error.errno else int(written[1]) if written else None
+    if number not in STORE_ERRNOS:
+        return None
+    return store_failure(error if isinstance(error, OSError) and error.errno else OSError(number, os.strerror(number)))
 
 
 def _told(error: BaseException) -> Meaning | None:

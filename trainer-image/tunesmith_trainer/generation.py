@@ -15,6 +15,7 @@ from typing import Any
 from tunesmith_trainer import chat, store
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import raise_surroundings
 
 FILE = "generation_config.json"
 # In the run's run.json, as Prepare finds them.
@@ -73,7 +74,8 @@ def check(folder: Path) -> None:
     listed(settings(folder))
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds here; all are about this file
+    except Exception as error:  # transformers raises many kinds here; but for what is around us, all are about this file
+        raise_surroundings(error)
         raise StageError("InvalidModel", f"{FILE} in the model's folder cannot be loaded: {error}") from error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from tunesmith_trainer import device
+from tunesmith_trainer import device, exchange
 from tunesmith_trainer.contract import TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.vitals import Vitals
@@ -95,6 +95,5 @@ class Meeting:
         name = torch.cuda.get_device_name()
         names = [name]
         if not self._alone:
-            names = [""] * distributed.get_world_size()
-            distributed.all_gather_object(names, name, group=self._group)
+            names = exchange.gather_everywhere(name, self._group)
         return dict(Counter(names))

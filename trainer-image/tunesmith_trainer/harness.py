@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith_trainer import fewshot, store
 from tunesmith_trainer.contract_eval import Harness, Metric
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.harness_items import items_of, path_of
 from tunesmith_trainer.harness_tasks import TaskFolder, copy_tasks
 from tunesmith_trainer.items import Measured
@@ -153,6 +154,7 @@ def _loaded(manager: Any, names: list[str]) -> tuple[list[Any], dict[str, Any], 
     except DatasetGenerationError as error:
         raise StageError("InvalidDataset", f"the data of {', '.join(names)} cannot be read: {error.__cause__ or error}") from error
     except Exception as error:  # the datasets library raises many kinds, for files and for a hub out of reach alike
+        raise_surroundings(error)
         if all(name in manager.all_subtasks and _is_own(manager, name) for name in names):
             raise StageError("InvalidSettings", f"tasks {', '.join(names)} cannot be set up: {error!r}. See their files in includePath") from error
         advice = "tasks of lm-eval's own need the hub, which stages do not reach: put the data on a volume (includePath)"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import raise_surroundings
 
 BUILDERS = ("json", "csv", "parquet", "text")
 """Values of `dataset_path`: the readers of the datasets library that only read files. `pandas`, for one, unpickles."""
@@ -68,6 +69,7 @@ def _read(path: Path, root: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        raise_surroundings(error)
         raise StageError("InvalidSettings", f"{path.relative_to(root)} cannot be read: {error}") from error
 
 

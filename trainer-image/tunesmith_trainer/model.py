@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith_trainer.contract import Run
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.spec import Adapter, Variant
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -71,7 +72,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds here; all mean the same to the user
+    except Exception as error:  # transformers raises many kinds here; but for what is around us, all mean the same to the user
+        raise_surroundings(error)
         raise StageError("InvalidModel", f"the model's tokenizer cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise StageError("InvalidModel", "the model's folder has no fast tokenizer (tokenizer.json)")
@@ -91,6 +93,7 @@ def inspect(folder: Path) -> ModelFacts:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:  # see load_tokenizer
+        raise_surroundings(error)
         raise StageError("InvalidModel", f"this is not a causal language model that can be loaded: {error}") from error
     text = config.get_text_config()
     return ModelFacts(

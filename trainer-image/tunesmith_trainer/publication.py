@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import distributed
 
-from tunesmith_trainer import checkpoint, store
+from tunesmith_trainer import checkpoint, exchange, store
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import classify
 from tunesmith_trainer.fence import Fence
@@ -137,13 +137,12 @@ class Publisher:
         """Return all nodes' files on the first node, None for a node that failed; an empty list elsewhere."""
         if self._group is None:
             return [files]
-        parts: list[Any] | None = [None] * distributed.get_world_size(self._group) if self._leads else None
         self._meets = True
         try:
-            distributed.gather_object(files, parts, dst=0, group=self._group)
+            parts = exchange.gather(files, self._group, self._leads)
         finally:
             self._meets = False
-        return parts or []
+        return [part and {path: tuple(entry) for path, entry in part.items()} for part in parts]
 
     def _commit(self, target: Path, manifest: store.Manifest) -> None:
         self._fence.check()

@@ -16,6 +16,7 @@ from typing import Any
 from tunesmith_trainer import shrink
 from tunesmith_trainer.contract import Run
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import raise_surroundings
 
 # Rows of unlike lengths, longer than the windows of a tiny model.
 LENGTHS = (13, 21, 9)
@@ -133,5 +134,6 @@ def _holds(distance: Callable[[], float]) -> bool:
     try:
         return distance() <= TOLERANCE
     except Exception as error:
+        raise_surroundings(error)
         print(f"the rehearsal failed: {type(error).__name__}: {error}", flush=True)
         return False

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.spec import Adapter, Method, Training
 
 # Keys that the spec has a field for: two places for one setting would leave the reader guessing which one won.
@@ -146,6 +147,7 @@ def check(training: Training, method: Method, adapter: Adapter | None) -> None:
         arguments = training_arguments(training, method, adapter, "CPU", folder, validates=False)
         try:
             SFTConfig(**arguments)
-        except Exception as error:  # TRL and transformers raise many kinds; all are about these settings
+        except Exception as error:  # TRL and transformers raise many kinds; but for what is around us, all are about these settings
+            raise_surroundings(error)
             reason = "InvalidOverrides" if training.overrides else "InvalidSettings"
             raise StageError(reason, f"TRL refuses these training settings: {error}") from error

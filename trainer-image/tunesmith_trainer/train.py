@@ -30,8 +30,9 @@ from tunesmith_trainer.tail import Tail
 from tunesmith_trainer.vitals import Ward, outcome_path
 
 INPUT: type[StageInput] = TrainInput
-# How long a pod waits for the first pod's name and for its port.
+# How long a pod waits for the others once all of them are on a node, and how long until they are: the operator ends an attempt before that.
 RENDEZVOUS_SECONDS = 300
+ASSEMBLY_SECONDS = 3600
 # The launcher's share of the grace period: reading outcomes and writing the result.
 LAUNCHER_SECONDS = 5
 # How long a node's other processes may go on once one of them has failed by itself: they only wait for it.
@@ -108,18 +109,25 @@ def rendezvous_seconds() -> int:
     return int(os.environ.get("TUNESMITH_RENDEZVOUS_SECONDS", RENDEZVOUS_SECONDS))
 
 
-def wait_for_name(host: str, seconds: float) -> None:
-    """Wait until a host's name resolves: a headless Service knows a pod only once it is there."""
+def names_of(host: str, nodes: int) -> list[str]:
+    """Return the names of all pods of the attempt, given the first one's, `<job>-0.<job>`; of another form it is the only one known."""
+    found = re.fullmatch(r"(.+)-0\.\1", host)
+    return [f"{found[1]}-{index}.{found[1]}" for index in range(nodes)] if found else [host]
+
+
+def wait_for_names(hosts: Sequence[str], seconds: float) -> None:
+    """Wait until all these names resolve: a headless Service knows a pod only once it is on a node."""
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.getaddrinfo(host, None)
-            return
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                message = f"the first training pod's name {host} did not resolve within {seconds:.0f} s: {error}"
-                raise StageError("PeerUnavailable", message) from None
-        time.sleep(min(1.0, seconds))
+    for host in hosts:
+        while True:
+            try:
+                socket.getaddrinfo(host, None)
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    message = f"the training pod {host} did not come within {seconds:.0f} s: its name does not resolve: {error}"
+                    raise StageError("PeerUnavailable", message) from None
+            time.sleep(min(1.0, seconds))
 
 
 class Launcher:
@@ -146,7 +154,7 @@ class Launcher:
         host, port = split_endpoint(self.stage.rendezvous.endpoint)
         if self.stage.rendezvous.nodes == 1:
             host = "127.0.0.1"
-        wait_for_name(host, rendezvous_seconds())
+        wait_for_names(names_of(host, self.stage.rendezvous.nodes), ASSEMBLY_SECONDS)
         self.agent = subprocess.Popen(self.command(host, port), env=self.environment(), stderr=subprocess.PIPE)
         self.tail.follow(self.agent.stderr)
         if self.terminated:

@@ -11,7 +11,7 @@ from tunesmith.conditions import is_true
 from tunesmith.errors import InvalidSpec, NotReadyYet
 from tunesmith.evalrun.api import TESTED
 from tunesmith.sources import artifact_of, model_of, named_job, require_claims, require_hope, status_of
-from tunesmith.stages import StageKey, key_of, pinned_image
+from tunesmith.stages import StageKey, key_of
 from tunesmith.values import Object, Observed
 
 PRECISION = "BF16"
@@ -37,13 +37,17 @@ def _read(observed: Observed) -> Object:
     baselines = [{"name": each["name"], **_baseline(observed, each)} for each in spec.get("baselines", ())]
     output, lineage = _output_uri(observed), _lineage(observed)
     require_claims(observed, spec, output, *(model for source, model in _sources(spec, tested, baselines) if "modelDeploymentRef" not in source))
-    resolved = {
-        **pinned_image(observed.config, {}),
-        "outputURI": output,
-        "runURI": _run_uri(observed, output, tested, baselines),
-        "baselines": baselines,
-    }
-    return {"evaluated": tested, "resolved": resolved | ({"lineage": lineage} if lineage else {})}
+    resolved = {"outputURI": output, "baselines": baselines} | ({"lineage": lineage} if lineage else {})
+    return {"evaluated": tested, "resolved": resolved}
+
+
+def with_images(observed: Observed, pins: Object, pinned: Mapping[str, Any]) -> Object:
+    """`pins` with those images, and with the folder of the run, whose name depends on them."""
+    resolved, image = pins["resolved"], pinned["images"]["trainer"]
+    if resolved.get("images", {}).get("trainer") == image:
+        return pins
+    folder = _run_uri(observed, image, resolved["outputURI"], pins["evaluated"], resolved["baselines"])
+    return pins | {"resolved": {name: value for name, value in resolved.items() if name != "contractVersion"} | {**pinned, "runURI": folder}}
 
 
 def _sources(spec: Mapping[str, Any], tested: Object, baselines: list[Object]) -> list[tuple[Mapping[str, Any], Object]]:
@@ -99,7 +103,7 @@ def _lineage(observed: Observed) -> Object | None:
     return {"runURI": run_uri, "stages": times} if run_uri else None
 
 
-def _run_uri(observed: Observed, output: str, tested: Object, baselines: list[Object]) -> str:
+def _run_uri(observed: Observed, image: str, output: str, tested: Object, baselines: list[Object]) -> str:
     """The folder of this run: another model, suite, gate or image is another run."""
     spec, meta = observed.spec, observed.owner["metadata"]
     inputs = {
@@ -107,7 +111,7 @@ def _run_uri(observed: Observed, output: str, tested: Object, baselines: list[Ob
         "suites": spec["suites"],
         "gate": spec.get("gate", []),
         "precision": spec.get("precision", PRECISION),
-        "images": {"trainer": observed.config.images.trainer},
+        "images": {"trainer": image},
     }
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"{output}/{meta['namespace']}/{meta['name']}/{hashlib.sha256(text.encode()).hexdigest()[:12]}"

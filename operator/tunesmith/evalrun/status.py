@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith import images
 from tunesmith.accounting import account
 from tunesmith.conditions import merge
 from tunesmith.errors import TunesmithError
 from tunesmith.evalrun.api import TESTED
-from tunesmith.evalrun.pins import COMPARE, EVALUATE, pin, waves
+from tunesmith.evalrun.pins import COMPARE, EVALUATE, pin, waves, with_images
 from tunesmith.ledger import fold
 from tunesmith.stages import result_of
 from tunesmith.standing import End, standing
@@ -25,6 +26,7 @@ def status(observed: Observed) -> Object:
     generation = observed.owner["metadata"]["generation"]
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries.spent}
     facts |= {"gpuSeconds": used} if (used := account(observed.recorded, ledger.attempts, None)) else {}
+    pins = with_images(observed, pins, images.pinned(observed, pins["resolved"], ledger.entries, ledger.attempts)) if pins else {}
     outcome = _outcome(observed.spec, facts)
     word, conditions = standing(observed, ledger, error, End("Finished", "Evaluated", _summary(outcome)) if outcome else None)
     return {
@@ -33,6 +35,7 @@ def status(observed: Observed) -> Object:
         "conditions": merge(observed.recorded.get("conditions", ()), conditions, generation, observed.now),
         **facts,
         **ledger.times,
+        **ledger.activity,
         **_with_digests(pins, facts),
         **outcome,
     }

@@ -9,6 +9,7 @@ from typing import Any
 from tunesmith import contract
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
+from tunesmith.pods import TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS
 from tunesmith.records import SIZE
 from tunesmith.stages import Stage, StageKey, common_input, contract_version, key_of, plan, rendezvous_endpoint
 from tunesmith.values import Observed, Plan
@@ -32,6 +33,7 @@ def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt
         scheduling=spec.get("scheduling", {}),
         nodes=_size(observed, status)["nodes"] if training else 0,
         grace_period_seconds=defaults.checkpoints(spec)["gracePeriodSeconds"] if training else 30,
+        unreachable_seconds=TRAINING_UNREACHABLE_SECONDS if training else UNREACHABLE_SECONDS,
         reports=training,
     )
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith import attempts
+from tunesmith import images, podstatus
 from tunesmith.accounting import account
 from tunesmith.conditions import is_true, merge, timestamp
 from tunesmith.errors import TunesmithError
@@ -17,7 +17,7 @@ from tunesmith.finetunejob.sources import check_volumes, model_uri
 from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
 from tunesmith.spec import dump
-from tunesmith.stages import StageKey, attempt_of, pinned_image, result_of
+from tunesmith.stages import StageKey, attempt_of, result_of
 from tunesmith.standing import End, standing
 from tunesmith.values import LABEL_STAGE, Observed
 
@@ -41,6 +41,8 @@ def status(observed: Observed) -> dict[str, Any]:
     spec, hold = observed.spec, suspend or obstacle is not None
     ledger = fold(observed, waves(spec), hold, partial(size, spec), partial(misfit, spec), newest)
     facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries.spent}
+    pinned = images.pinned(observed, resolved, ledger.entries, ledger.attempts)
+    resolved = {name: value for name, value in resolved.items() if name != "contractVersion"} | pinned
     facts |= {} if ledger.retries.step is None else {"retriesSpentStep": ledger.retries.step}
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
     facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
@@ -54,6 +56,7 @@ def status(observed: Observed) -> dict[str, Any]:
     return (
         facts
         | ledger.times
+        | ledger.activity
         | {
             "observedGeneration": observed.owner["metadata"]["generation"],
             "stage": stage,
@@ -77,7 +80,7 @@ def _kept(observed: Observed) -> dict[str, Any]:
 def _resolve(observed: Observed) -> tuple[dict[str, Any], TunesmithError | None]:
     """What is pinned, and what stands in the way of the next attempt."""
     recorded = observed.recorded.get("resolved", {})
-    resolved: dict[str, Any] = {**recorded, **pinned_image(observed.config, recorded)}
+    resolved: dict[str, Any] = {**recorded}
     resolved["worldSize"] = defaults.world_size(observed.spec)
     try:
         model = model_uri(observed)
@@ -139,14 +142,14 @@ def _progress(observed: Observed, ledger: Ledger) -> Any:
         return _left(report or before or {}, before, _told_checkpoint(ledger) or observed.recorded.get("lastCheckpoint"), observed)
     if before:
         moved = abs(report.get("progressPercentage", 0) - before.get("progressPercentage", 0))
-        if moved < PROGRESS_STEP or observed.now - attempts.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
+        if moved < PROGRESS_STEP or observed.now - podstatus.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
             return before
     return _shown(report, observed)
 
 
 def _is_current(report: Mapping[str, Any], observed: Observed) -> bool:
     """Whether the pod that made the report lives."""
-    return any(attempts.is_live(pod) and pod["metadata"].get("uid") == report.get("podUID") for pod in observed.of_kind("Pod"))
+    return any(podstatus.is_live(pod) and pod["metadata"].get("uid") == report.get("podUID") for pod in observed.of_kind("Pod"))
 
 
 def _left(last: Mapping[str, Any], before: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None, observed: Observed) -> Any:

@@ -6,16 +6,17 @@ A NetworkPolicy, of each revision a Service and a Deployment, and one Service th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
-from tunesmith import drift, kueue
+from tunesmith import attempts, drift, kueue
 from tunesmith.contract import ObjectRef, ServeInput, UnpinnedModel, stage_json
 from tunesmith.modeldeployment.health import deployment_of, is_stuck
 from tunesmith.modeldeployment.policy import network_policy
 from tunesmith.modeldeployment.rendering import ANNOTATION, Rendering, recorded
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
-from tunesmith.pods import Workload, child_metadata, pod_template
+from tunesmith.pods import Workload, child_metadata, patience, pod_template
 from tunesmith.values import Object, Observed, Plan
 
 COMMAND = ("python", "-m", "tunesmith_serving")
@@ -25,6 +26,8 @@ GRACE_PERIOD_SECONDS = 120
 engine's to end its processes (docs/contract.md, Serve). The launcher is told, so that the pod and it cannot disagree."""
 PAUSE_SECONDS = 10
 """New connections still come while the endpoint's removal travels to every proxy."""
+LOST = timedelta(minutes=10)
+"""For so long a node may be silent before its pods are replaced, where no taint says so before: a model takes as long to load."""
 REVISION_KINDS = ("Service", "Deployment")
 CHILD_KINDS = ("NetworkPolicy", *REVISION_KINDS)
 
@@ -39,12 +42,20 @@ def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
     apply += _main_service(observed, revisions)
     kept = {(child["kind"], child["metadata"]["name"]) for child in apply}
     delete = [child for kind in CHILD_KINDS for child in observed.of_kind(kind) if (kind, child["metadata"]["name"]) not in kept]
+    delete += [pod for pod in observed.of_kind("Pod") if (at := _lost_at(observed, pod)) and at <= observed.now]
     return Plan(apply=tuple(apply), delete=tuple(delete), wake_after=_wake_after(observed, revisions))
+
+
+def _lost_at(observed: Observed, pod: Object) -> datetime | None:
+    """When a pod is to be replaced whose node does not answer and that nobody deletes. It may serve all the while: only then its end is asked for."""
+    return attempts.lost_at(pod, max(LOST, patience(observed.spec.get("scheduling") or {})))
 
 
 def _wake_after(observed: Observed, revisions: list[Revision]) -> float | None:
     draining = in_state(revisions, "Draining")
-    return drain_left(observed, draining) if draining else None
+    left = drain_left(observed, draining) if draining else None
+    lost = [(at - observed.now).total_seconds() for pod in observed.of_kind("Pod") if (at := _lost_at(observed, pod))]
+    return min((wait for wait in (left, *lost) if wait is not None and wait > 0), default=left)
 
 
 def _main_service(observed: Observed, revisions: list[Revision]) -> list[Object]:

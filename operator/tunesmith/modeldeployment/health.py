@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tunesmith.attempts import obstacle
 from tunesmith.modeldeployment.revision import Revision, child_name, of_revision
+from tunesmith.podstatus import container_of, is_running
 from tunesmith.results import parse_result
 from tunesmith.values import Object, Observed
 
@@ -68,9 +69,9 @@ def _failure(pods: Iterable[Object]) -> Failure | None:
 
 def _unready_containers(pods: Iterable[Object]) -> Iterable[Mapping[str, Any]]:
     for pod in pods:
-        for container in (pod.get("status") or {}).get("containerStatuses", ()):
-            if not container.get("ready"):
-                yield container
+        container = container_of(pod)
+        if container and not container.get("ready"):
+            yield container
 
 
 def _container_failure(container: Mapping[str, Any]) -> Failure | None:
@@ -108,4 +109,4 @@ def _obstacle(pod: Object) -> str:
     note = obstacle(pod)
     if note:
         return f"{note.reason}: {note.message}"
-    return "the engine is loading the model" if (pod.get("status") or {}).get("phase") == "Running" else ""
+    return "the engine is loading the model" if is_running(pod) else ""

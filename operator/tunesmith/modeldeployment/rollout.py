@@ -1,6 +1,8 @@
 """How revisions replace one another: beside the old one, then in its place, then without it.
 
 (wanted) -> Candidate --all pods ready--> Active --another takes over--> Draining --30 s--> (gone)
+
+At zero replicas no pod proves anything: a Candidate stays one, and the Active revision is kept for it, until there are replicas again.
 """
 
 from __future__ import annotations
@@ -8,12 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tunesmith.attempts import moment
 from tunesmith.conditions import timestamp
 from tunesmith.contract import CONTRACT_VERSION
 from tunesmith.modeldeployment.health import failure_of, is_complete
 from tunesmith.modeldeployment.judgement import Judgement, Model
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, in_state, inputs_of, name_of
+from tunesmith.podstatus import moment
 from tunesmith.values import Observed
 
 
@@ -61,9 +63,9 @@ def advance(observed: Observed, revisions: list[Revision], wanted: Revision | No
 
 
 def _promote(observed: Observed, revisions: list[Revision]) -> list[Revision]:
-    """Make the Candidate Active once all its pods are ready and no older revision is still on its way out."""
-    candidate = in_state(revisions, "Candidate")
-    if candidate is None or in_state(revisions, "Draining") or not is_complete(observed, candidate, observed.spec.get("replicas", 1)):
+    """Make the Candidate Active once all its pods are ready, of which there is one, and no older revision is still on its way out."""
+    candidate, replicas = in_state(revisions, "Candidate"), observed.spec.get("replicas", 1)
+    if candidate is None or in_state(revisions, "Draining") or not replicas or not is_complete(observed, candidate, replicas):
         return revisions
     if in_state(revisions, "Active") is None and _selected(observed) != candidate.name:
         # Its Service is what clients ask, and Ready would be told before it is there: an operator may have died in between.

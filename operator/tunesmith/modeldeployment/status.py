@@ -113,6 +113,9 @@ def _tell_of_pods(observed: Observed, revision: Revision, serves: Revision | Non
     if revision.state == "Active" and is_complete(observed, revision, replicas):
         reason = "Serving" if replicas else "ScaledToZero"
         return _Told(reason, done(reason, f"revision {revision.name} serves with {ready} of {replicas} pods"))
+    if not replicas and is_complete(observed, revision, replicas):
+        proof = f"revision {revision.name} has not been tried: it takes over once there are replicas and all of them are ready"
+        return _Told("ScaledToZero", done("ScaledToZero", proof))
     failure = failure_of(observed, revision)
     if failure and (revision.state == "Candidate" or serves is None):
         return _Told("Failed", stalled(failure.reason, f"revision {revision.name}: {failure.message}", _serving(serves)))

@@ -87,7 +87,10 @@ class World:
             metadata = {**stamp(entry)["metadata"], "generation": 1, "uid": f"uid-{key[1]}"}
             self.children[key] = {**copy.deepcopy(entry), "metadata": metadata} | ({"status": live["status"]} if "status" in live else {})
         for entry in self.plan.delete:
-            del self.children[entry["kind"], entry["metadata"]["name"]]
+            if entry["kind"] == "Pod":
+                self.pods = {revision: pod for revision, pod in self.pods.items() if pod["metadata"]["name"] != entry["metadata"]["name"]}
+            else:
+                del self.children[entry["kind"], entry["metadata"]["name"]]
         return written
 
     def change(self, **fields: Any) -> None:
@@ -118,7 +121,7 @@ class World:
         """The revision's one pod does not answer; `container` is its container's status."""
         self.children["Deployment", self.child(revision)]["status"] = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1}
         labels = {"tunesmith.dev/revision": revision, "tunesmith.dev/uid": self.owner["metadata"]["uid"]}
-        state = {"phase": "Running", "containerStatuses": [{"name": "serve", "ready": False, "restartCount": 0, **container}]}
+        state = {"phase": "Running", "containerStatuses": [{"name": "stage", "ready": False, "restartCount": 0, **container}]}
         self.pods[revision] = {"kind": "Pod", "metadata": {"name": f"pod-{revision}", "labels": labels}, "status": state}
 
     def child(self, revision: str) -> str:

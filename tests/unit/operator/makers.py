@@ -113,6 +113,7 @@ class World:
         self.now = START
         self.progress: Object | None = None
         self.problem: dict[str, str] | None = None
+        self.refusals: dict[str, str] = {}
         self.created: list[str] = []
         self.plan = Plan()
 
@@ -125,7 +126,7 @@ class World:
     def observed(self) -> Observed:
         """What the edge would hand to the core now."""
         children = tuple(tidy(child, RESOURCES[child["kind"]]) for child in copy.deepcopy(list(self.children.values())))
-        return Observed(copy.deepcopy(self.owner), self.now, self.config, children, self.references, self.progress, self.problem)
+        return Observed(copy.deepcopy(self.owner), self.now, self.config, children, self.references, self.progress, self.problem, self.refusals)
 
     def step(self) -> Object:
         """Reconcile once: write the status, carry out the plan."""
@@ -180,7 +181,10 @@ class World:
         for index, pod in enumerate(self.pods(stage, part)):
             told = {"message": json.dumps(result)} if result and index == 0 else {}
             terminated = {"exitCode": 0, "reason": "Completed"} if good else {"exitCode": exit_code, "reason": why}
-            pod["status"] |= {"phase": "Succeeded" if good else "Failed", "containerStatuses": [{"state": {"terminated": terminated | told}}]}
+            pod["status"] |= {
+                "phase": "Succeeded" if good else "Failed",
+                "containerStatuses": [{"name": "stage", "state": {"terminated": terminated | told}}],
+            }
         self.job(stage, part)["status"] = {"conditions": [{"type": "Complete" if good else "Failed", "status": "True"}]}
         return self
 

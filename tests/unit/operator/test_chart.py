@@ -231,6 +231,8 @@ def test_the_operators_policy_follows_namespaces_and_metrics_from(render: Render
 def test_policies_of_models_can_be_left_to_others(render: Render) -> None:
     assert settings.from_environment(environment(render())).network_policies is True
     assert settings.from_environment(environment(render("networkPolicy.models=false"))).network_policies is False
+    assert settings.from_environment(environment(render("networkPolicy.models=false"))).stage_policies is True
+    assert settings.from_environment(environment(render("networkPolicy.stages=false"))).stage_policies is False
 
 
 @pytest.mark.parametrize(

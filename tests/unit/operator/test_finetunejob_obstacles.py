@@ -122,7 +122,7 @@ def test_the_reason_of_a_pod_that_cannot_be_placed_is_told() -> None:
 def test_the_reason_of_an_image_that_cannot_be_pulled_is_told() -> None:
     life = trained()
     waiting = {"reason": "ImagePullBackOff", "message": "not found"}
-    life.pods("Train")[0]["status"] = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
+    life.pods("Train")[0]["status"] = {"phase": "Pending", "containerStatuses": [{"name": "stage", "state": {"waiting": waiting}}]}
     life.step()
     assert life.condition("Reconciling")["reason"] == "ImagePullBackOff"
 

@@ -193,7 +193,8 @@ def test_an_attempt_that_has_no_size_on_record_gets_its_service_too(there: bool)
     for name in (*SIZE, "jobUID"):
         entry.pop(name, None)
     plan = build(life.observed(), life.status)
-    assert [(made["kind"], made["metadata"]["name"]) for made in (*plan.apply, *plan.create)] == [("Service", job)] + [("Job", job)] * (not there)
+    made_now = [made for made in (*plan.apply, *plan.create) if made["kind"] != "NetworkPolicy"]
+    assert [(made["kind"], made["metadata"]["name"]) for made in made_now] == [("Service", job)] + [("Job", job)] * (not there)
 
 
 def test_what_the_run_is_does_not_depend_on_how_small_its_attempts_may_be() -> None:
@@ -243,19 +244,24 @@ def test_a_pod_whose_node_lives_gets_all_of_its_grace_period() -> None:
     assert life.plan.delete
 
 
-def test_a_pod_with_readiness_gates_is_not_taken_for_one_whose_node_is_silent() -> None:
+def test_a_pod_that_waits_for_a_readiness_gate_is_not_taken_for_one_whose_node_is_silent() -> None:
     life = trained()
-    lost(life, marked=60)["spec"] = {"readinessGates": [{"conditionType": "mesh"}]}
+    conditions = {entry["type"]: entry for entry in lost(life, marked=60)["status"]["conditions"]}
+    conditions["Ready"]["reason"] = "ReadinessGatesNotReady"
     life.step()
     assert not life.plan.delete
+    # The node controller flips a condition that was True, which has no reason.
+    del conditions["Ready"]["reason"]
+    life.step()
+    assert life.plan.delete
 
 
 def test_the_next_attempt_of_a_stopped_node_begins_within_85_seconds_of_the_stop() -> None:
     """The slowest that the control plane's defaults allow (attempts.py); 5 s are left for its pods to start."""
     life = trained()
     stopped = life.now
-    life.later(60 + pods.UNREACHABLE_SECONDS)
-    lost(life, marked=pods.UNREACHABLE_SECONDS)
+    life.later(60 + pods.TRAINING_UNREACHABLE_SECONDS)
+    lost(life, marked=pods.TRAINING_UNREACHABLE_SECONDS)
     life.job("Train")["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
     while life.step() and life.created[-1] != "support-bot-train-2-5f0c1":
         assert life.plan.wake_after or life.plan.delete

@@ -124,7 +124,7 @@ def test_a_pod_that_somebody_deletes_makes_the_attempt_free_though_all_are_gone_
 def test_a_pod_that_its_jobs_controller_deletes_because_another_failed_is_no_excuse() -> None:
     life = trained(parallelism=TWO_NODES)
     first, second = life.pods("Train")
-    first["status"] = {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}
+    first["status"] = {"phase": "Failed", "containerStatuses": [{"name": "stage", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}
     second["metadata"]["deletionTimestamp"] = timestamp(life.now)
     life.step()
     assert "disruption" not in life.status["stages"][1]
@@ -157,7 +157,7 @@ def test_a_service_whose_attempt_label_was_edited_is_put_back_and_not_deleted(la
     labels |= label
     life.step()
     assert not life.plan.delete
-    assert [entry["kind"] for entry in life.plan.apply] == ["Service"]
+    assert [entry["kind"] for entry in life.plan.apply] == ["NetworkPolicy", "Service"]
     assert life.states()["Train"] == "Running"
 
 
@@ -213,10 +213,12 @@ def test_a_finished_stage_never_runs_again_whatever_vanishes(kinds: tuple[str, .
     for stage, part in (("Train", ""), ("Finalize", ""), ("Quantize", "w8a8")):
         life.succeed(stage, part)
         life.children = {
-            key: child for key, child in life.children.items() if key[0] not in kinds or child["metadata"]["labels"]["tunesmith.dev/stage"] != stage
+            key: child
+            for key, child in life.children.items()
+            if key[0] not in kinds or child["metadata"]["labels"].get("tunesmith.dev/stage") != stage
         }
         life.step()
-        assert not [entry for entry in (*life.plan.create, *life.plan.apply) if entry["metadata"]["labels"]["tunesmith.dev/stage"] == stage]
+        assert not [entry for entry in (*life.plan.create, *life.plan.apply) if entry["metadata"]["labels"].get("tunesmith.dev/stage") == stage]
     assert life.truths() == SUCCEEDED
     life.children.clear()
     life.step()
@@ -275,6 +277,7 @@ def test_the_attempts_list_is_bounded() -> None:
     life.step()
     for _ in range(25):
         life.end("Prepare", refusal("Prepare", 75, "Interrupted", outcome="Interrupted")).step()
+        life.later(300).step()
     assert [entry["attempt"] for entry in life.status["attempts"]] == list(range(6, 26))
 
 

@@ -11,10 +11,11 @@ import pytest
 
 from tests.unit.operator.finetunejobs import avoided_by
 from tests.unit.operator.makers import World, answer, finetunejob, refusal, variant
-from tunesmith.attempts import is_finished, is_live
+from tunesmith.attempts import is_finished
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
 from tunesmith.ledger import ATTEMPTS_KEPT
+from tunesmith.podstatus import is_live
 from tunesmith.stages import attempt_of, key_of
 from tunesmith.values import Object
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from tests.unit.operator import evalruns
 from tests.unit.operator.finetunejobs import FAILED, FAILING, SUCCEEDED, WORKING, Life, trained
-from tests.unit.operator.makers import START, checkpoint, refusal, staged
+from tests.unit.operator.makers import START, checkpoint, claim, refusal, staged, unplace
+from tests.unit.operator.test_verdicts import over, told
 from tunesmith.conditions import timestamp
 from tunesmith.values import Object
 
@@ -32,7 +34,7 @@ def test_an_object_that_was_active_for_too_long_saves_and_then_fails() -> None:
     assert life.names("Job") == ["support-bot-prepare-1-5f0c1"]
     (pod,) = (child for child in life.children.values() if child["kind"] == "Pod" and staged(child) == "Train")
     saved = {"exitCode": 75, "message": json.dumps(interrupted(20))}
-    pod["status"] = {"phase": "Failed", "containerStatuses": [{"state": {"terminated": saved}}]}
+    pod["status"] = {"phase": "Failed", "containerStatuses": [{"name": "stage", "state": {"terminated": saved}}]}
     life.step()
     assert life.truths() == FAILED
     assert life.condition("Stalled")["reason"] == "DeadlineExceeded"
@@ -43,8 +45,7 @@ def test_an_object_that_was_active_for_too_long_saves_and_then_fails() -> None:
 
 
 def test_what_has_failed_by_a_limit_stays_failed_when_the_limit_is_raised() -> None:
-    life = Life(activeDeadlineSeconds=600)
-    life.step()
+    life = trained(activeDeadlineSeconds=600)
     life.later(600).step()
     life.vanish().step()
     assert life.truths() == FAILED
@@ -69,6 +70,7 @@ def test_suspending_stops_the_clock_and_resuming_starts_it_anew() -> None:
     assert life.condition("Suspended")["status"] == "True"
     assert life.plan.wake_after is None
     life.edit(suspend=False).step()
+    life.later(1000).run("Train").step()
     life.later(599).step()
     assert life.truths() == WORKING
     life.later(1).step()
@@ -87,9 +89,8 @@ def test_no_limit_is_passed_while_suspending() -> None:
 def test_nothing_has_failed_while_a_pod_of_an_earlier_attempt_lives() -> None:
     life = Life(activeDeadlineSeconds=600)
     life.step()
-    life.end("Prepare", None).step()
+    life.run("Prepare").step()
     (pod,) = life.pods("Prepare")
-    pod["status"] = {"phase": "Running"}
     life.later(600).step()
     assert life.truths() == FAILING
     pod["status"] = {"phase": "Failed"}
@@ -97,12 +98,73 @@ def test_nothing_has_failed_while_a_pod_of_an_earlier_attempt_lives() -> None:
     assert life.truths() == FAILED
 
 
-def test_an_object_that_waits_for_another_is_active_too() -> None:
-    life = Life(model={"fineTuneJobRef": {"name": "missing"}, "artifact": "Merged"}, activeDeadlineSeconds=60)
+WAITING: dict[str, dict[str, Any]] = {
+    "another object": {"model": {"fineTuneJobRef": {"name": "missing"}, "artifact": "Merged"}},
+    "a claim": {"datasets": [{"name": "chat", "uri": "pvc://missing/rows.jsonl", "format": "Text"}]},
+    "a queue": {"scheduling": {"queueName": "gpus"}},
+    "a node": {},
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_an_object_that_waits_is_not_active(what: str) -> None:
+    life = Life(claim("datasets"), claim("models"), activeDeadlineSeconds=60, **WAITING[what])
     life.step()
-    assert life.plan.wake_after == 60
-    life.later(60).step()
-    assert life.truths() == FAILED
+    if what == "a node":
+        life.run("Prepare", phase="Pending")
+        unplace(life.pods("Prepare")[0], life.now)
+    for _ in range(5):
+        life.later(86_400).step()
+        assert life.truths() == WORKING
+    assert not {"activeSeconds", "activeSince"} & life.status.keys()
+
+
+def test_the_time_is_that_in_which_attempts_ran_however_long_they_waited_between() -> None:
+    life = trained(activeDeadlineSeconds=600, scheduling={"queueName": "gpus"}, resources={"gpus": 1})
+    life.job("Train")["spec"]["suspend"] = False
+    life.step()
+    for number in (1, 2):
+        life.later(250).step()
+        assert life.status["activeSince"]
+        # Kueue takes the pods away, and gives them back a day later.
+        life.job("Train")["spec"]["suspend"] = True
+        life.children = {key: child for key, child in life.children.items() if key[0] != "Pod"}
+        life.step()
+        assert (life.status["activeSeconds"], life.status.get("activeSince")) == (250 * number, None)
+        life.later(86_400).step()
+        assert life.truths() == WORKING
+        life.job("Train")["spec"]["suspend"] = False
+        life.run("Train").step()
+    assert life.plan.wake_after == 100
+    life.later(100).step()
+    assert life.truths() == FAILING
+
+
+def test_an_attempt_that_nobody_saw_run_counts_too() -> None:
+    life = trained(activeDeadlineSeconds=600)
+    over(life, told(75, "Interrupted"))
+    life.run("Train")
+    times = {"startedAt": timestamp(life.now), "finishedAt": timestamp(life.now + timedelta(seconds=599))}
+    gone = told(75, "Interrupted")
+    gone["containerStatuses"][0]["state"]["terminated"] |= times
+    over(life.later(900), gone)
+    assert life.status["activeSeconds"] == 599
+    life.run("Train").step()
+    life.later(1).step()
+    assert life.truths() == FAILING
+
+
+def test_stages_side_by_side_count_once() -> None:
+    world = evalruns.Evaluation(evalruns.GATED | {"activeDeadlineSeconds": 100}, evalruns.READY_JOB, *evalruns.CLAIMS)
+    world.step()
+    for part in ("tested", "base", "unquantized"):
+        world.run("Evaluate", part)
+    world.step()
+    world.later(99).step()
+    assert world.truths()["Reconciling"] == "True"
+    assert "FailureTarget" not in world.truths()
+    world.later(1).step()
+    assert world.truths()["FailureTarget"] == "True"
 
 
 def test_an_attempt_that_cannot_be_placed_in_time_fails_with_what_it_waited_for() -> None:

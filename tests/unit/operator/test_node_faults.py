@@ -278,7 +278,7 @@ def waits(life: Life, message: str, reason: str = "CreateContainerError", pulled
     pod = life.pods("Train")[-1]
     status = {"phase": "Pending", "startTime": timestamp(life.now)}
     life.later(pulled)
-    pod["status"] = status | {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+    pod["status"] = status | {"containerStatuses": [{"name": "stage", "state": {"waiting": {"reason": reason, "message": message}}}]}
     life.step()
     return life
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.operator.edge import KINDS, changed, child, key, owner
 from tunesmith import accounting
-from tunesmith.attempts import INDEX_ANNOTATION
+from tunesmith.podstatus import INDEX_ANNOTATION
 from tunesmith.resources import RESOURCES, tidy
 from tunesmith.store import Store
 from tunesmith.values import Key, Object
@@ -44,22 +44,22 @@ def test_counters_of_a_job_are_no_change(store: Store) -> None:
     assert store.put(tidy(counted, RESOURCES["Job"])) == frozenset()
 
 
-def test_of_a_pod_no_spec_is_kept_but_its_node_and_the_gates_of_its_readiness() -> None:
+def test_of_a_pod_no_spec_is_kept_but_its_node() -> None:
     annotations = {INDEX_ANNOTATION: "1", "cni.example.com/networks": "[]"}
-    spec = {"containers": [{"name": "stage"}], "nodeName": "gpu-1", "readinessGates": [{"conditionType": "a"}]}
+    spec = {"containers": [{"name": "stage"}], "nodeName": "gpu-1"}
     pod = child("Pod", "pod", TUNE, spec=spec, status={"phase": "Running"})
     pod["metadata"] |= {"annotations": annotations, "finalizers": ["batch.kubernetes.io/job-tracking"]}
     kept = tidy(pod, RESOURCES["Pod"])
-    assert kept["spec"] == {"nodeName": "gpu-1", "readinessGates": [{"conditionType": "a"}]} and kept["status"] == {"phase": "Running"}
+    assert kept["spec"] == {"nodeName": "gpu-1"} and kept["status"] == {"phase": "Running"}
     assert kept["metadata"]["annotations"] == {INDEX_ANNOTATION: "1"} and "finalizers" not in kept["metadata"]
     assert "spec" not in tidy({**pod, "spec": {"containers": []}}, RESOURCES["Pod"])
 
 
-def test_of_a_job_no_template_is_kept_but_what_its_containers_may_take() -> None:
+def test_of_a_job_no_template_is_kept_but_its_image_and_what_its_containers_may_take() -> None:
     resources = {"limits": {"nvidia.com/gpu": "2"}}
     template = {"metadata": {"labels": {}}, "spec": {"volumes": [], "containers": [{"name": "stage", "image": "i", "resources": resources}]}}
     kept = tidy(child("Job", "job", TUNE, spec={"parallelism": 2, "template": template}), RESOURCES["Job"])
-    assert kept["spec"] == {"parallelism": 2, "template": {"spec": {"containers": [{"resources": resources}]}}}
+    assert kept["spec"] == {"parallelism": 2, "template": {"spec": {"containers": [{"name": "stage", "image": "i", "resources": resources}]}}}
     assert accounting.asked(kept) == {"gpus": 4}
 
 

@@ -19,7 +19,7 @@ def ended(code: int, result: Object | None = None, why: str = "Error", message: 
     """The status of a pod whose container ended."""
     text = json.dumps(result) if result else message
     terminated = {"exitCode": code, "reason": why} | ({"message": text} if text else {})
-    return {"phase": "Failed", "containerStatuses": [{"state": {"terminated": terminated}}]} | status
+    return {"phase": "Failed", "containerStatuses": [{"name": "stage", "state": {"terminated": terminated}}]} | status
 
 
 def told(code: int, reason: str, **facts: Any) -> Object:
@@ -146,7 +146,7 @@ def test_what_comes_of_an_attempt(row: Row) -> None:
 def test_a_figure_that_the_api_server_would_refuse_makes_a_result_none(loss: str) -> None:
     life = trained()
     text = json.dumps(answer("Train") | {"evalLoss": 1.5}).replace("1.5", loss)
-    over(life, ended(0) | {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0, "message": text}}}]})
+    over(life, ended(0) | {"phase": "Succeeded", "containerStatuses": [{"name": "stage", "state": {"terminated": {"exitCode": 0, "message": text}}}]})
     assert (life.status["attempts"][-1]["reason"], life.status["retriesSpent"]) == ("NoResult", 1)
 
 
@@ -223,7 +223,7 @@ def test_a_new_checkpoint_is_progress_and_the_count_begins_anew() -> None:
 def test_preemption_is_free_however_often_it_comes_from_one_checkpoint() -> None:
     evicted = told(75, "Interrupted", resumedFromStep=20, checkpoint=checkpoint(1, 20))
     life = go_through(trained(retries=0), *[evicted, rejected("", "PreemptionByScheduler")] * 15)
-    assert (life.states()["Train"], life.status["retriesSpent"]) == ("Pending", 0)
+    assert (life.states()["Train"], life.status["retriesSpent"]) == ("Waiting", 0)
 
 
 def test_the_pauses_do_not_begin_anew_where_long_attempts_lead_nowhere() -> None:
