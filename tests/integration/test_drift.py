@@ -20,8 +20,8 @@ SOMEBODY = "?fieldManager=somebody"
 APPLIED = ("Service", "Deployment", "NetworkPolicy")
 PATIENCE = 20.0
 """Seconds that putting one field back may take."""
-CHILDREN = 5
-"""Of a ModelDeployment Deployment, NetworkPolicy and two Services; of a FineTuneJob a Service."""
+CHILDREN = 6
+"""Of a ModelDeployment Deployment, NetworkPolicy and two Services; of a FineTuneJob a NetworkPolicy and a Service."""
 LEAST = {"changed": 99, "taken away": 90, "taken away as a whole": 20}
 """How many edits must have been let in: else they would prove nothing."""
 
