@@ -155,7 +155,7 @@ class Controller:
         waiting = missing and any(QUEUE in job["metadata"].get("labels", {}) for job in map(self.store.get, self.store.keys("Job")) if job)
         for resource in missing if waiting else ():
             if await self._cluster.serves(resource):
-                logger.warning("%s is served now: starting anew to watch it", resource.api_path)
+                logger.warning("%s is served now: starting again to watch it", resource.api_path)
                 self.stop()
 
     async def _work_forever(self) -> None:

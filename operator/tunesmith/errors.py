@@ -2,7 +2,7 @@
 
     TunesmithError
      +- InvalidSpec        Stalled: a person must change the object
-     +- DependencyFailed   Stalled: a person must change what is named, or make it anew; its event wakes us
+     +- DependencyFailed   Stalled: a person must change what is named, or make it again; its event wakes us
      +- NotReadyYet        Reconciling: something named is not there yet; its event wakes us
 
 Anything else is a bug or an outage: the key is retried with backoff and counted.
@@ -25,7 +25,7 @@ class InvalidSpec(TunesmithError):
 
 
 class DependencyFailed(TunesmithError):
-    """What is named has failed. It may be made anew, so this is no end: its events still wake us."""
+    """What is named has failed. It may be made again, so this is no end: its events still wake us."""
 
     def __init__(self, message: str) -> None:
         super().__init__("DependencyFailed", message)

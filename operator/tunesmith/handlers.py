@@ -125,7 +125,7 @@ async def _stop(controller: Controller, **_: Any) -> None:
 
 
 async def _login(**_: Any) -> kopf.ConnectionInfo:
-    """As our own client, read anew: kopf asks again when its token is refused. (Its own login needs the cluster's name service.)"""
+    """As our own client, read again: kopf asks again when its token is refused. (Its own login needs the cluster's name service.)"""
     chosen = await configure()
     token = await chosen.get_api_key_with_prefix("BearerToken")
     return kopf.ConnectionInfo(

@@ -26,7 +26,7 @@ from tunesmith.views import View, views_of
 
 ATTEMPTS_KEPT = 20
 LASTING = timedelta(minutes=10)
-"""After an attempt that ran for so long the pauses begin anew, unless it ended as one before it that began at the same checkpoint."""
+"""After an attempt that ran for so long the pauses begin again, unless it ended as one before it that began at the same checkpoint."""
 Sizing = Callable[[StageKey, Entry], Entry | None]
 """The SIZE of the next attempt of a stage, none for stages that have no such; None: there is no other within the entry's limits."""
 Check = Callable[[StageKey, Entry, Result, Sequence[Entry]], str]

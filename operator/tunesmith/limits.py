@@ -78,7 +78,7 @@ def activity(observed: Observed, entries: Sequence[Entry], unseen: int) -> dict[
     """`{activeSeconds?, activeSince?}` of the status: how long attempts have run, and since when one does.
 
     Time in which all wait, for a queue, for nodes or for another object, is not active. Stages side by side count once. As in a Job,
-    resuming starts anew. `unseen`: seconds for which an attempt ran that began and ended while nobody looked.
+    resuming starts again. `unseen`: seconds for which an attempt ran that began and ended while nobody looked.
     """
     if observed.spec.get("suspend"):
         return {}

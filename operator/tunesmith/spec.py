@@ -201,7 +201,7 @@ class Limited(Block):
         None,
         ge=1,
         le=2147483647,
-        description="Fails when its attempts have run for longer: waiting does not count. As in a Job, resuming starts the clock anew.",
+        description="Fails when its attempts have run for longer: waiting does not count. As in a Job, resuming restarts the clock.",
     )
     pending_deadline_seconds: int | None = Field(
         None,

@@ -165,7 +165,7 @@ class Store:
     def sweep(self, kind: str, present: Collection[str], version: int, namespace: str | None = None, uid: str | None = None) -> frozenset[Key]:
         """Remove what a list of `kind` made at `version` lacks, unless it is newer; `present` has the uids of what it holds, which was put before.
 
-        kopf loses deletions when it lists anew after a break, so without this the store would keep ghosts.
+        kopf loses deletions when it lists again after a break, so without this the store would keep ghosts.
         The list is complete within `namespace` (None: all of them), for what belongs to the object with that `uid` (None: everything).
         """
         concerned = NOBODY

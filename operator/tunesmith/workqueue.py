@@ -14,7 +14,7 @@ from tunesmith.values import Key
 BACKOFF_BASE = 0.25
 BACKOFF_CAP = 300.0
 SPARE = 64
-"""So many entries of the timetable may be out of date, and as many as are not, before it is made anew."""
+"""So many entries of the timetable may be out of date, and as many as are not, before it is made again."""
 
 
 class WorkQueue:
@@ -87,7 +87,7 @@ class WorkQueue:
             self._turns[namespace] = keys
         self._waiting.discard(key)
         self._running.add(key)
-        # Whatever it was to be woken for, it is awake now; the run says anew when it wants to be woken.
+        # Whatever it was to be woken for, it is awake now; the run says again when it wants to be woken.
         self._due.pop(key, None)
         return key
 

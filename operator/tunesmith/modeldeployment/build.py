@@ -79,7 +79,7 @@ def _children(observed: Observed, revision: Revision) -> list[Object]:
 def _rendering(observed: Observed, revision: Revision, metadata: Object) -> Rendering:
     """What the revision's pods are made from: what was recorded when it was made.
 
-    Where that is lost, or was never kept (by version 0.1.0), it is rendered anew, if that gives what was applied last or the live object
+    Where that is lost, or was never kept (by version 0.1.0), it is rendered again, if that gives what was applied last or the live object
     does not tell what that was. Else an operator with other code or settings has applied it: what is live is kept, so that it serves on.
     """
     live = deployment_of(observed, revision)
@@ -163,7 +163,7 @@ def _container() -> Object:
     """Ports and probes, which ask the launcher: it knows the engine's key and whether the model is loaded."""
     return {
         "ports": [{"name": "http", "containerPort": 8000, "protocol": "TCP"}, {"name": "probes", "containerPort": 8001, "protocol": "TCP"}],
-        # Loading a large model takes minutes: 20 of them are granted before the pod is started anew.
+        # Loading a large model takes minutes: 20 of them are granted before the pod is started again.
         "startupProbe": _probe("/ready", 5, 240),
         "readinessProbe": _probe("/ready", 5, 6),
         "livenessProbe": _probe("/live", 10, 6),

@@ -57,7 +57,7 @@ def resolve(observed: Observed, in_use: bool) -> Model:
     """The model that the spec means.
 
     `in_use`: a revision has been made from the recorded model. It then stays pinned, whatever becomes of the FineTuneJob, until the
-    gate has passed another one under the same name. Before that what was made anew under its name is read again: its first model
+    gate has passed another one under the same name. Before that what was made again under its name is read again: its first model
     may have failed the gate.
     """
     source = source_of(observed.spec)
