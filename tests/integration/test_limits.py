@@ -14,6 +14,7 @@ SECONDS = 3
 """Time that passes is what is counted here."""
 
 
+@pytest.mark.usefixtures("unscheduled")
 def test_a_deadline_ends_the_attempt_then_the_object_and_no_restart_revives_it(operator: OperatorProcess, space: Namespace) -> None:
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB | {"activeDeadlineSeconds": 8})
     (pod,) = space.wait_pods(tune, "Prepare")
@@ -52,6 +53,7 @@ def test_children_go_after_their_time_and_the_object_stays_as_it_was(operator: O
     assert space.status("FineTuneJob", "tune") == status
 
 
+@pytest.mark.usefixtures("unscheduled")
 def test_a_limit_may_be_set_on_what_runs(operator: OperatorProcess, space: Namespace) -> None:
     tune = space.create("FineTuneJob", "tune", FINE_TUNE_JOB)
     (pod,) = space.wait_pods(tune, "Prepare")
