@@ -27,8 +27,9 @@ CLAIM, UNNAMED = "models", "unnamed"
 MOUNTS = ("/etc/tunesmith", "/tmp", "/home/tunesmith", "/dev/shm", f"/mnt/pvc/{CLAIM}", "/var/run/secrets/tunesmith.dev")
 COMMANDS = (["python", "-m", "tunesmith_trainer"], ["python", "-m", "tunesmith_serving"])
 VARIABLES = re.compile(
-    r"^(HOME|HF_HUB_OFFLINE|TMPDIR|TORCH_EXTENSIONS_DIR|TRITON_CACHE_DIR|OMP_NUM_THREADS|KUBEFLOW_TRAINER_SERVER_[A-Z_]+|VLLM_[A-Z_]+)$"
+    r"^(HOME|HF_HUB_OFFLINE|TMPDIR|TORCH_EXTENSIONS_DIR|TRITON_CACHE_DIR|OMP_NUM_THREADS|TUNESMITH_NODE|KUBEFLOW_TRAINER_SERVER_[A-Z_]+|VLLM_[A-Z_]+)$"
 )
+NODE_NAME = {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}
 STRICT, LENIENT = "?fieldValidation=Strict", "?fieldValidation=Ignore"
 CANARY = "canary-in-a-secret"
 FREE = {
@@ -182,7 +183,8 @@ def check(pod: Object) -> None:
     assert not [mount for mount in container["volumeMounts"] if "subPath" in mount or "subPathExpr" in mount]
     assert container["command"] in COMMANDS and not container.get("args"), container
     assert [entry["name"] for entry in container["env"] if not VARIABLES.match(entry["name"])] == []
-    assert [entry for entry in container["env"] if not {"resourceFieldRef"} >= set(entry.get("valueFrom", ()))] == []
+    sources = [entry["valueFrom"] for entry in container["env"] if "valueFrom" in entry]
+    assert [source for source in sources if set(source) != {"resourceFieldRef"} and source != NODE_NAME] == []
     assert "envFrom" not in container and "initContainers" not in spec and "imagePullSecrets" not in spec
     assert (spec["serviceAccountName"], spec["automountServiceAccountToken"]) == ("default", False)
     assert not {"hostNetwork", "hostPID", "hostIPC"} & {name for name, value in spec.items() if value}
