@@ -19,6 +19,8 @@ _METADATA = ("name", "generation", "labels", "annotations", "finalizers", "owner
 _ORDERS = ANNOTATIONS[STAGE_FILE]
 _DIGESTS = ("tunesmith.dev/applied", "tunesmith.dev/rendered")
 """Annotations with a digest of what was applied or rendered, owner's uid included."""
+_OMITTED = ("activeSeconds",)
+"""Members of a status that are absent while they would be 0 s."""
 
 
 def name_of(name: str) -> str:
@@ -77,7 +79,7 @@ def _readable(spec: Object) -> Object:
 def _timeless(status: Any, counts: bool = False) -> Any:
     """`status` without what tells how long something took (`counts`: such a member, `…Seconds`)."""
     if isinstance(status, dict):
-        return {name: _timeless(value, counts or name.endswith("Seconds")) for name, value in status.items()}
+        return {name: _timeless(value, counts or name.endswith("Seconds")) for name, value in status.items() if name not in _OMITTED}
     if isinstance(status, list):
         return [_timeless(item, counts) for item in status]
     return "<seconds>" if counts and isinstance(status, int | float) else status

@@ -39,6 +39,10 @@ class Node:
         """Let nothing new come."""
         self._send("PATCH", f"/api/v1/nodes/{self.name}", {"spec": {"unschedulable": True}})
 
+    def is_open(self) -> bool:
+        """Whether the node controller has taken away the taint that a new node begins with."""
+        return [taint["key"] for taint in self._send("GET", f"/api/v1/nodes/{self.name}")["spec"].get("taints", ())] == [TAINT]
+
     def renew(self) -> None:
         """Say that it lives."""
         self._send("PATCH", f"{_LEASES}/{self.name}", {"spec": {"renewTime": _now()}})

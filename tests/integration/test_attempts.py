@@ -154,6 +154,7 @@ def test_the_attempt_after_a_fault_of_a_device_goes_to_another_node_and_back_whe
     space.play(tune, "Prepare", RESULTS["Prepare"])
     pod = wait_placed(space, tune, 1, bad)
     good.add()
+    space.wait(good.is_open, "the scheduler to be let place pods there")
     fill(space, good)
     space.end_pod(pod, answer("Train", 1, {"fingerprint": "0" * 12, "step": 7}, 69, "DeviceFailed"), 69)
     pod = wait_placed(space, tune, 2, good)
@@ -172,6 +173,7 @@ def test_two_bad_nodes_are_avoided_for_a_third_that_is_worse_in_all_else(space: 
     for node in nodes:
         node.keep_image("trainer:1", 12 * 2**30)
     fill(space, third)
+    space.wait(lambda: all(node.is_open() for node in (*nodes, third)), "the scheduler to be let place pods on all")
     spec = pods.stage_job(
         METADATA, pods.Workload("trainer:1", ("run",), {}, {}, {"tolerations": TOLERATIONS}), CONFIG, 0, [node.name for node in nodes]
     )

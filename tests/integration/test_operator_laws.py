@@ -117,7 +117,8 @@ def test_a_job_deleted_by_hand_leads_to_the_next_attempt_once_its_pods_are_gone(
 
 def test_what_is_edited_by_hand_is_put_back(operator: OperatorProcess, space: Namespace) -> None:
     space.create("ModelDeployment", "serve", {"model": {"uri": "pvc://models/base"}})
-    space.wait(lambda: space.all("Deployment"), "the Deployment", lambda: space.status("ModelDeployment", "serve"))
+    kinds = ("Deployment", "NetworkPolicy")
+    space.wait(lambda: space.get("Service", "serve") and all(map(space.all, kinds)), "its children", lambda: space.status("ModelDeployment", "serve"))
     (deployment,) = space.all("Deployment")
     (policy,) = space.all("NetworkPolicy")
     space.patch("Service", "serve", {"spec": {"selector": {"app": "mine"}}})
