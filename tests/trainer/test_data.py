@@ -83,7 +83,7 @@ def test_the_names_in_a_result_are_bounded_and_its_counts_are_whole(data):
     assert max(len(file.name) for file in found.files) == 128
     whole = {"stage": "Prepare", "outcome": "Succeeded", "datasets": [found.dump()] * 3, "warnings": ["w" * 200]}
     cut = json.loads(result.cut(whole))
-    assert len(result.cut(whole)) <= 2048
+    assert len(result.cut(whole)) <= result.TERMINATION_LIMIT
     assert [item["fileCount"] for item in cut["datasets"]] == [30, 30, 30], "names are given up before counts"
     assert cut["warnings"] == whole["warnings"]
 

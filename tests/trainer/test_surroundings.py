@@ -6,6 +6,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from datasets.exceptions import DatasetGenerationError
 
 from tests.trainer import bench
 from tunesmith_trainer import generation, harness, harness_tasks, model, rehearsal, settings
@@ -102,9 +103,18 @@ def test_settings_and_tasks_are_not_blamed_for_it_either(monkeypatch, error, rea
     assert caught.value.reason == reason
 
 
+def test_data_of_a_task_that_the_volume_does_not_give_are_the_volumes_fault():
+    def load(names):
+        raise DatasetGenerationError("An error occurred") from OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(StageError) as caught:
+        harness._loaded(SimpleNamespace(load=load), ["mine"])
+    assert caught.value.reason == "StoreUnavailable"
+
+
 def test_what_libraries_say_of_themselves_is_about_the_settings_still(monkeypatch):
     with pytest.raises(StageError) as caught:
-        harness._loaded(SimpleNamespace(load=raiser(FileNotFoundError(errno.ENOENT, "No such file"))), ["mine"])
+        harness._loaded(SimpleNamespace(load=raiser(FileNotFoundError(errno.ENOENT, "No such file")), all_subtasks=()), ["mine"])
     assert caught.value.reason == "SourceNotFound"
     assert rehearsal._holds(raiser(KeyError("x"))) is False
 

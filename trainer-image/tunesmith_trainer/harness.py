@@ -152,6 +152,7 @@ def _loaded(manager: Any, names: list[str]) -> tuple[list[Any], dict[str, Any], 
     except (StageError, TemplateError):  # a signal's, or a template's: both are told elsewhere
         raise
     except DatasetGenerationError as error:
+        raise_surroundings(error)
         raise StageError("InvalidDataset", f"the data of {', '.join(names)} cannot be read: {error.__cause__ or error}") from error
     except Exception as error:  # the datasets library raises many kinds, for files and for a hub out of reach alike
         raise_surroundings(error)
