@@ -190,7 +190,7 @@ class _Book:
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
             ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
             ours += lingering.revived(entry.get("ends", ()), ours, made_by)
-            verdict = excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted)
+            verdict = excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted, gone=job is not None and not pods)
             self._end(key, assembly.excused(verdict, entry, job, ours), ours, job)
 
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:

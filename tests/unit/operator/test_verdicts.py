@@ -308,6 +308,16 @@ def test_a_node_that_is_lost_is_on_record_though_its_pod_told_nothing() -> None:
     assert "does not answer" in life.status["attempts"][-1]["message"]
 
 
+def test_a_failed_job_whose_pods_are_all_gone_had_one_deleted_which_costs_nothing() -> None:
+    life = trained(parallelism=TWO_NODES)
+    life.run("Train").step()
+    life.job("Train")["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
+    for pod in life.pods("Train"):
+        del life.children["Pod", pod["metadata"]["name"]]
+    life.step()
+    assert (life.status["attempts"][-1]["reason"], life.status["attempts"][-1]["free"]) == ("Disrupted", True)
+
+
 def test_success_is_read_from_the_first_pod_alone() -> None:
     assert judge("Train", [], "").outcome == "Retry"
     pods = [{"metadata": {"name": "x"}, "status": ended(0, answer("Train"))}]
