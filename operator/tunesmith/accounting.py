@@ -18,9 +18,9 @@ from datetime import datetime
 from typing import Any
 
 from tunesmith.conditions import timestamp
-from tunesmith.podstatus import container_of, moment
+from tunesmith.podstatus import container_in, container_of, moment
 from tunesmith.results import Result, TrainResult
-from tunesmith.values import CONTAINER, Object
+from tunesmith.values import Object
 
 Entry = Mapping[str, Any]
 
@@ -42,9 +42,7 @@ def memory(job: Object | None) -> str:
 
 
 def _limits(job: Object) -> Mapping[str, Any]:
-    containers = job["spec"]["template"]["spec"]["containers"]
-    ours = next((each for each in containers if each.get("name") == CONTAINER), containers[0])
-    limits: Mapping[str, Any] = (ours.get("resources") or {}).get("limits") or {}
+    limits: Mapping[str, Any] = (container_in(job).get("resources") or {}).get("limits") or {}
     return limits
 
 

@@ -127,6 +127,8 @@ def removal_of(job: Object | None, pods: Sequence[Object]) -> str:
     return next((f"PodDeleted: pod {name} was deleted" for name in names), "")
 
 
+ALL_DELETED = "PodDeleted: none of its pods is left, and one that fails stays until it is deleted"
+"""What took the pods of a Job that is there and has none: that one was deleted was not seen in time."""
 NOTHING_RUNS = Note("Starting", "no pod runs yet")
 """Of an attempt whose Job may not even be there: two states that a user need not tell apart, for one status write less."""
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from tunesmith.attempts import UNPLACED
-from tunesmith.podstatus import container_of, is_live, moment, terminated
+from tunesmith.podstatus import conditions_of, container_of, is_live, moment, status_of, terminated
 from tunesmith.values import Object
 
 AVOIDED = 2
@@ -56,7 +56,7 @@ def node_of(pod: Object) -> str:
 
 def refusal(pod: Object) -> Fault | None:
     """How the pod's node refused it, if it did."""
-    status = pod.get("status") or {}
+    status = status_of(pod)
     why, text = str(status.get("reason", "")), str(status.get("message", ""))
     if not (why.startswith("OutOf") or why in ("UnexpectedAdmissionError", "NodeAffinity") or _rejects(text)):
         return None
@@ -71,11 +71,8 @@ def _rejects(text: str) -> bool:
 
 def was_evicted(pod: Object) -> bool:
     """Whether the pod's node has put it out to make room for itself: its disk or its memory was short."""
-    status = pod.get("status") or {}
-    conditions = [
-        condition for condition in status.get("conditions", ()) if condition["type"] == "DisruptionTarget" and condition["status"] == "True"
-    ]
-    return status.get("reason") == "Evicted" and any(condition.get("reason") == "TerminationByKubelet" for condition in conditions)
+    targeted = [each for each in conditions_of(pod) if each["type"] == "DisruptionTarget" and each["status"] == "True"]
+    return status_of(pod).get("reason") == "Evicted" and any(each.get("reason") == "TerminationByKubelet" for each in targeted)
 
 
 def failed_start(pod: Object) -> Fault | None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from tunesmith.attempts import Note
 from tunesmith.contract import CONTRACT_VERSION
-from tunesmith.podstatus import container_of, is_live
-from tunesmith.stages import key_of
-from tunesmith.values import CONTAINER, LABEL_STAGE, Config, Object, Observed
+from tunesmith.podstatus import container_in, container_of, is_live
+from tunesmith.stages import StageKey, key_of
+from tunesmith.values import LABEL_STAGE, Config, Object, Observed
 from tunesmith.views import View, views_of
 
 CHANGED = "ImageChanged"
@@ -35,16 +35,17 @@ Entry = Mapping[str, Any]
 
 def image_of(job: Object | None) -> str:
     """The image of our container in the pods of a Job; empty if there is no Job."""
-    containers = job["spec"]["template"]["spec"]["containers"] if job else ()
-    return next((str(each.get("image") or "") for each in containers if each.get("name", CONTAINER) == CONTAINER), "")
+    return str(container_in(job).get("image") or "") if job else ""
 
 
-def outdated(observed: Observed) -> bool:
-    """Whether nothing of the object has begun, a pod of it waits for an image that cannot be pulled, and another one is configured."""
+def outdated(observed: Observed, views: Mapping[StageKey, View]) -> bool:
+    """Whether nothing of the object has begun, a pod of it waits for an image that cannot be pulled, and another one is configured.
+
+    `views`: the children of its stages.
+    """
     entries = observed.recorded.get("stages", ())
     if not _open(entries):
         return False
-    views = views_of(observed.children)
     return any(_is_outdated(views.get(key_of(entry), View()), entry["attempt"], observed.config) for entry in entries if entry["state"] == "Pending")
 
 

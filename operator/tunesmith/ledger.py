@@ -18,7 +18,7 @@ from tunesmith.records import checkpoint_of, record, tells_its_beginning
 from tunesmith.repeats import PATIENCE
 from tunesmith.results import Result, TrainResult
 from tunesmith.retries import Retries
-from tunesmith.stages import Entry, StageKey, key_of
+from tunesmith.stages import Entry, StageKey, key_of, stage_of
 from tunesmith.underway import TEXT_LIMIT, Underway, excused
 from tunesmith.values import Object, Observed, controller_uid
 from tunesmith.verdicts import Outcome, Verdict, judge
@@ -137,7 +137,7 @@ class _Book:
         self.answers: dict[StageKey, Result] = {}
         self.views = views_of(observed.children)
         self.observed = observed
-        self.outdated = images.outdated(observed)
+        self.outdated = images.outdated(observed, self.views)
         self.unseen = 0
         self.failing = is_true(recorded, limits.TARGET)
 
@@ -190,7 +190,8 @@ class _Book:
             made_by = job["metadata"]["uid"] if job else entry.get("jobUID")
             ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
             ours += lingering.revived(entry.get("ends", ()), ours, made_by)
-            verdict = excused(judge(key.name, ours, entry.get("disruption", "")), entry, deleted, gone=job is not None and not pods)
+            disruption = entry.get("disruption", "") or ("" if deleted or pods or ours else attempts.ALL_DELETED)
+            verdict = excused(judge(key.name, ours, disruption), entry, deleted)
             self._end(key, assembly.excused(verdict, entry, job, ours), ours, job)
 
     def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
@@ -202,7 +203,7 @@ class _Book:
         self.retries.learn(checkpoint_of(verdict.result))
         if verdict.outcome == "OutOfMemory":
             verdict, within = memory.with_less(entry, verdict, accounting.memory(job), partial(self.sizing, key))
-        before = [ended for ended in self.ended if (ended["stage"], ended.get("part", "")) == key]
+        before = [ended for ended in self.ended if stage_of(ended) == key]
         alike = repeats.alike_from_one_checkpoint(verdict, before, self.retries.newest)
         verdict = self._weighed(entry, verdict, before)
         if verdict.result:
@@ -220,7 +221,7 @@ class _Book:
             entry["waits"] = entry.get("waits", 0) + 1
             entry.setdefault("waitingSince", timestamp(accounting.since(entry)))
             # One for all of them: the others would push what says more off the record.
-            self.ended = [each for each in self.ended if key != (each["stage"], each.get("part", "")) or each["reason"] != verdict.reason]
+            self.ended = [each for each in self.ended if stage_of(each) != key or each["reason"] != verdict.reason]
         elif verdict.outcome != "Free":
             _forget_waiting(entry)
         verdict, fewer = self._avoiding(key, verdict)

@@ -88,6 +88,11 @@ def container_of(pod: Object) -> dict[str, Any]:
     return next((status for status in status_of(pod).get("containerStatuses") or () if status.get("name", CONTAINER) == CONTAINER), {})
 
 
+def container_in(job: Object) -> dict[str, Any]:
+    """Our container in the pods that a Job makes; empty where it has none of that name."""
+    return next((each for each in job["spec"]["template"]["spec"]["containers"] if each.get("name", CONTAINER) == CONTAINER), {})
+
+
 def init_containers(pod: Object) -> list[dict[str, Any]]:
     """The statuses of the init containers, all injected, while they keep our container from beginning."""
     waits = (container_of(pod).get("state") or {}).get("waiting") or {}

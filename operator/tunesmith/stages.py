@@ -71,6 +71,11 @@ def key_of(entry: Mapping[str, Any]) -> StageKey:
     return StageKey(entry["name"], entry.get("part", ""))
 
 
+def stage_of(ended: Mapping[str, Any]) -> StageKey:
+    """The stage that an entry of `status.attempts` is of."""
+    return StageKey(ended["stage"], ended.get("part", ""))
+
+
 def result_of(status: Mapping[str, Any], name: str, part: str = "") -> Mapping[str, Any] | None:
     """What a stage that succeeded told: the fields it adds to the common ones (docs/contract.md). None if it has not succeeded."""
     return next((entry["result"] for entry in status.get("stages", ()) if key_of(entry) == (name, part) and entry["state"] == "Succeeded"), None)

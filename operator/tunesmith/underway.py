@@ -103,7 +103,7 @@ def is_held(job: Object) -> bool:
     return "deletionTimestamp" in job["metadata"] or bool(job["spec"].get("suspend"))
 
 
-def excused(verdict: Verdict, entry: Entry, deleted: bool, gone: bool = False) -> Verdict:
+def excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
     """The verdict on an attempt that we ended, or a person did: how its pods took that does not count, but for a success and bad input."""
     if verdict.outcome in ("Succeeded", "Failed") or "ends" in entry:
         return verdict
@@ -111,10 +111,7 @@ def excused(verdict: Verdict, entry: Entry, deleted: bool, gone: bool = False) -
         # Where nodes are short it goes on at once with fewer; where one cannot start a pod, as after any fault of a node's.
         outcome = _OF_ENDING.get(entry["ending"]["reason"], "Later")
         return Verdict(outcome, entry["ending"]["reason"], entry["ending"]["message"], verdict.result)
-    if deleted and verdict.outcome != "Free":
-        return Verdict("Free", "JobDeleted", "its Job was deleted")
-    # A pod that failed stays until somebody deletes it. Where none is left, one was deleted, which was not seen in time.
-    return Verdict("Free", "Disrupted", "its pods were deleted and told no result") if gone and verdict.reason == "NoResult" else verdict
+    return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
 
 
 def _ending(reason: str, message: str) -> Entry:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.finetunejob import defaults
 from tunesmith.results import Result, TrainResult
-from tunesmith.stages import StageKey
+from tunesmith.stages import StageKey, stage_of
 
 Block = dict[str, Any]
 
@@ -55,4 +55,4 @@ def misfit(spec: Mapping[str, Any], key: StageKey, entry: Mapping[str, Any], res
 
 
 def _attempt(key: StageKey, number: int, ended: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    return next((each for each in ended if (each["stage"], each.get("part", ""), each["attempt"]) == (*key, number)), None)
+    return next((each for each in ended if (stage_of(each), each["attempt"]) == (key, number)), None)
