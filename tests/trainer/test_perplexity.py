@@ -3,7 +3,7 @@ import math
 import pytest
 
 from dev.rows import write_rows
-from tunesmith_trainer import evaluate, perplexity
+from tunesmith_trainer import evaluate, items, perplexity
 from tunesmith_trainer.contract_eval import Perplexity
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import load_tokenizer
@@ -49,7 +49,7 @@ def test_bits_per_byte_is_nats_over_bytes_in_bits():
 
 @pytest.mark.parametrize(("nll", "written"), [(math.nan, "NaN"), (math.inf, "Infinity"), (1e6, "Infinity")])
 def test_a_perplexity_that_went_wrong_is_told_as_such(nll, written):
-    assert perplexity.written(perplexity.perplexity([Score(nll, 1, 1)])[0]) == written
+    assert items.written(perplexity.perplexity([Score(nll, 1, 1)])[0]) == written
 
 
 def test_batches_hold_the_tokens_they_may_when_padded():

@@ -20,8 +20,6 @@ from tunesmith_trainer.chat import Encoded, Encoder
 from tunesmith_trainer.contract_eval import Metric, Perplexity
 from tunesmith_trainer.items import Figure, Measured
 
-# Formats whose rows may be conversations.
-CONVERSATIONAL = ("Messages", "PromptCompletion")
 METRICS = {"stopped": True}
 """What is measured of conversations beside their likelihood, and whether more of it is better."""
 PROMPTS = 8
@@ -33,7 +31,7 @@ def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any, folder
 
     Nothing for rows that are no conversations, for a class of models that transformers cannot generate with, and where no question fits.
     """
-    if settings.dataset.format not in CONVERSATIONAL or not model.can_generate():
+    if settings.dataset.format not in dataset.CONVERSATIONAL or not model.can_generate():
         return Measured()
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     longest = min(settings.max_length, context - NEW_TOKENS)

@@ -20,6 +20,8 @@ from tunesmith_trainer.errors import RowError, StageError
 from tunesmith_trainer.spec import DataFormat, Preparation
 
 Row = dict[str, Any]
+# Formats whose rows may be conversations.
+CONVERSATIONAL = ("Messages", "PromptCompletion")
 # CPU time that a row's patterns may take: some backtrack for ever.
 PATTERN_SECONDS = 5.0
 

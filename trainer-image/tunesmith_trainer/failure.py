@@ -33,9 +33,9 @@ ADVICE = {
 RAISE_MEMORY = "raise the stage's memory (resources.memory, stageResources)"
 # Without a fingerprint: the place where all wait, or where a device is looked for, is the same whatever is wrong with network or node.
 PLACELESS = frozenset(("Hung", "CommunicationFailed", "DeviceUnavailable"))
-# Errors that are no RuntimeError, and whose text is a library's own all the same.
 # How libraries in Rust (tokenizers, safetensors) write the number of an OSError.
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
+# Errors that are no RuntimeError, and whose text is a library's own all the same.
 OWN_TEXTS = ("Torch not compiled with CUDA enabled", "Your setup doesn't support bf16/gpu")
 
 

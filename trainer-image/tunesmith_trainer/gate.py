@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith_trainer.contract_eval import Metric, Outcome, Verdict
 from tunesmith_trainer.criterion import CONFIDENCE, OVERLAP, Criterion
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.items import Sample
+from tunesmith_trainer.items import Sample, written
 from tunesmith_trainer.statistics import Bounds, bootstrap, difference_of_shares, needed, share
 
 BEYOND = 2.0
@@ -166,11 +166,11 @@ def decide(criterion: Criterion, plain: Decision, bounds: Bounds, items: int) ->
     floor = criterion.kind in ("min", "min_ratio")
     inside = bounds.lower >= limit if floor else bounds.upper <= limit
     outside = bounds.upper < limit if floor else bounds.lower > limit
-    told = replace(plain, lower=_text(bounds.lower), upper=_text(bounds.upper), samples=items)
+    told = replace(plain, lower=written(bounds.lower), upper=written(bounds.upper), samples=items)
     confidence = f"{float(criterion.confidence or CONFIDENCE) * 100:g} %"
-    between = f"{_NOUNS[criterion.kind]} {short(_text(bounds.estimate))}"
+    between = f"{_NOUNS[criterion.kind]} {short(written(bounds.estimate))}"
     if criterion.kind == "max_drop" and bounds.estimate < 0:
-        between = f"better by {short(_text(-bounds.estimate))}"
+        between = f"better by {short(written(-bounds.estimate))}"
     if items < least:
         return replace(told, outcome="Inconclusive", needed=least, reason=f"{between}; {items} items, and minSamples asks for {least}")
     if inside or outside:
@@ -186,10 +186,6 @@ def decide(criterion: Criterion, plain: Decision, bounds: Bounds, items: int) ->
 
 
 _NOUNS = {"min": "value", "max": "value", "max_drop": "worse by", "max_ratio": "ratio", "min_ratio": "ratio"}
-
-
-def _text(value: float) -> str:
-    return {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}.get(repr(float(value)), repr(float(value)))
 
 
 def limit_text(criterion: Criterion) -> str:

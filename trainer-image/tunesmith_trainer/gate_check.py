@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-from tunesmith_trainer import answers, perplexity
+from tunesmith_trainer import answers, dataset, perplexity
 from tunesmith_trainer.contract_eval import Suite
 from tunesmith_trainer.criterion import OVERLAP, Criterion
 from tunesmith_trainer.errors import StageError
@@ -32,7 +32,7 @@ def names_of_suite(suite: Suite, tasks: Tasks | None) -> Names:
     if suite.harness and tasks:
         names = names_of(suite.name, tasks.leaves, tasks.groups)
     else:
-        conversational = suite.perplexity is not None and suite.perplexity.dataset.format in answers.CONVERSATIONAL
+        conversational = suite.perplexity is not None and suite.perplexity.dataset.format in dataset.CONVERSATIONAL
         measured = perplexity.METRICS | (answers.METRICS if conversational else {})
         metrics = {f"{suite.name}/{name}": Known(higher, True) for name, higher in measured.items()}
         names = Names(metrics, frozenset(), frozenset())

@@ -16,8 +16,7 @@ from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.harness_items import items_of, path_of
 from tunesmith_trainer.harness_tasks import TaskFolder, copy_tasks
-from tunesmith_trainer.items import Measured
-from tunesmith_trainer.perplexity import written
+from tunesmith_trainer.items import Measured, written
 
 METHOD = 2
 """Part of the cache key: to be raised whenever a change here changes a figure."""

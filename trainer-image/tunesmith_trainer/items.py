@@ -26,6 +26,15 @@ TOLERANCE = 1e-6
 """How far a figure may be from the one that its items make: sums in another order."""
 
 
+def written(value: float) -> str:
+    """Return a figure as the contract writes it: the shortest decimal that reads back the same, or NaN, Infinity."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return repr(float(value))
+
+
 @dataclass(frozen=True)
 class Figure:
     """How items make a figure."""

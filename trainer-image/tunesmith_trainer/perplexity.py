@@ -19,7 +19,7 @@ from tunesmith_trainer import dataset, overlap, store
 from tunesmith_trainer.chat import Encoded, Encoder, training_template
 from tunesmith_trainer.contract_eval import Metric, Perplexity
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.items import Figure, Item, Measured
+from tunesmith_trainer.items import Figure, Item, Measured, written
 
 METHOD = 3
 """Part of the cache key: to be raised whenever a change here changes a figure."""
@@ -98,7 +98,7 @@ def tokens_digest(rows: Sequence[Row], tokenizer: Any) -> str:
 def template_of(settings: Perplexity, tokenizer: Any) -> dict[str, Any] | None:
     """Return the chat templates that rows are rendered with; None for texts."""
     templates = training_template(tokenizer)
-    if settings.dataset.format not in ("Messages", "PromptCompletion") or not templates:
+    if settings.dataset.format not in dataset.CONVERSATIONAL or not templates:
         return None
     return {"templates": templates}
 
@@ -226,12 +226,3 @@ def _metric(path: str, estimate: tuple[float, float | None], samples: int) -> Me
         higher_is_better=False,
         samples=samples,
     )
-
-
-def written(value: float) -> str:
-    """Return a figure as the contract writes it: the shortest decimal that reads back the same, or NaN, Infinity."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "Infinity" if value > 0 else "-Infinity"
-    return repr(float(value))

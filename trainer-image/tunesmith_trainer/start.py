@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.2
 def newest_checkpoint(run_folder: Path, fence: Fence) -> Path | None:
     """Return the newest checkpoint that is whole; raises OSError where the store went away meanwhile."""
     newest = checkpoint.newest(run_folder)
-    # A volume that is away looks like a run without checkpoints, and training would begin anew.
+    # A volume that is away looks like a run without checkpoints, and training would begin again.
     fence.check()
     return newest
 
