@@ -12,7 +12,7 @@ import pytest
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import kueue, rights
 from tests.integration.operators import Namespace, OperatorProcess
-from tests.integration.schema_server import Server
+from tests.integration.schema_server import PLURALS, Server
 from tunesmith import crd
 
 _numbers = itertools.count()
@@ -133,6 +133,15 @@ def operator_process(control_plane: ControlPlane, api: Server, tmp_path_factory:
     process = OperatorProcess(control_plane, tmp_path_factory.mktemp("operator"))
     yield process
     process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(api: Server, operator_process: OperatorProcess) -> Iterator[Server]:
+    """The API server without an operator: what is written there is the server's and the test's alone."""
+    operator_process.stop()
+    yield api
+    for kind in PLURALS:
+        api.send("DELETE", api.path(kind))
 
 
 @pytest.fixture

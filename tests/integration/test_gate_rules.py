@@ -10,19 +10,9 @@ import pytest
 import yaml
 
 from dev.cluster.processes import wait_until
-from tests.integration.operators import OperatorProcess
 from tests.integration.schema_examples import MINIMAL, changed
-from tests.integration.schema_server import MERGE, PLURALS, Object, Server, manifest
+from tests.integration.schema_server import MERGE, Object, Server, manifest
 from tunesmith import crd
-
-
-@pytest.fixture(scope="module")
-def server(api: Server, operator_process: OperatorProcess) -> Iterator[Server]:
-    operator_process.stop()  # what is written here is the server's and the test's alone
-    yield api
-    for kind in PLURALS:
-        api.send("DELETE", api.path(kind))
-
 
 REFUSED = [
     ("gate.0.metric", "knowlege/mmlu/acc", "spec.gate", "the name of one of `suites`"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import yaml
 
 from dev.cluster.processes import wait_until
-from tests.integration.operators import OperatorProcess
 from tests.integration.schema_examples import CHANGED, FULL, MESSAGES, MINIMAL, changed
 from tests.integration.schema_server import APPLY, PLURALS, Object, Server, manifest
 from tests.unit.operator.statuses import WALKS
@@ -26,14 +24,6 @@ EVERY_IMMUTABLE = pytest.mark.parametrize(("kind", "field"), IMMUTABLE)
 W8A8 = FULL["FineTuneJob"]["variants"][0]
 JOB_MODEL = {"fineTuneJobRef": {"name": "other"}, "artifact": "Merged"}
 ADAPTER = {"fineTuneJobRef": {"name": "other"}, "artifact": "Adapter"}
-
-
-@pytest.fixture(scope="module")
-def server(api: Server, operator_process: OperatorProcess) -> Iterator[Server]:
-    operator_process.stop()  # what is written here is the server's and the test's alone
-    yield api
-    for kind in PLURALS:
-        api.send("DELETE", api.path(kind))
 
 
 @EVERY_KIND
