@@ -29,6 +29,8 @@ RECORDS = ROOT / "build" / "tests"
 PYTEST = ["-m", "pytest", "-q", "--durations=5"]
 # Whole files, in the order in which they are collected: each folder's conftest.py has the longest first.
 TWO_WORKERS = ["--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder"]
+# Workers whose matrix products each take both cores keep one another waiting: they take twice the CPU time.
+TRAINER = {"PYTHONPATH": "trainer-image", "OMP_NUM_THREADS": "1"}
 E2E = ["-m", "pytest", "-v", "--durations=10"]
 # pyproject.toml leaves tests out that are marked so: they run in `make test-all` alone.
 LONG = ["-m", "long"]
@@ -63,8 +65,8 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "unit": ("operator", {}, [[*PYTEST, "--numprocesses=2", "tests/unit"]]),
     # Each worker has a control plane of its own: more than half of the time such tests wait.
     "integration": ("operator", {}, [[*PYTEST, *TWO_WORKERS, "tests/integration"]]),
-    "trainer": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, *TWO_WORKERS, "tests/trainer"]]),
-    "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, "tests/serving"]]),
+    "trainer": ("trainer", TRAINER, [[*PYTEST, *TWO_WORKERS, "tests/trainer"]]),
+    "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, *TWO_WORKERS, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
     "e2e": (
         "operator",
@@ -81,7 +83,7 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     ),
     # One row more of a table each, or the same for longer.
     "integration-long": ("operator", {}, [[*PYTEST, *LONG, "tests/integration"]]),
-    "trainer-long": ("trainer", {"PYTHONPATH": "trainer-image"}, [[*PYTEST, *LONG, "tests/trainer"]]),
+    "trainer-long": ("trainer", TRAINER, [[*PYTEST, *LONG, "tests/trainer"]]),
     "crash": ("operator", {"PYTHONPATH": "operator"}, [["-m", "dev.bench.crash"]]),
     "down": ("operator", {}, [["-m", "pytest", "-v", "tests/e2e_down"]]),
     "fmt": ("operator", {}, [["-m", "ruff", "format", "."], ["-m", "ruff", "check", "--fix", "."]]),

@@ -1,4 +1,7 @@
-"""What an EvalRun reports is what the libraries report when run by hand on the same files."""
+"""What an EvalRun reports of the chain's models is what the libraries report when run by hand on the same files.
+
+On tiny models: tests/trainer/test_figures_by_hand.py.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ def reported(run: Object, model: str) -> tuple[float, float]:
     return perplexity, accuracy
 
 
-@pytest.mark.parametrize("model", ["tested", *(pytest.param(name, marks=pytest.mark.long) for name in ("base", "unquantized"))])
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["tested", "base", "unquantized"])
 def test_the_figures_equal_those_of_the_libraries_run_by_hand(
     model: str, kube: Kube, chain: dict[tuple[str, str], Object], data: Path, tmp_path: Path
 ) -> None:
