@@ -45,7 +45,9 @@ def misfit(spec: Mapping[str, Any], key: StageKey, entry: Mapping[str, Any], res
     if made_by is None:
         return ""
     nodes, each = int(made_by.get("nodes", spread["nodes"])), int(spread["processesPerNode"])
-    if result.world_size == nodes * each:
+    # Older images name no devices, and a training on CPUs has none.
+    devices = sum(result.devices.values()) if result.devices is not None and spec.get("resources", {}).get("gpus") else result.world_size
+    if result.world_size == devices == nodes * each:
         return ""
     found = "".join(f", {count} {name}" for name, count in (result.devices or {}).items())
     return (

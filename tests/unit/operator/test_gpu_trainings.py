@@ -23,6 +23,13 @@ def test_a_success_of_another_world_size_is_none() -> None:
     assert avoided(life) == ["bad"]
 
 
+def test_a_success_with_fewer_devices_than_processes_is_none() -> None:
+    life = placed(trained(parallelism=TWO_NODES, resources=GPUS), "bad", "good")
+    life.end("Train", answer("Train") | {"worldSize": 8, "devices": {"NVIDIA H200": 4}}).step()
+    assert (last(life)["reason"], last(life)["outcome"], last(life)["free"]) == ("DeviceUnavailable", "Failed", True)
+    assert "trained with 8 processes, 4 NVIDIA H200; 8 were asked for" in last(life)["message"]
+
+
 @pytest.mark.parametrize("parallelism", [{"nodes": 2, "ddp": {}}, {"nodes": 2, "processesPerNode": 2, "ddp": {}}, {"fsdp": {}}])
 def test_a_success_of_the_world_size_asked_for_is_one(parallelism: Object) -> None:
     life = trained(parallelism=parallelism, resources=GPUS)
