@@ -59,7 +59,7 @@ bench-gate: ## how often a gate passes and fails what it must not, simulated (AR
 	PYTHONPATH=trainer-image $$($(PYTHON) -m dev.venv trainer) -m dev.bench.gate $(ARGS)
 
 .PHONY: bench-memory
-bench-memory: ## Prepare's estimate of a step's memory beside real steps on the CPU (ARGS="--only llama" for one architecture)
+bench-memory: ## Prepare's estimate of a step's memory beside real steps on the CPU (ARGS="--only llama" for one architecture, "--only shared" for strategies)
 	PYTHONPATH=trainer-image $$($(PYTHON) -m dev.venv trainer) -m tests.bench.memory $(ARGS)
 
 .PHONY: generate

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import shutil
 import sys
 import tempfile
@@ -93,13 +92,13 @@ class Measured:
         self.store = bench.Bench(folder, base)
         shutil.rmtree(base)
 
-    def estimate(self, case: Case) -> int:
-        """What Prepare says, with the precision of the case."""
+    def estimate(self, case: Case, **blocks: Any) -> int:
+        """What Prepare says, with the precision of the case; `blocks` of the run are changed."""
         from tests.trainer import bench
         from tunesmith_trainer import memory
         from tunesmith_trainer.contract import Run
 
-        run = Run.model_validate(bench.run_block(**case.blocks()))
+        run = Run.model_validate(bench.run_block(**case.blocks() | blocks))
         with computing_in(case):
             need = memory.device_need(self.store.root / "models" / "base", run, "CPU", case.length)
         assert isinstance(need, memory.Need), need
@@ -111,28 +110,25 @@ class Measured:
 
         from tests.trainer import bench
 
-        self._write_rows(case)
+        self.write_rows(case)
         prepared = {"runURI": "pvc://models/run", "model": {"uri": "pvc://models/base", "digest": "sha256:" + "0" * 64}}
         value = bench.train_input(prepared, 1, **case.blocks())
         with bench.training_alone(self.store) as build, computing_in(case):
             trainer = build(value)
             recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            trainer.add_callback(_started(recorded.start))
+            trainer.add_callback(started(recorded.start))
             gc.collect()
             trainer.train()
             recorded.stop()
             held = [tensor.untyped_storage() for tensor in (*trainer.model.parameters(), *trainer.model.buffers())]
-            spread = trainer.model_wrapped._get_ddp_logging_data()
-        # After the first step DDP makes its buckets again, which is recorded.
-        buckets = [] if spread["has_rebuilt_buckets"] else list(map(int, spread["bucket_sizes"].split(", ")))
         now = most = 0
         events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
         for event in sorted(events, key=lambda event: event.start_ns()):
             now += event.nbytes()
             most = max(most, now)
-        return int(sum({storage._cdata: storage.nbytes() for storage in held}.values()) + sum(buckets) + most)
+        return int(sum({storage._cdata: storage.nbytes() for storage in held}.values()) + most)
 
-    def _write_rows(self, case: Case) -> None:
+    def write_rows(self, case: Case) -> None:
         """Rows of one length; all but one of each batch are whole, so that batches have padding, and packed rows are short."""
         from dev.rows import WORDS, write_rows
 
@@ -145,8 +141,11 @@ class Measured:
         shutil.rmtree(self.store.folder / "alone", ignore_errors=True)
 
 
-def _started(start: Callable[[], None]) -> Any:
-    """A callback that starts recording at the first step: before it other threads free what this one has made, which is not recorded."""
+def started(start: Callable[[], None]) -> Any:
+    """A callback that starts recording at the first step: before it other threads free what this one has made, which is not recorded.
+
+    What DDP has made before, its buckets, it makes again in the second step.
+    """
     from transformers import TrainerCallback
 
     class Start(TrainerCallback):  # type: ignore[misc]
@@ -184,25 +183,39 @@ def grid() -> list[Case]:
     return found
 
 
+class Table:
+    """Prints a line for each case, and keeps the greatest error."""
+
+    def __init__(self) -> None:
+        """Print the head."""
+        self.errors: list[float] = []
+        print(f"{'model':12}{'trained':14}{'batch':11}{'precision':10}{'':26}{'estimate':>10}{'measured':>10}{'error':>8}")
+
+    def add(self, name: str, estimate: int, real: int) -> None:
+        """Print a case."""
+        self.errors.append(estimate / real - 1)
+        print(f"{name}{estimate / 1e6:>7.0f} MB{real / 1e6:>7.0f} MB{self.errors[-1]:>+8.1%}", flush=True)
+
+
 def main() -> int:
     """Print the table; 0 where every error is within the bound."""
+    from tests.bench import memory_shared
+
     parser = argparse.ArgumentParser(prog="python -m tests.bench.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=CONFIGS, help="cases of one architecture")
+    parser.add_argument("--only", choices=[*CONFIGS, "shared"], help="cases of one architecture, or those of two processes")
     chosen = parser.parse_args()
-    errors = {}
-    print(f"{'model':12}{'trained':14}{'batch':11}{'precision':10}{'':26}{'estimate':>10}{'measured':>10}{'error':>8}")
+    table = Table()
     for kind, config in CONFIGS.items():
-        if chosen.only not in (None, kind):
-            continue
         with tempfile.TemporaryDirectory(prefix="bench-memory-") as folder:
-            bench = Measured(Path(folder), kind, config)
-            for case in (case for case in grid() if case.kind == kind):
-                estimate, real = bench.estimate(case), bench.real(case)
-                errors[str(case)] = estimate / real - 1
-                print(f"{case}{estimate / 1e6:>8.0f} MB{real / 1e6:>7.0f} MB{errors[str(case)]:>+8.1%}", flush=True)
-    worst = max(errors.values(), key=abs)
-    print(f"{len(errors)} cases; the greatest error is {worst:+.1%} (aim: within {MOST_ERROR:.0%})")
-    print(json.dumps({"cases": len(errors), "greatestError": round(worst, 4)}))
+            measured = Measured(Path(folder), kind, config)
+            for case in (case for case in grid() if case.kind == kind and chosen.only in (None, kind)):
+                table.add(str(case), measured.estimate(case), measured.real(case))
+            for number, (name, case) in enumerate(memory_shared.CASES if chosen.only in (None, "shared") else []):
+                if case.kind == kind:
+                    estimate = measured.estimate(case, parallelism=memory_shared.parallelism(name))
+                    table.add(f"{str(case).rstrip():50}{f'2 processes, {name}':23}", estimate, memory_shared.real(measured, number))
+    worst = max(table.errors, key=abs)
+    print(f"{len(table.errors)} cases; the greatest error is {worst:+.1%} (aim: within {MOST_ERROR:.0%})")
     return 0 if abs(worst) <= MOST_ERROR else 1
 
 
