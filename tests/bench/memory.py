@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -118,7 +118,8 @@ class Measured:
             recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             trainer.add_callback(started(recorded.start))
             gc.collect()
-            trainer.train()
+            with redirect_stdout(sys.stderr):
+                trainer.train()
             recorded.stop()
             held = [tensor.untyped_storage() for tensor in (*trainer.model.parameters(), *trainer.model.buffers())]
         now = most = 0
