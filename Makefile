@@ -58,6 +58,10 @@ bench-train: ## the Train stage's speed beside the same TRL script by hand, and 
 bench-gate: ## how often a gate passes and fails what it must not, simulated (ARGS="--samples 200" for a short run)
 	PYTHONPATH=trainer-image $$($(PYTHON) -m dev.venv trainer) -m dev.bench.gate $(ARGS)
 
+.PHONY: bench-memory
+bench-memory: ## Prepare's estimate of a step's memory beside real steps on the CPU (ARGS="--only llama" for one architecture, "--only shared" for strategies)
+	PYTHONPATH=trainer-image $$($(PYTHON) -m dev.venv trainer) -m tests.bench.memory $(ARGS)
+
 .PHONY: generate
 generate: ## write what is generated: CRDs, the chart's copies, docs/api.md
 	$(PYTHON) -m dev.checks generate

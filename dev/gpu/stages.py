@@ -139,10 +139,11 @@ def figures(prepared: Json, ended: Ended) -> Json:
     """What a training tells: speed, loss, devices, and its memory beside Prepare's estimate."""
     told = {name: ended.result.get(name) for name in ("tokensPerSecond", "trainLoss", "worldSize", "devices", "trainRuntimeSeconds")}
     told |= {"stageSeconds": round(ended.seconds, 1), "parameters": prepared["model"]["parameters"]}
-    estimate = prepared["memoryEstimateBytes"]
+    estimate = prepared.get("memoryEstimateBytes")
     if found := PEAK.search(ended.log):
         tensors, taken = int(found[1]), int(found[2])
-        told |= {"peakTensorBytes": tensors, "peakTakenBytes": taken, "estimateBytes": estimate, "tensorsToEstimate": round(tensors / estimate, 2)}
+        told |= {"peakTensorBytes": tensors, "peakTakenBytes": taken, "estimateBytes": estimate}
+        told |= {"tensorsToEstimate": round(tensors / estimate, 2)} if estimate else {"estimate": prepared["memoryNeed"]}
     else:
         told["memory"] = "not measured: no GPU"
     return told

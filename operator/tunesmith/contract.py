@@ -110,12 +110,30 @@ class Run(Block):
     variants: list[SpecBlock] | None = None
 
 
+class Room(Block):
+    """What a pod may use, in bytes: of its host, and of each of its GPUs where that is known."""
+
+    device: Literal["CPU", "GPU"]
+    memory: int
+    gpu_memory: int | None = None
+
+
+class Pods(Block):
+    """The pods of the stages that follow Prepare."""
+
+    train: Room
+    finalize: Room
+    quantize: Room
+
+
 class PrepareInput(JobInput):
     """Prepare's stage.json."""
 
     stage: Literal["Prepare"] = "Prepare"
     output_uri: str = Field(alias="outputURI")
     run: Run
+    pods: Pods | None = since(2)
+    """No part of the run: what its memory is compared with."""
 
 
 class RunInput(JobInput):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from tunesmith.errors import InvalidSpec
@@ -162,6 +163,16 @@ def _pod_spec(workload: Workload, config: Config, files: Iterable[str]) -> Objec
     if config.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in config.image_pull_secrets]
     return spec | _scheduling(workload)
+
+
+def memory_bytes(quantity: str) -> int:
+    """The bytes of a quantity as the spec takes it (`80Gi`, `1.5G`, `4294967296`)."""
+    number = quantity.rstrip("mkKMGTPi")
+    suffix = quantity.removeprefix(number)
+    power = "KMGTP".find(suffix[:1].upper()) + 1 if suffix else 0
+    if suffix == "m":
+        return int(Decimal(number) / 1000)
+    return int(Decimal(number) * (1024 if suffix.endswith("i") else 1000) ** power)
 
 
 def container_resources(resources: Mapping[str, Any]) -> Object:

@@ -106,6 +106,14 @@ class PreparedDataset(Answered):
     ignored_columns: list[str] | None = None
 
 
+class HostMemory(Answered):
+    """About how many bytes a pod of each stage needs of its host."""
+
+    train: int
+    finalize: int
+    quantize: int | None = None
+
+
 class PrepareResult(Result):
     """Prepare's answer."""
 
@@ -120,6 +128,8 @@ class PrepareResult(Result):
     train_rows: int | None = None
     validation_rows: int | None = None
     memory_estimate_bytes: int | None = None
+    memory_need: str | None = None
+    host_memory_bytes: HostMemory | None = None
 
 
 class MadeCheckpoint(Checkpoint, Answered):

@@ -107,6 +107,14 @@ class Resolved(Block):
     run_uri: Location | None = Field(None, alias="runURI", description="Folder of this run.")
 
 
+class HostMemory(Block):
+    """What the pods of each stage need of their hosts, about, in bytes."""
+
+    train: BigCount | None = Field(None, description="Each training pod.")
+    finalize: BigCount | None = Field(None, description="Finalize.")
+    quantize: BigCount | None = Field(None, description="Quantize; absent without variants.")
+
+
 class FineTuneJobResolved(Resolved):
     """Told by Prepare."""
 
@@ -117,7 +125,11 @@ class FineTuneJobResolved(Resolved):
     warnings: Annotated[list[Text], Field(max_length=MAX_NAMES)] | None = Field(None, description="What is lost of the data, in words.")
     train_rows: BigCount | None = Field(None, description="Rows trained on.")
     validation_rows: BigCount | None = Field(None, description="Rows held out.")
-    memory_estimate_bytes: BigCount | None = Field(None, description="Estimated memory of each device.")
+    memory_estimate_bytes: BigCount | None = Field(
+        None, description="Bytes of tensors of each training process at the peak, on its device. Absent: unknown, and `memoryNeed` says why."
+    )
+    memory_need: Text | None = Field(None, description="The same in words, with its parts.")
+    host_memory_bytes: HostMemory | None = Field(None, description="What pods need of their hosts.")
     world_size: Count | None = Field(None, description="Processes of the training.")
     devices: Annotated[dict[Annotated[str, Field(max_length=128)], Count], Field(max_length=16)] | None = Field(
         None, description="GPUs that trained: their number, over all processes, by their name."

@@ -39,7 +39,7 @@ FULL: dict[str, Spec] = {
         "baseQuantization": "NF4",
         "training": {"numTrainEpochs": 3, "learningRate": "2e-4", "maxLength": 512, "precision": "BF16", "overrides": {"adam_beta2": "0.95"}},
         "parallelism": {"nodes": 2, "minNodes": 2, "processesPerNode": 1, "ddp": {}},
-        "resources": RESOURCES,
+        "resources": RESOURCES | {"gpuMemory": "80Gi"},
         "stageResources": [{"stage": "Finalize", "cpu": "1", "memory": "8Gi"}],
         "scheduling": SCHEDULING,
         "checkpoints": {"everySteps": 50, "keep": 2, "gracePeriodSeconds": 60},

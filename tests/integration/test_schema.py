@@ -126,6 +126,8 @@ REFUSED = [
     ("FineTuneJob", "parallelism", {"fsdp": {}}, "spec.baseQuantization", "needs `parallelism.ddp`"),
     ("FineTuneJob", "parallelism", {"deepSpeed": {"zeroStage": 3}}, "spec.baseQuantization", "needs `parallelism.ddp`"),
     ("FineTuneJob", "parallelism.processesPerNode", 2, "spec.parallelism.processesPerNode", "at most `resources.gpus`"),
+    ("FineTuneJob", "resources", {"gpuMemory": "80Gi"}, "spec.resources.gpuMemory", "needs `gpus`"),
+    ("FineTuneJob", "resources", {"gpus": 8, "gpuMemory": "80"}, "spec.resources.gpuMemory", "should match"),
     ("FineTuneJob", "variants.1.quantization.algorithm", "SmoothQuantGPTQ", "spec.variants[1].quantization.algorithm", "needs scheme W8A8"),
     ("FineTuneJob", "variants.0.quantization.groupSize", 64, "spec.variants[0].quantization.groupSize", "needs scheme W4A16"),
     ("EvalRun", "gate.2.baseline", None, "spec.gate[2]", "need `baseline`"),

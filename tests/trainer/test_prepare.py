@@ -3,7 +3,6 @@ import json
 import pytest
 
 from dev.rows import write_rows
-from tests.trainer import bench
 from tests.trainer.bench import conversations, prepare_input, training
 
 MESSAGES = {"name": "chat", "uri": "pvc://data/rows.jsonl", "format": "Messages"}
@@ -284,29 +283,3 @@ def test_what_does_not_go_together_is_refused_before_training(store, changes, re
     code, given, message = refused(store, **changes)
     assert (code, given) == (64, reason)
     assert told in message
-
-
-def estimate(**changes):
-    """The memory estimate for a model of 4 layers with 1000 weights each and a head that is as large."""
-    from tunesmith_trainer import model
-    from tunesmith_trainer.contract import Run
-
-    facts = model.ModelFacts("Toy", 5000, 64, 10, 4, 8, {f"layers.{number}.linear": (10, 100) for number in range(4)} | {"lm_head": (10, 100)})
-    small = training(perDeviceTrainBatchSize=1, maxLength=1)
-    return model.estimate_memory(facts, Run.model_validate(bench.run_block(training=small, **changes)))
-
-
-def test_the_memory_estimate_divides_what_a_strategy_shards():
-    four = {"nodes": 2, "processesPerNode": 2}
-    ddp, zero2, zero3, fsdp = (
-        estimate(parallelism=four | strategy, **FULL)
-        for strategy in ({"ddp": {}}, {"deepSpeed": {"zeroStage": 2}}, {"deepSpeed": {"zeroStage": 3}}, {"fsdp": {}})
-    )
-    # Gradients and moments are 12 bytes a weight; weights 4, of which a quarter stays and one layer of four is held whole.
-    assert ddp - zero2 == 12 * 5000 * 3 // 4
-    assert zero2 - zero3 == 4 * 5000 // 2
-    assert zero3 == fsdp
-
-
-def test_the_memory_estimate_knows_a_base_in_four_bits():
-    assert estimate() - estimate(baseQuantization="NF4") == int(4000 * (2 - 0.52))

@@ -111,11 +111,29 @@ class Run(Contract):
     variants: list[Variant] = Field(default_factory=list)
 
 
+class Room(Contract):
+    """What a pod of a stage may use, in bytes: of its host (the pod's limit), and of each of its GPUs where the spec says how much these have."""
+
+    device: Device
+    memory: Positive | None = None
+    gpu_memory: Positive | None = None
+
+
+class Pods(Contract):
+    """The pods of the stages that follow Prepare."""
+
+    train: Room
+    finalize: Room
+    quantize: Room
+
+
 class PrepareInput(StageInput):
     """Prepare's input: the whole run, and no `runURI` yet."""
 
     output_uri: str
     run: Run
+    pods: Pods | None = None
+    """What the later stages' pods have; no part of the run. Absent in version 1: nothing is refused for want of memory."""
 
     @property
     def reuses_result(self) -> bool:
@@ -250,6 +268,14 @@ class ResolvedDataset(Contract):
     """Names of what rows have and is not used; the first of them."""
 
 
+class HostMemory(Contract):
+    """About how many bytes a pod of each stage needs of its host."""
+
+    train: Natural
+    finalize: Natural
+    quantize: Natural | None = None
+
+
 class PrepareAnswer(Answer):
     """What Prepare adds to its result."""
 
@@ -262,7 +288,11 @@ class PrepareAnswer(Answer):
     """What a user should know of the data, in words."""
     train_rows: Natural
     validation_rows: Natural
-    memory_estimate_bytes: Natural
+    memory_estimate_bytes: Natural | None = None
+    """Of the tensors of one training process on its device; absent: it cannot be measured, and `memory_need` says why."""
+    memory_need: str | None = None
+    """The same in words, with its parts."""
+    host_memory_bytes: HostMemory | None = None
 
 
 class Sharding(Contract):

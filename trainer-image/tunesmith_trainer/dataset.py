@@ -131,6 +131,8 @@ class Counts:
     """What became of a dataset's rows as sequences of tokens."""
 
     sequences: int = 0
+    longest: int = 0
+    """Tokens of the longest sequence."""
     cut_rows: int = 0
     cut_tokens: int = 0
     endless_rows: int = 0
@@ -145,6 +147,7 @@ class Counts:
         lost = sum(sum(sequence.trained) - sum(part) for sequence, part in pairs)
         shorter = any(len(part) < len(sequence.ids) for sequence, part in pairs)
         self.sequences += sum(map(any, kept))
+        self.longest = max(self.longest, *(len(sequence.ids) for sequence in encoding.sequences))
         # What follows the last token that is trained, such as a line break, is no loss; what stands before an answer is.
         self.cut_rows += bool(lost) or (shorter and cut.keeps == "end")
         self.cut_tokens += lost

@@ -27,6 +27,7 @@ EXIT_CODES = {
     "SequenceTooLong": 64,
     "UnsupportedTemplate": 64,
     "InvalidSettings": 64,
+    "InsufficientMemory": 64,
     "InvalidModel": 65,
     "InvalidDataset": 65,
     "EmptyDataset": 65,

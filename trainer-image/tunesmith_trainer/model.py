@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer.contract import Run
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.spec import Adapter, Variant
@@ -15,8 +14,6 @@ from tunesmith_trainer.spec import Adapter, Variant
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # The W4A16 preset's group size (compressed-tensors), which holds where a variant names none.
 DEFAULT_GROUP_SIZE = 128
-# Four bits a weight, and the quantized scale of each 64 of them.
-NF4_BYTES = 0.52
 
 
 @dataclass(frozen=True)
@@ -151,43 +148,3 @@ def check_target_modules(facts: ModelFacts, adapter: Adapter | None) -> None:
             )
     if "all-linear" in adapter.lora.target_modules and len(adapter.lora.target_modules) > 1:
         raise StageError("InvalidSettings", "adapter.lora.targetModules: all-linear stands alone")
-
-
-def adapter_parameters(facts: ModelFacts, adapter: Adapter) -> int:
-    """Return how many parameters a LoRA adapter adds."""
-    assert adapter.lora is not None
-    targets = adapter.lora.target_modules
-    widths = [
-        sum(shape)
-        for name, shape in facts.linears.items()
-        if not _is_head(name) and (targets == ["all-linear"] or name.rpartition(".")[2] in targets)
-    ]
-    return adapter.lora.r * sum(widths)
-
-
-def estimate_memory(facts: ModelFacts, run: Run) -> int:
-    """Return roughly how many bytes one process needs: weights, gradients, AdamW's two moments, activations.
-
-    What the strategy shards is divided by the number of processes; of sharded weights, one layer at a time is held whole.
-    Activations are those of a decoder layer kept for the backward pass (about 16 hidden-size tensors a layer, one with
-    gradient checkpointing) and one block of logits. Meant for "will it fit", not for a limit set to the byte.
-    """
-    adapter, training, spread = run.adapter, run.training, run.parallelism
-    width = 2 if training.precision == "BF16" else 4
-    if adapter is None:
-        # Full fine-tuning keeps the weights in 32 bits and computes in `precision`.
-        weights, trainable = 4 * facts.parameters, facts.parameters
-    else:
-        trainable = adapter_parameters(facts, adapter)
-        weights = width * facts.parameters + 4 * trainable
-    if run.base_quantization:
-        quantized = sum(inputs * outputs for name, (inputs, outputs) in facts.linears.items() if not _is_head(name))
-        weights -= int(quantized * (width - NF4_BYTES))
-    zero_stage = spread.deep_speed.zero_stage if spread.deep_speed else 0
-    state = 12 * trainable // (spread.processes if spread.fsdp or zero_stage else 1)
-    if spread.fsdp or zero_stage == 3:
-        weights = weights // spread.processes + weights // max(facts.layers, 1)
-    tokens = training.per_device_train_batch_size * training.max_length
-    kept = 1 if training.gradient_checkpointing else 16
-    activations = tokens * (facts.layers * kept * facts.hidden_size * width + facts.vocabulary * 4)
-    return weights + state + activations

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import dataset, generation, model, rehearsal, result, settings, store, strategy
+from tunesmith_trainer import dataset, generation, memory, model, rehearsal, result, settings, store, strategy
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
@@ -25,6 +25,7 @@ SAMPLE_TOKENS = 400
 FILES_NAMED = 20
 COLUMNS_NAMED = 20
 NAME_LENGTH = 128
+MEMORY_LENGTH = 400
 WARNINGS = 16
 
 
@@ -39,6 +40,8 @@ class Data:
     validation_dataset: ResolvedDataset | None = None
     ends: dict[str, list[int]] = field(default_factory=dict)
     """By dataset: the tokens at which a model stops that learns its rows."""
+    longest: int = 0
+    """Tokens of the longest sequence to train on."""
 
 
 def run(stage: PrepareInput) -> PrepareAnswer:
@@ -59,6 +62,10 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     tokenizer = model.load_tokenizer(source)
     encoder = _encoder(wanted, tokenizer)
     data = read_data(wanted, encoder)
+    device = stage.pods.train.device if stage.pods else "GPU"
+    need = memory.device_need(source, wanted, device, data.longest)
+    hosts = memory.hosts(source, wanted, device, need)
+    memory.check(wanted, stage.pods, need, hosts)
     model_uri, model_digest = bring_model(wanted.model.uri, stage.output_uri)
     run_digest = digest_run(wanted, model_digest, data)
     run_uri = store.join(stage.output_uri, stage.object.namespace, stage.object.name, store.short(run_digest))
@@ -77,7 +84,9 @@ def run(stage: PrepareInput) -> PrepareAnswer:
         warnings=warnings(wanted, data),
         train_rows=len(data.train),
         validation_rows=len(data.validation),
-        memory_estimate_bytes=model.estimate_memory(facts, wanted),
+        memory_estimate_bytes=need.total if isinstance(need, memory.Need) else None,
+        memory_need=result.shorten(memory.describe(need), MEMORY_LENGTH),
+        host_memory_bytes=memory.shown(hosts),
     )
     write_run(stage, answer, data, encoder)
     return answer
@@ -110,20 +119,21 @@ def read_data(wanted: Run, encoder: Encoder) -> Data:
     """Read all datasets and split off the validation rows."""
     cut = dataset.Cut(wanted.training.max_length, settings.kept_part(wanted.training, wanted.method))
     rule = dataset.Filter(wanted.preparation, encoder, cut)
-    resolved, rows, ends = [], [], {}
+    resolved, rows, ends, longest = [], [], {}, 0
     for item in wanted.datasets:
         loaded = dataset.load(dataset.Source(item.name, item.uri, item.format), rule)
         resolved.append(resolve(loaded, encoder))
         ends[item.name] = generation.trained_ends(item.name, loaded.rows, loaded.counts.ends, encoder)
         rows += loaded.rows
+        longest = max(longest, loaded.counts.longest)
     if wanted.validation is None:
-        return Data(resolved, None, rows, [], ends=ends)
+        return Data(resolved, None, rows, [], ends=ends, longest=longest)
     if wanted.validation.dataset:
         own = wanted.validation.dataset
         loaded = dataset.load(dataset.Source("validation", own.uri, own.format), rule)
-        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder), ends)
+        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder), ends, longest)
     train, validation = dataset.split(rows, float(wanted.validation.fraction or 0), wanted.training.seed)
-    return Data(resolved, None, train, validation, ends=ends)
+    return Data(resolved, None, train, validation, ends=ends, longest=longest)
 
 
 def resolve(loaded: dataset.Loaded, encoder: Encoder) -> ResolvedDataset:

@@ -29,6 +29,8 @@ from tunesmith.spec import (
     when_made,
 )
 
+GPUMemory = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}(\.[0-9]{1,3})?(Mi|Gi|Ti|M|G|T)$", min_length=1, max_length=32)]
+
 KIND = "FineTuneJob"
 PLURAL = "finetunejobs"
 
@@ -160,6 +162,20 @@ class Parallelism(Block):
     ddp: DDP | None = Field(None, description="Data parallel: each process holds the whole model.")
     fsdp: FSDP | None = Field(None, description="Weights, gradients and optimizer state are sharded over all processes.")
     deep_speed: DeepSpeed | None = Field(None, description="DeepSpeed ZeRO, with torch's AdamW.")
+
+
+class TrainingResources(Resources):
+    """Resources of each training pod, and what a GPU of them has."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(rule("!has(self.gpuMemory) || (has(self.gpus) && self.gpus > 0)", "needs `gpus`", ".gpuMemory")),
+    )
+
+    gpu_memory: GPUMemory | None = Field(
+        None,
+        description="Memory of each GPU, such as 80Gi. Prepare refuses a training whose tensors need more. It is no part of the run. Absent: "
+        "nothing is refused for it; `status.resolved.memoryNeed` has the need.",
+    )
 
 
 class StageResources(Block):
@@ -294,7 +310,7 @@ class Spec(Limited):
     )
     training: Training | None = Field(None, description="Hyperparameters.")
     parallelism: Parallelism | None = Field(None, description="Default: one pod, DDP.")
-    resources: Resources | None = Field(None, description="Of each training pod. `gpus` is immutable: as many processes train.")
+    resources: TrainingResources | None = Field(None, description="Of each training pod. `gpus` is immutable: as many processes train.")
     stage_resources: Annotated[list[StageResources], Field(max_length=3)] | None = Field(
         None, description="Of the other stages' pods. Default: as `resources`; GPUs for Quantize alone."
     )

@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith import contract
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
-from tunesmith.pods import TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS
+from tunesmith.pods import MEMORY, TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS, memory_bytes
 from tunesmith.records import SIZE
 from tunesmith.stages import Stage, StageKey, common_input, contract_version, key_of, plan, rendezvous_endpoint
 from tunesmith.values import Observed, Plan
@@ -67,7 +67,17 @@ def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping
         output=defaults.output(spec),
         variants=defaults.variants(spec) or None,
     )
-    return contract.PrepareInput(**common, output_uri=spec["output"]["uri"], run=run)
+    rooms = {stage.lower(): _room(defaults.resources(spec, stage)) for stage in ("Train", "Finalize", "Quantize")}
+    return contract.PrepareInput(**common, output_uri=spec["output"]["uri"], run=run, pods=contract.Pods(**rooms))
+
+
+def _room(resources: Mapping[str, Any]) -> contract.Room:
+    each = resources.get("gpuMemory") if resources.get("gpus") else None
+    return contract.Room(
+        device="GPU" if resources.get("gpus") else "CPU",
+        memory=memory_bytes(resources.get("memory", MEMORY)),
+        gpu_memory=memory_bytes(each) if each else None,
+    )
 
 
 def _size(observed: Observed, status: Mapping[str, Any]) -> Mapping[str, Any]:

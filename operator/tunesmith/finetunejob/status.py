@@ -27,7 +27,8 @@ NAMES_KEPT = 20
 """Files, columns and warnings of each dataset."""
 CHECKPOINT_METRIC, STEP_DIGITS = "last_checkpoint_step", 15
 """What the trainer reports once it has made a checkpoint (trainer-image/tunesmith_trainer/progress.py)."""
-PREPARED = ("runDigest", "runURI", "model", "datasets", "validationDataset", "trainRows", "validationRows", "memoryEstimateBytes", "warnings")
+PREPARED: tuple[str, ...] = ("runDigest", "runURI", "model", "datasets", "validationDataset", "trainRows", "validationRows", "warnings")
+PREPARED += ("memoryEstimateBytes", "memoryNeed", "hostMemoryBytes")
 
 
 def status(observed: Observed) -> dict[str, Any]:

@@ -87,6 +87,26 @@ def test_strategy_and_quantized_base_reach_prepare_and_train(spec: dict[str, Any
         assert given.get("baseQuantization") == spec.get("baseQuantization")
 
 
+def test_prepare_gets_the_memory_of_the_later_stages_pods_which_is_no_part_of_the_run() -> None:
+    gpus = {"gpus": 4, "memory": "128Gi"}
+    plain, known = (stage_json(whole_life(resources=given)["Prepare"]) for given in (gpus, gpus | {"gpuMemory": "80Gi"}))
+    assert known["run"] == plain["run"]
+    assert known["pods"] == {
+        "train": {"device": "GPU", "memory": 128 << 30, "gpuMemory": 80 << 30},
+        "finalize": {"device": "CPU", "memory": 256 << 30},
+        "quantize": {"device": "GPU", "memory": 128 << 30, "gpuMemory": 80 << 30},
+    }
+    assert "gpuMemory" not in plain["pods"]["train"]
+    assert stage_json(whole_life(resources=None)["Prepare"])["pods"]["train"] == {"device": "CPU", "memory": 4 << 30}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "count"), [("80Gi", 80 << 30), ("1.5G", 1_500_000_000), ("4294967296", 1 << 32), ("1Ki", 1024), ("1k", 1000), ("2000m", 2)]
+)
+def test_a_quantity_is_so_many_bytes(quantity: str, count: int) -> None:
+    assert pods.memory_bytes(quantity) == count
+
+
 def test_no_pod_has_what_pod_security_restricted_forbids_nor_a_token_it_does_not_need() -> None:
     for stage, manifests in whole_life().items():
         spec = manifests[0]["spec"]["template"]["spec"]
