@@ -15,15 +15,11 @@ from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    set_seed,
-)
+from transformers import BitsAndBytesConfig, set_seed
 from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
 
-from tunesmith_trainer import chat, checkpoint, dataset, generation, group, state, store, strategy
+from tunesmith_trainer import chat, checkpoint, dataset, generation, group, loading, state, store, strategy
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.fence import Fence
@@ -89,13 +85,10 @@ def load_model(stage: TrainInput, resumed: Path | None) -> Any:
     """
     precision = torch.bfloat16 if stage.training.precision == "BF16" else torch.float32
     config = lora_config(stage.adapter)
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model = loading.load(
         resumed if resumed and not config else store.path_of(stage.model.uri),
         dtype=precision if config else torch.float32,
         quantization_config=four_bit(precision) if stage.base_quantization else None,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
     )
     generation.make_savable(model)
     if config is None:

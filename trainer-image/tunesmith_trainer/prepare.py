@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import dataset, generation, model, rehearsal, result, settings, store, strategy
+from tunesmith_trainer import dataset, generation, loading, model, rehearsal, result, settings, store, strategy
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
@@ -48,6 +48,8 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     for item in _sources(wanted):
         store.existing(item.uri)
     model.refuse_unsafe(source, wanted.model.uri)
+    loading.refuse_quantized(source, wanted.model.uri)
+    embeddings = loading.check(source, wanted.model.uri)
     facts = model.inspect(source)
     model.check_length(facts, wanted.training.max_length)
     model.check_group_sizes(facts, wanted.variants)
@@ -57,6 +59,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     rehearsal.check(source, facts.architecture, wanted)
     generation.check(source)
     tokenizer = model.load_tokenizer(source)
+    loading.check_tokens(tokenizer, embeddings, wanted.model.uri)
     encoder = _encoder(wanted, tokenizer)
     data = read_data(wanted, encoder)
     model_uri, model_digest = bring_model(wanted.model.uri, stage.output_uri)
