@@ -143,7 +143,8 @@ def _header(path: Path) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        # Without torch, which whoever looks at files alone need not import.
+        with safe_open(path, "np") as file:
             names = list(file.keys())
             slices = [file.get_slice(name) for name in names]
             found = [Tensor(part.get_dtype(), tuple(part.get_shape()), path) for part in slices]
