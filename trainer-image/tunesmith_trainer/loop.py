@@ -28,7 +28,7 @@ from tunesmith_trainer.losses import UNTRAINED
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
 from tunesmith_trainer.publication import Place, Publisher
-from tunesmith_trainer.settings import kept_part, training_arguments
+from tunesmith_trainer.settings import kept_part, require_batch, training_arguments
 from tunesmith_trainer.sharding import MeasureSharding
 from tunesmith_trainer.spec import Adapter, Parallelism
 from tunesmith_trainer.start import find_start
@@ -161,6 +161,9 @@ def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging:
         train_dataset=load_rows(stage, "train.jsonl", meeting),
         eval_dataset=load_rows(stage, "validation.jsonl", meeting),
     )
+    if settings.dataloader_drop_last:
+        # Packed rows are fewer sequences than Prepare counts.
+        require_batch(len(trainer.train_dataset), settings.train_batch_size * settings.world_size)
     # transformers adds it, whatever `report_to` says, where the protocol's variables are set. Ours reports instead (progress.py).
     trainer.remove_callback(KubeflowCallback)
     if stage.adapter:
