@@ -149,15 +149,16 @@ def test_moe_experts_are_targets_by_the_names_that_they_had():
 
 
 @pytest.mark.parametrize(
-    ("targets", "words"),
+    ("changes", "words"),
     [
-        (["gate_proj"], "Cannot convert PEFT target"),
-        (["gate_proj", "up_proj", "w9"], "'w9' is no linear layer"),
+        ({"targetModules": ["gate_proj"]}, "Cannot convert PEFT target"),
+        ({"targetModules": ["gate_proj", "up_proj", "w9"]}, "'w9' is no linear layer"),
+        ({"loraDropout": "0.05"}, "set loraDropout to 0"),
     ],
 )
-def test_moe_experts_that_peft_cannot_adapt_are_refused_in_its_words(targets, words):
+def test_moe_experts_that_peft_cannot_adapt_are_refused_in_its_words(changes, words):
     with pytest.raises(StageError, match=words):
-        adapted("qwen3_moe", targetModules=targets)
+        adapted("qwen3_moe", **changes)
 
 
 def test_layers_that_gpt2_calls_conv1d_are_linear_ones():

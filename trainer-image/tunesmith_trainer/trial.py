@@ -117,7 +117,10 @@ def check_adapter(model: Any, adapter: Adapter) -> None:
         raise _no_layer(lora.target_modules[0], linear) from None
     except Exception as error:  # PEFT raises many kinds; but for what is around us, all are about the adapter
         raise_surroundings(error)
-        raise StageError("InvalidSettings", f"adapter.lora: PEFT refuses these settings for {type(model).__name__}: {_words(error)}") from error
+        # An adapter of experts that are one tensor has no layer whose input could be dropped.
+        advice = "; set loraDropout to 0" if "ParamWrapper" in str(error) and "dropout" in str(error) else ""
+        message = f"adapter.lora: PEFT refuses these settings for {type(model).__name__}: {_words(error)}{advice}"
+        raise StageError("InvalidSettings", message) from error
     put = adapted.base_model
     kept = put.peft_config["default"].target_modules
     for target in lora.target_modules:
