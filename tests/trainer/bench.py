@@ -109,6 +109,9 @@ def run_block(**changes):
         "output": {"uri": "pvc://models/out", "artifacts": ["Adapter", "Merged"]},
         "variants": [],
     }  # fmt: skip
+    if "adapter" in changes and changes["adapter"] is None:
+        # As the operator fills it in.
+        block["output"] = block["output"] | {"artifacts": ["Merged"]}
     return present(block | changes)
 
 

@@ -9,7 +9,7 @@ from tunesmith_trainer import model, settings, shrink, trial
 from tunesmith_trainer.contract import PrepareInput
 from tunesmith_trainer.errors import StageError
 
-FULL = {"adapter": None, "output": {"uri": "pvc://models/out", "artifacts": ["Merged"]}}
+FULL = {"adapter": None}
 
 
 def lora(**changes):
