@@ -49,7 +49,7 @@ SEEN_LATE = {
     ),
     "the head": (lora(targetModules=["lm_head"]), "'lm_head' is no linear layer"),
     "all layers and one": (lora(targetModules=["all-linear", "q_proj"]), "all-linear stands alone"),
-    "a package for kernels": (override("use_liger_kernel", "true"), "training.overrides.use_liger_kernel: training would fail by it: You have set"),
+    "a package for kernels": (override("use_liger_kernel", "true"), "(the trainer image does not have it: leave the setting out)"),
     "a package for an optimizer": (
         override("optim", '"galore_adamw"'),
         "training.overrides.optim: training would fail by it: You need to install `galore_torch`",

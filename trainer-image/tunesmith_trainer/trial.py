@@ -62,7 +62,9 @@ def check(source: Path, run: Run, tokenizer: Any) -> None:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return what a library said, in one line; that a package is to be installed is no help where the image is all there is."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return f"{said} (the trainer image does not have it: leave the setting out)" if isinstance(error, ImportError) else said
 
 
 def _tiny(config: Any) -> Any:
