@@ -128,14 +128,20 @@ def test_settings_seen_late_leave_no_batch_where_the_last_one_is_dropped():
 MOE = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 
+def mixture(kind):
+    """The configuration of a tiny mixture of experts."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[kind](**MOE, **({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32} if "moe" in kind else {}))
+
+
 def adapted(kind, **changes):
     """What PEFT adapts of an architecture's tiny model; raises what `check_adapter` raises."""
     from peft import get_peft_model
-    from transformers import CONFIG_MAPPING
 
     from tunesmith_trainer.loop import lora_config
 
-    config = CONFIG_MAPPING[kind](**MOE, **({"num_experts": 4, "moe_intermediate_size": 32} if "moe" in kind else {}))
+    config = mixture(kind)
     adapter = run_of(**lora(**changes)).adapter
     trial.check_adapter(shrink.build(config, "meta"), adapter)
     base = get_peft_model(shrink.build(config, "meta"), lora_config(adapter)).base_model
@@ -146,6 +152,29 @@ def test_moe_experts_are_targets_by_the_names_that_they_had():
     assert adapted("qwen3_moe", targetModules=["gate_proj", "up_proj", "down_proj"]) == {"gate_up_proj", "down_proj"}
     assert adapted("mixtral", targetModules=["w1", "w2", "w3", "q_proj"]) == {"gate_up_proj", "down_proj", "q_proj"}
     assert {"gate_up_proj", "down_proj", "q_proj"} < adapted("qwen3_moe", targetModules=["all-linear"])
+
+
+def test_moe_experts_that_are_named_so_are_changed_by_their_adapter_and_by_what_is_merged_of_it():
+    import torch
+    from peft import get_peft_model
+
+    from tunesmith_trainer.finalize import merge
+    from tunesmith_trainer.loop import lora_config
+
+    ids = torch.arange(8, 60).unsqueeze(0)
+    adapter = run_of(**lora(targetModules=["gate_proj", "up_proj", "down_proj"])).adapter
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        base = shrink.build(mixture("qwen3_moe"), "cpu").eval()
+        before = base(ids).logits
+        model = get_peft_model(base, lora_config(adapter)).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+        tuned, merged = model(ids).logits, merge(model).float()(ids).logits
+    moved, off = float((tuned - before).abs().mean()), float((merged - tuned).abs().mean())
+    # What is off is the rounding to bf16.
+    assert moved > 20 * off > 0
 
 
 @pytest.mark.parametrize(
