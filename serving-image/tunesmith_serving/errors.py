@@ -4,6 +4,7 @@ EXIT_CODES = {
     "SourceNotFound": 64,
     "InvalidOverrides": 64,
     "InvalidSettings": 64,
+    "InvalidModel": 65,
     "UnsafeWeights": 65,
     "DigestMismatch": 65,
     "StoreUnavailable": 69,

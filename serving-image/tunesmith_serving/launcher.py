@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tunesmith_serving import device, drain, engine, machine, result
+from tunesmith_serving import device, drain, engine, machine, result, whole
 from tunesmith_serving.contract import ServeInput
 from tunesmith_serving.errors import ServeError
 from tunesmith_serving.probes import Answer, ModelCheck, ProbeServer
@@ -80,6 +80,7 @@ class Launcher:
         model = verify(self.stage.model)
         log(f"verified {self.stage.model.uri}: {model}")
         refuse_unsafe_weights(model.folder)
+        log(f"{self.stage.model.uri}: {whole.check(model.folder, self.stage.model.uri)}")
         return engine.command(self.stage, model.folder, self.engine_command)
 
     def _start_engine(self, command: list[str]) -> None:

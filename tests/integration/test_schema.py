@@ -24,6 +24,7 @@ EVERY_IMMUTABLE = pytest.mark.parametrize(("kind", "field"), IMMUTABLE)
 W8A8 = FULL["FineTuneJob"]["variants"][0]
 JOB_MODEL = {"fineTuneJobRef": {"name": "other"}, "artifact": "Merged"}
 ADAPTER = {"fineTuneJobRef": {"name": "other"}, "artifact": "Adapter"}
+VARIANT = {"fineTuneJobRef": {"name": "other"}, "artifact": "w8a8"}
 
 
 @EVERY_KIND
@@ -106,6 +107,8 @@ REFUSED = [
     ("EvalRun", "baselines.2.model", ADAPTER, "spec.baselines[2].model.artifact", "no model by itself: name Merged or a variant"),
     ("ModelDeployment", "model.artifact", "Adapter", "spec.model.artifact", "no model by itself: name Merged or a variant"),
     ("FineTuneJob", "model", ADAPTER, "spec.model.artifact", "no model by itself: name Merged or a variant"),
+    # a variant is quantized
+    ("FineTuneJob", "model", VARIANT, "spec.model.artifact", "must be Merged: a variant is quantized, and a quantized model cannot be fine-tuned"),
     # references stay in the namespace
     ("EvalRun", "model.fineTuneJobRef.name", "other-team/job", "spec.model.fineTuneJobRef.name", "should match"),
     ("ModelDeployment", "gate.evalRunRefs.0.name", "other-team.job", "spec.gate.evalRunRefs[0].name", "should match"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -21,6 +22,9 @@ GOLDEN = ROOT / "tests" / "contract"
 FAKE_ENGINE = str(Path(__file__).with_name("fake_engine.py"))
 FIRST = "test_vllm"
 """The longest file: with it last, the other worker would wait."""
+# A whole file of safetensors, of 7000 bytes: its header's length, its header, and a tensor.
+HEADER = json.dumps({"weight": {"dtype": "U8", "shape": [6900], "data_offsets": [0, 6900]}}).ljust(92).encode()
+WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + b"weights" * 985 + b"works"
 MODEL_URI = "pvc://models/team-a/default/support-bot/0123456789ab/merged"
 
 
@@ -67,7 +71,7 @@ def model(store):
     """The folder of a complete artefact; its files' contents are of no matter to the fake engine."""
     folder = verify.path_of(MODEL_URI)
     (folder / "sub").mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"weights" * 1000)
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     (folder / "config.json").write_text("{}")
     (folder / "sub" / "tokenizer.json").write_text("{}")
     (folder / "README.md").write_text("a card")

@@ -12,7 +12,7 @@ from tunesmith_serving.errors import ServeError
 from tunesmith_serving.verify import MANIFEST, path_of, refuse_unsafe_weights, verify
 
 # Of the `model` fixture.
-DIGEST = "sha256:1467ed0ac2aa1aeaf3454ffc88f6524eaedd11397270de073b69d80c24c1ad2a"
+DIGEST = "sha256:61043d816660d11e1d21bad63facab9ac6b5ba04d48c41ac4ae92e03c473d303"
 
 
 def refusal(digest=None, uri=MODEL_URI):

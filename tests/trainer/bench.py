@@ -61,17 +61,17 @@ def make_tokenizer():
     return fast
 
 
-def make_model(folder):
-    """Write a random Llama of two layers (hidden 64, head_dim 32) with its tokenizer, as a user would bring it."""
+def make_model(folder, **changes):
+    """Write a random Llama of two layers (hidden 64, head_dim 32) with its tokenizer, as a user would bring it; `changes` are its config's."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+    config = LlamaConfig(**{
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "tie_word_embeddings": True,
+    } | changes)  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
@@ -109,6 +109,9 @@ def run_block(**changes):
         "output": {"uri": "pvc://models/out", "artifacts": ["Adapter", "Merged"]},
         "variants": [],
     }  # fmt: skip
+    if "adapter" in changes and changes["adapter"] is None:
+        # As the operator fills it in.
+        block["output"] = block["output"] | {"artifacts": ["Merged"]}
     return present(block | changes)
 
 

@@ -41,9 +41,10 @@ def test_nothing_but_tests_imports_tests() -> None:
             assert not [name for name in names if name.split(".")[0] == "tests"], path
 
 
-def test_both_images_look_at_their_devices_by_one_text() -> None:
-    trainer, serving = ROOT / "trainer-image/tunesmith_trainer/device.py", ROOT / "serving-image/tunesmith_serving/device.py"
-    assert trainer.read_text() == serving.read_text()
+def test_both_images_look_at_devices_and_weights_by_one_text() -> None:
+    for name in ("device.py", "weights.py"):
+        trainer, serving = ROOT / "trainer-image/tunesmith_trainer" / name, ROOT / "serving-image/tunesmith_serving" / name
+        assert trainer.read_text() == serving.read_text(), name
 
 
 def test_locks_hold_hashes_and_no_download_addresses() -> None:

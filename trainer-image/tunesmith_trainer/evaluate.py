@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import answers, gate_check, generation, harness, items, perplexity, result, store
+from tunesmith_trainer import answers, gate_check, generation, harness, items, loading, perplexity, result, store
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, ItemsFile, Metric, Precision, Suite
 from tunesmith_trainer.errors import StageError
@@ -48,8 +48,10 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         gate_check.check(stage.gate or [], stage.suites, tasks)
         folder, digest = store.verify(stage.model.uri, stage.model.digest)
         refuse_unsafe(folder, stage.model.uri)
+        embeddings = loading.check(folder, stage.model.uri)
         generation.check(folder)
         tokenizer = load_tokenizer(folder)
+        loading.check_tokens(tokenizer, embeddings, stage.model.uri)
         for suite in stage.suites:
             if suite.harness:
                 harness.check_template(suite.name, suite.harness, tokenizer)
@@ -82,15 +84,9 @@ def is_conversational(suite: Suite) -> bool:
 def load_model(folder: Path, precision: Precision, device: Device) -> Any:
     """Return the model at `folder`, with the weights that are not quantized in `precision`."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, DTYPES[precision]),
-        local_files_only=True,
-        trust_remote_code=False,
-        device_map=device_map(torch.cuda.device_count()) if device == "GPU" else "cpu",
-    )
+    where = device_map(torch.cuda.device_count()) if device == "GPU" else "cpu"
+    model = loading.load(folder, dtype=getattr(torch, DTYPES[precision]), device_map=where)
     if device == "GPU":
         require_on_gpus(parameter.device.type for parameter in model.parameters())
     return model.eval()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import card, checkpoint, generation, store
+from tunesmith_trainer import card, checkpoint, generation, loading, store
 from tunesmith_trainer.contract import Artifact, FinalizeAnswer, FinalizeInput, StageInput
 from tunesmith_trainer.errors import StageError
 
@@ -115,11 +115,10 @@ def merge(model: Any) -> Any:
 def load(folder: Path, config_of: Path | None = None) -> Any:
     """Return a folder's model in bf16, with its own config.json or another folder's."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(config_of or folder, **local)
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16, use_safetensors=True, **local)
+    config = AutoConfig.from_pretrained(config_of or folder, local_files_only=True, trust_remote_code=False)
+    return loading.load(folder, config=config, dtype=torch.bfloat16)
 
 
 def check_effect(stage: FinalizeInput, base: Path, saved: Path) -> None:

@@ -15,15 +15,11 @@ from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    set_seed,
-)
+from transformers import BitsAndBytesConfig, set_seed
 from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
 
-from tunesmith_trainer import chat, checkpoint, dataset, generation, group, state, store, strategy
+from tunesmith_trainer import chat, checkpoint, dataset, generation, group, loading, state, store, strategy
 from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.fence import Fence
@@ -32,7 +28,7 @@ from tunesmith_trainer.losses import UNTRAINED
 from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.progress import MetricsFile, ProgressReport
 from tunesmith_trainer.publication import Place, Publisher
-from tunesmith_trainer.settings import kept_part, training_arguments
+from tunesmith_trainer.settings import kept_part, require_batch, training_arguments
 from tunesmith_trainer.sharding import MeasureSharding
 from tunesmith_trainer.spec import Adapter, Parallelism
 from tunesmith_trainer.start import find_start
@@ -89,13 +85,10 @@ def load_model(stage: TrainInput, resumed: Path | None) -> Any:
     """
     precision = torch.bfloat16 if stage.training.precision == "BF16" else torch.float32
     config = lora_config(stage.adapter)
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model = loading.load(
         resumed if resumed and not config else store.path_of(stage.model.uri),
         dtype=precision if config else torch.float32,
         quantization_config=four_bit(precision) if stage.base_quantization else None,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
     )
     generation.make_savable(model)
     if config is None:
@@ -168,6 +161,9 @@ def build(stage: TrainInput, spread: Parallelism, resumed: Path | None, staging:
         train_dataset=load_rows(stage, "train.jsonl", meeting),
         eval_dataset=load_rows(stage, "validation.jsonl", meeting),
     )
+    if settings.dataloader_drop_last:
+        # Packed rows are fewer sequences than Prepare counts.
+        require_batch(len(trainer.train_dataset), settings.train_batch_size * settings.world_size)
     # transformers adds it, whatever `report_to` says, where the protocol's variables are set. Ours reports instead (progress.py).
     trainer.remove_callback(KubeflowCallback)
     if stage.adapter:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
-from tunesmith_trainer.spec import Adapter, Variant
+from tunesmith_trainer.spec import Variant
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # The W4A16 preset's group size (compressed-tensors), which holds where a variant names none.
@@ -89,10 +89,15 @@ def inspect(folder: Path) -> ModelFacts:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        return _facts(config.get_text_config(), model)
     except Exception as error:  # see load_tokenizer
         raise_surroundings(error)
         raise StageError("InvalidModel", f"this is not a causal language model that can be loaded: {error}") from error
-    text = config.get_text_config()
+
+
+def _facts(text: Any, model: Any) -> ModelFacts:
+    import torch
+
     return ModelFacts(
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -132,19 +137,3 @@ def check_group_sizes(facts: ModelFacts, variants: list[Variant]) -> None:
 
 def _is_head(name: str) -> bool:
     return name.rpartition(".")[2] == "lm_head"
-
-
-def check_target_modules(facts: ModelFacts, adapter: Adapter | None) -> None:
-    """Refuse LoRA target modules that name no linear layer of the model: StageError(InvalidSettings)."""
-    if adapter is None or adapter.lora is None:
-        return
-    known = {name.rpartition(".")[2] for name in facts.linears if not _is_head(name)}
-    for target in adapter.lora.target_modules:
-        if target != "all-linear" and target.rpartition(".")[2] not in known:
-            raise StageError(
-                "InvalidSettings",
-                f"adapter.lora.targetModules: {target!r} is no linear layer of this model, which has "
-                f"{', '.join(sorted(known))}; all-linear means all of them",
-            )
-    if "all-linear" in adapter.lora.target_modules and len(adapter.lora.target_modules) > 1:
-        raise StageError("InvalidSettings", "adapter.lora.targetModules: all-linear stands alone")

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import dataset, generation, memory, model, rehearsal, result, settings, store, strategy
+from tunesmith_trainer import dataset, generation, loading, memory, model, quantize, rehearsal, result, settings, store, strategy, trial
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
@@ -47,21 +47,26 @@ class Data:
 def run(stage: PrepareInput) -> PrepareAnswer:
     """Do Prepare's work; see docs/contract.md for what it checks and writes, and raises as StageError."""
     wanted = stage.run
+    check_outputs(wanted)
     source = store.existing(wanted.model.uri)
     for item in _sources(wanted):
         store.existing(item.uri)
     model.refuse_unsafe(source, wanted.model.uri)
+    loading.refuse_quantized(source, wanted.model.uri)
+    embeddings = loading.check(source, wanted.model.uri)
     facts = model.inspect(source)
     model.check_length(facts, wanted.training.max_length)
     model.check_group_sizes(facts, wanted.variants)
-    model.check_target_modules(facts, wanted.adapter)
     strategy.check(wanted)
     settings.check(wanted.training, wanted.method, wanted.adapter)
     rehearsal.check(source, facts.architecture, wanted)
     generation.check(source)
     tokenizer = model.load_tokenizer(source)
+    loading.check_tokens(tokenizer, embeddings, wanted.model.uri)
     encoder = _encoder(wanted, tokenizer)
+    trial.check(source, wanted, tokenizer)
     data = read_data(wanted, encoder)
+    settings.check_batches(wanted, len(data.train), sum(item.sequences or 0 for item in data.datasets))
     device = stage.pods.train.device if stage.pods else "GPU"
     need = memory.device_need(source, wanted, device, data.longest)
     hosts = memory.hosts(source, wanted, device, need)
@@ -90,6 +95,17 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     )
     write_run(stage, answer, data, encoder)
     return answer
+
+
+def check_outputs(wanted: Run) -> None:
+    """Refuse what Finalize and Quantize would refuse to make: StageError(InvalidSettings)."""
+    if wanted.adapter is None and "Adapter" in wanted.output.artifacts:
+        raise StageError("InvalidSettings", "output.artifacts: full fine-tuning makes no Adapter; ask for Merged alone")
+    for variant in wanted.variants:
+        try:
+            quantize.check_settings(variant.quantization)
+        except StageError as error:
+            raise StageError(error.reason, f"variant {variant.name!r}: {error.message}") from None
 
 
 def _sources(wanted: Run) -> list[DataSource]:

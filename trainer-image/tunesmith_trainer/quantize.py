@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, generation, store
+from tunesmith_trainer import chat, dataset, generation, loading, store
 from tunesmith_trainer.contract import Artifact, Device
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.device import node
@@ -92,14 +92,13 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
     import torch
     from llmcompressor.entrypoints.oneshot import oneshot
     from llmcompressor.utils.dev import get_main_device
-    from transformers import AutoModelForCausalLM
 
     settings = stage.variant.quantization
     tokenizer = load_tokenizer(source)
     rows = calibration_rows(store.path_of(stage.run_uri) / "data" / "train.jsonl", settings.num_calibration_samples)
     encoded = [ids[: stage.training.max_length] for ids in encode(rows, tokenizer)]
     sequences = list(packed(encoded, stage.training.max_length))
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, trust_remote_code=False)
+    model = loading.load(source, dtype="auto")
     require_device(stage.device, get_main_device().type)
     oneshot(
         model=model,

@@ -9,7 +9,7 @@ import tempfile
 import typing
 from typing import Any
 
-from tunesmith_trainer.contract import Device
+from tunesmith_trainer.contract import Device, Run
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.spec import Adapter, Method, Training
@@ -145,9 +145,27 @@ def check(training: Training, method: Method, adapter: Adapter | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Known types and JSON are checked first, so that what is left can only be a value TRL does not like.
         arguments = training_arguments(training, method, adapter, "CPU", folder, validates=False)
+        # transformers looks for the GPU, which Train's pod has and this one has not.
+        arguments.pop("tf32", None)
         try:
             SFTConfig(**arguments)
         except Exception as error:  # TRL and transformers raise many kinds; but for what is around us, all are about these settings
             raise_surroundings(error)
             reason = "InvalidOverrides" if training.overrides else "InvalidSettings"
             raise StageError(reason, f"TRL refuses these training settings: {error}") from error
+
+
+def check_batches(run: Run, rows: int, sequences: int) -> None:
+    """Refuse `dataloader_drop_last` where the sequences of the training rows do not fill one batch of all processes: StageError(InvalidOverrides)."""
+    if parse_overrides(run.training.overrides).get("dataloader_drop_last"):
+        require_batch(max(rows, sequences), run.training.per_device_train_batch_size * run.parallelism.processes)
+
+
+def require_batch(sequences: int, batch: int) -> None:
+    """Refuse to drop a last batch that is the first one as well: StageError(InvalidOverrides)."""
+    if sequences < batch:
+        raise StageError(
+            "InvalidOverrides",
+            f"training.overrides.dataloader_drop_last: {sequences} sequences do not fill a batch of {batch} (perDeviceTrainBatchSize times all "
+            "processes), so nothing would be trained; leave the setting out, or lower perDeviceTrainBatchSize",
+        )

@@ -285,6 +285,12 @@ class Spec(Limited):
                 "must be at most `resources.gpus`: each process needs a GPU of its own",
                 ".parallelism.processesPerNode",
             ),
+            when_made(
+                # An Adapter is refused in words of its own.
+                "!has(self.model.artifact) || self.model.artifact in ['Merged', 'Adapter']",
+                "must be Merged: a variant is quantized, and a quantized model cannot be fine-tuned",
+                ".model.artifact",
+            ),
             rule("!has(self.baseQuantization) || has(self.adapter)", "needs `adapter`", ".baseQuantization"),
             rule(
                 "!has(self.baseQuantization) || !has(self.parallelism) || has(self.parallelism.ddp)",
