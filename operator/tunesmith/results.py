@@ -180,6 +180,15 @@ class Effect(Answered):
     bits_per_weight: Figure
 
 
+class Fidelity(Answered):
+    """How far a variant's logits are from those of the model that it was made from."""
+
+    logits_error: Figure
+    same_token: Figure
+    tokens: int
+    smoothing_error: Figure | None = None
+
+
 class QuantizeResult(Result):
     """Quantize's answer."""
 
@@ -187,6 +196,7 @@ class QuantizeResult(Result):
     stage: Literal["Quantize"]
     artifacts: list[Artifact] | None = None
     effect: Effect | None = None
+    fidelity: Fidelity | None = None
 
 
 class Metric(Answered):

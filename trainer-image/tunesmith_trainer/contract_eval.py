@@ -49,11 +49,24 @@ class Effect(Contract):
     """Over the weights of the quantized modules, scales and zero points included."""
 
 
+class Fidelity(Contract):
+    """How far the variant, read again from its files, is from the model that it was made from, over some of the calibration tokens."""
+
+    logits_error: float
+    """Root mean square of the differences of logits in parts of the logits themselves, each token's mean taken off."""
+    same_token: float
+    """Share of tokens after which the likeliest token is the same."""
+    tokens: Natural
+    smoothing_error: float | None = None
+    """As logits_error, of the model that was smoothed and not yet quantized."""
+
+
 class QuantizeAnswer(Answer):
     """What Quantize adds to its result."""
 
     artifacts: list[Artifact]
     effect: Effect
+    fidelity: Fidelity | None = None
 
 
 # Evaluate.

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import dataset, generation, model, rehearsal, result, settings, store, strategy
+from tunesmith_trainer import compression, dataset, generation, model, rehearsal, result, settings, store, strategy, trial
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
@@ -50,12 +50,12 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     model.refuse_unsafe(source, wanted.model.uri)
     facts = model.inspect(source)
     model.check_length(facts, wanted.training.max_length)
-    model.check_group_sizes(facts, wanted.variants)
     model.check_target_modules(facts, wanted.adapter)
     strategy.check(wanted)
     settings.check(wanted.training, wanted.method, wanted.adapter)
     rehearsal.check(source, facts.architecture, wanted)
     generation.check(source)
+    check_variants(source, facts.architecture, wanted)
     tokenizer = model.load_tokenizer(source)
     encoder = _encoder(wanted, tokenizer)
     data = read_data(wanted, encoder)
@@ -81,6 +81,13 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     )
     write_run(stage, answer, data, encoder)
     return answer
+
+
+def check_variants(source: Path, architecture: str, wanted: Run) -> None:
+    """Refuse variants that cannot be made of the model: StageError(GroupSizeMismatch, InvalidSettings)."""
+    if wanted.variants:
+        compression.check_group_sizes(compression.meta_model(source), wanted.variants)
+        trial.check(source, architecture, wanted.variants)
 
 
 def _sources(wanted: Run) -> list[DataSource]:
