@@ -165,12 +165,23 @@ class Artifact(Answered):
     base_digest: Digest
 
 
+class Fidelity(Answered):
+    """How far the logits of what was written are from those of what it was made from."""
+
+    logits_error: Figure
+    same_token: Figure
+    tokens: int
+    smoothing_error: Figure | None = None
+    effect_share: Figure | None = None
+
+
 class FinalizeResult(Result):
     """Finalize's answer."""
 
     needs = ("artifacts",)
     stage: Literal["Finalize"]
     artifacts: list[Artifact] | None = None
+    fidelity: Fidelity | None = None
 
 
 class Effect(Answered):
@@ -178,15 +189,6 @@ class Effect(Answered):
 
     quantized_modules: int
     bits_per_weight: Figure
-
-
-class Fidelity(Answered):
-    """How far a variant's logits are from those of the model that it was made from."""
-
-    logits_error: Figure
-    same_token: Figure
-    tokens: int
-    smoothing_error: Figure | None = None
 
 
 class QuantizeResult(Result):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tunesmith_trainer.contract import Answer, Artifact, Digest, ModelReference, Result, StageInput
+from tunesmith_trainer.contract import Answer, Artifact, Digest, Fidelity, ModelReference, Result, StageInput
 from tunesmith_trainer.criterion import Criterion
 from tunesmith_trainer.spec import Contract, DataSource, Natural, Positive, Variant
 
@@ -47,18 +47,6 @@ class Effect(Contract):
     quantized_modules: Natural
     bits_per_weight: float
     """Over the weights of the quantized modules, scales and zero points included."""
-
-
-class Fidelity(Contract):
-    """How far the variant, read again from its files, is from the model that it was made from, over some of the calibration tokens."""
-
-    logits_error: float
-    """Root mean square of the differences of logits in parts of the logits themselves, each token's mean taken off."""
-    same_token: float
-    """Share of tokens after which the likeliest token is the same."""
-    tokens: Natural
-    smoothing_error: float | None = None
-    """As logits_error, of the model that was smoothed and not yet quantized."""
 
 
 class QuantizeAnswer(Answer):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from tunesmith_trainer.errors import StageError
+
 # So few that logits of a large vocabulary fit beside a model, and that the CPU computes them in minutes.
 PROBES = 8
 PROBE_TOKENS = 64
@@ -64,6 +66,30 @@ def compare(before: list[Any], after: list[Any]) -> Distance:
         tokens += old.shape[0]
     error = (moved / own) ** 0.5 if own else float("inf") if moved else 0.0
     return Distance(error=error, same=same / tokens, tokens=int(tokens))
+
+
+def share(base: list[Any], tuned: list[Any], found: list[Any]) -> float | None:
+    """Return how much of the step from the base's logits to the tuned ones another model's have made; None where there is no such step.
+
+    It is 0 for the base and 1 for the tuned model. What rounding adds lies across that step, so it hardly counts, even where it is as large.
+    """
+    made = whole = 0.0
+    for old, wanted, new in zip(base, tuned, found, strict=True):
+        origin = _centred(old)
+        step = _centred(wanted) - origin
+        made += float(((_centred(new) - origin) * step).sum())
+        whole += float(step.square().sum())
+    return made / whole if whole else None
+
+
+def require(found: Distance, bound: float, what: str) -> None:
+    """Refuse a model whose logits are further away than `bound`: StageError(OutputDiffers)."""
+    if not found.within(bound):
+        raise StageError(
+            "OutputDiffers",
+            f"{what} (over {found.tokens} tokens of the run's rows its logits are off by {found.error:.2f} of their size, at most "
+            f"{bound} is allowed; the likeliest next token is the same at {found.same:.0%})",
+        )
 
 
 def _centred(found: Any) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_trainer import calibration, compression, evaluate, fidelity, generation, store
-from tunesmith_trainer.contract import Artifact, Device
-from tunesmith_trainer.contract_eval import Fidelity, QuantizeAnswer, QuantizeInput
+from tunesmith_trainer.contract import Artifact, Device, Fidelity
+from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.device import node
 from tunesmith_trainer.effect import measure
 from tunesmith_trainer.errors import StageError
@@ -123,7 +123,7 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> Made
     if settings.algorithm == "SmoothQuantGPTQ":
         compression.smooth(model, batches)
         smoothing = fidelity.compare(before, fidelity.logits(model, probes))
-        require_same(smoothing, SMOOTHING_BOUND, f"smoothing alone changes what {type(model).__name__} says: take algorithm GPTQ")
+        fidelity.require(smoothing, SMOOTHING_BOUND, f"smoothing alone changes what {type(model).__name__} says: take algorithm GPTQ")
     compression.quantize(model, settings, batches)
     if stage.device == "GPU":
         require_device(stage.device, "cuda" if torch.cuda.max_memory_allocated() else "cpu")
@@ -146,23 +146,13 @@ def read_again(target: Path, stage: QuantizeInput, made: Made) -> Fidelity:
         raise_surroundings(error)
         raise StageError("OutputDiffers", f"{scheme} as it was written cannot be read by transformers; {advice}") from error
     found = fidelity.compare(made.before, after)
-    require_same(found, BOUNDS[scheme], f"{scheme} as it was written does not say what its model says; {advice}")
+    fidelity.require(found, BOUNDS[scheme], f"{scheme} as it was written does not say what its model says; {advice}")
     return Fidelity(
         logits_error=round(found.error, 4),
         same_token=round(found.same, 4),
         tokens=found.tokens,
         smoothing_error=round(made.smoothing.error, 4) if made.smoothing else None,
     )
-
-
-def require_same(found: Distance, bound: float, what: str) -> None:
-    """Refuse a model whose logits are further away than `bound`: StageError(OutputDiffers)."""
-    if not found.within(bound):
-        raise StageError(
-            "OutputDiffers",
-            f"{what} (over {found.tokens} tokens of the calibration rows its logits are off by {found.error:.2f} of their size, at most "
-            f"{bound} is allowed; the likeliest next token is the same at {found.same:.0%})",
-        )
 
 
 def require_device(asked: Device, kind: str) -> None:
