@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import compression, dataset, generation, model, rehearsal, result, settings, store, strategy, trial
+from tunesmith_trainer import calibration, compression, dataset, generation, model, rehearsal, result, settings, store, strategy, trial
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.spec import DataSource
+from tunesmith_trainer.spec import DataSource, Preparation
 
 INPUT: type[StageInput] = PrepareInput
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
@@ -39,13 +39,15 @@ class Data:
     validation_dataset: ResolvedDataset | None = None
     ends: dict[str, list[int]] = field(default_factory=dict)
     """By dataset: the tokens at which a model stops that learns its rows."""
+    calibration: dict[str, dataset.Loaded] = field(default_factory=dict)
+    """By variant: rows of its own that it is calibrated on."""
 
 
 def run(stage: PrepareInput) -> PrepareAnswer:
     """Do Prepare's work; see docs/contract.md for what it checks and writes, and raises as StageError."""
     wanted = stage.run
     source = store.existing(wanted.model.uri)
-    for item in _sources(wanted):
+    for item in [*_sources(wanted), *_calibrations(wanted).values()]:
         store.existing(item.uri)
     model.refuse_unsafe(source, wanted.model.uri)
     facts = model.inspect(source)
@@ -59,6 +61,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     tokenizer = model.load_tokenizer(source)
     encoder = _encoder(wanted, tokenizer)
     data = read_data(wanted, encoder)
+    thin = check_calibration(source, wanted, data, tokenizer)
     model_uri, model_digest = bring_model(wanted.model.uri, stage.output_uri)
     run_digest = digest_run(wanted, model_digest, data)
     run_uri = store.join(stage.output_uri, stage.object.namespace, stage.object.name, store.short(run_digest))
@@ -74,7 +77,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
         ),
         datasets=data.datasets,
         validation_dataset=data.validation_dataset,
-        warnings=warnings(wanted, data),
+        warnings=[*warnings(wanted, data), *thin][:WARNINGS],
         train_rows=len(data.train),
         validation_rows=len(data.validation),
         memory_estimate_bytes=model.estimate_memory(facts, wanted),
@@ -93,6 +96,12 @@ def check_variants(source: Path, architecture: str, wanted: Run) -> None:
 def _sources(wanted: Run) -> list[DataSource]:
     own = [wanted.validation.dataset] if wanted.validation and wanted.validation.dataset else []
     return [*wanted.datasets, *own]
+
+
+def _calibrations(wanted: Run) -> dict[str, DataSource]:
+    """Return the datasets that variants are calibrated on and nothing is trained on, by variant."""
+    given = {variant.name: variant.quantization.calibration for variant in wanted.variants}
+    return {name: item.dataset for name, item in given.items() if item and item.dataset}
 
 
 def _encoder(wanted: Run, tokenizer: Any) -> Encoder:
@@ -123,14 +132,38 @@ def read_data(wanted: Run, encoder: Encoder) -> Data:
         resolved.append(resolve(loaded, encoder))
         ends[item.name] = generation.trained_ends(item.name, loaded.rows, loaded.counts.ends, encoder)
         rows += loaded.rows
+    calibrating = read_calibration(wanted, encoder)
     if wanted.validation is None:
-        return Data(resolved, None, rows, [], ends=ends)
+        return Data(resolved, None, rows, [], ends=ends, calibration=calibrating)
     if wanted.validation.dataset:
         own = wanted.validation.dataset
         loaded = dataset.load(dataset.Source("validation", own.uri, own.format), rule)
-        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder), ends)
+        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder), ends, calibrating)
     train, validation = dataset.split(rows, float(wanted.validation.fraction or 0), wanted.training.seed)
-    return Data(resolved, None, train, validation, ends=ends)
+    return Data(resolved, None, train, validation, ends=ends, calibration=calibrating)
+
+
+def read_calibration(wanted: Run, encoder: Encoder) -> dict[str, dataset.Loaded]:
+    """Read the rows of variants that are calibrated on a dataset of their own; they are used whole, so no row is dropped for its answers."""
+    rule = dataset.Filter(Preparation(), Encoder(encoder.tokenizer, answers=False), dataset.Cut(wanted.training.max_length))
+    return {
+        name: dataset.load(dataset.Source(f"calibration of variant {name}", item.uri, item.format), rule)
+        for name, item in _calibrations(wanted).items()
+    }
+
+
+def check_calibration(source: Path, wanted: Run, data: Data, tokenizer: Any) -> list[str]:
+    """Return warnings of variants with few tokens to calibrate on; raises StageError (InvalidSettings, InvalidDataset) for too few."""
+    if not wanted.variants:
+        return []
+    widest = compression.widths(compression.meta_model(source))[-1]
+    found = []
+    for variant in wanted.variants:
+        rows = data.calibration[variant.name].rows if variant.name in data.calibration else data.train
+        placed = [dataset.Placed(row, f"row {number} of those that are kept") for number, row in enumerate(rows, start=1)]
+        encoded = calibration.tokens(placed, variant.quantization, tokenizer, wanted.training.max_length)
+        found.append(calibration.check(variant, sum(map(len, encoded)), widest))
+    return [warning for warning in found if warning]
 
 
 def resolve(loaded: dataset.Loaded, encoder: Encoder) -> ResolvedDataset:
@@ -226,6 +259,9 @@ def digest_run(wanted: Run, model_digest: str, data: Data) -> str:
         item["uri"] = resolved.digest
     if data.validation_digest:
         value["validation"]["dataset"]["uri"] = data.validation_digest
+    for item in value["variants"]:
+        if item["name"] in data.calibration:
+            item["quantization"]["calibration"]["dataset"]["uri"] = data.calibration[item["name"]].digest
     return store.digest_of(value)
 
 
@@ -248,6 +284,9 @@ def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, encoder: E
     dataset.write(folder / "data" / "train.jsonl", data.train)
     if data.validation:
         dataset.write(folder / "data" / "validation.jsonl", data.validation)
+    for variant in stage.run.variants:
+        if variant.name in data.calibration:
+            dataset.write(calibration.path(folder, variant), data.calibration[variant.name].rows)
     store.write_json(folder / "data" / "sample.json", render_sample(data.train[0], encoder))
     settled = {
         "runDigest": answer.run_digest,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import calibration, compression, evaluate, fidelity, generation, store
+from tunesmith_trainer import calibration, compression, dataset, evaluate, fidelity, generation, store
 from tunesmith_trainer.contract import Artifact, Device, Fidelity
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.device import node
@@ -108,14 +108,18 @@ def check_settings(settings: Quantization) -> None:
 
 
 def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> Made:
-    """Quantize the model at `source` into `target`, without manifest; raises StageError(OutputDiffers) where smoothing changes what it says."""
+    """Quantize the model at `source` into `target`, without manifest; raises StageError (EmptyDataset, OutputDiffers)."""
     import torch
     from llmcompressor.utils.dev import get_main_device
     from transformers import AutoModelForCausalLM
 
     settings, length = stage.variant.quantization, stage.training.max_length
     tokenizer = load_tokenizer(source)
-    rows = calibration.tokens(store.path_of(stage.run_uri) / "data" / "train.jsonl", settings, tokenizer, length)
+    path = calibration.path(store.path_of(stage.run_uri), stage.variant)
+    placed = list(dataset.read_normal(path))
+    if not placed:
+        raise StageError("EmptyDataset", f"{path.name} has no rows to calibrate on: has Prepare finished for this run?")
+    rows = calibration.tokens(placed, settings, tokenizer, length)
     batches, probes = calibration.batches(rows, length), fidelity.probes(rows)
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, trust_remote_code=False)
     require_device(stage.device, get_main_device().type)
