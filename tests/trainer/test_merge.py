@@ -68,3 +68,12 @@ def test_full_fine_tuning_that_changed_nothing_in_bf16_is_no_success(in_zoo, tmp
     with pytest.raises(StageError) as caught:
         write(in_zoo, tmp_path, saved=in_zoo.root / "models" / "base")
     assert caught.value.reason == "NoEffect"
+
+
+def test_rows_that_cannot_be_rendered_whole_do_not_lose_a_training(in_zoo, adapter, tmp_path, monkeypatch):
+    def refuse(rows, _):
+        list(rows)
+        raise StageError("InvalidDataset", "the model's chat template refuses this row")
+
+    monkeypatch.setattr(finalize.calibration, "encode", refuse)
+    assert write(in_zoo, tmp_path, adapter=LORA, saved=adapter).tokens == 64

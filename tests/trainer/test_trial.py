@@ -21,6 +21,10 @@ CONFIGS = {
     "Phi": SMALL,
     "OPT": {key: value for key, value in SMALL.items() if key != "intermediate_size"} | {"ffn_dim": 256, "word_embed_proj_dim": 128},
     "GPTNeoX": SMALL,
+    "Gemma3": {
+        "text_config": GROUPED,
+        "vision_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56},
+    },
     "GPT2": {"vocab_size": 512, "n_embd": 128, "n_layer": 2, "n_head": 2},
     "Mixtral": GROUPED | {"num_local_experts": 4},
     "Qwen3Moe": GROUPED | {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2},
@@ -58,6 +62,8 @@ def trials(tmp_path_factory):
         ("Phi", SMOOTH, "smoothing changes what the model says"),
         ("OPT", SMOOTH, "smoothing is not made for its layers"),
         ("GPTNeoX", SMOOTH, "smoothing is not made for its layers"),
+        # Its files name the layers of its tower of images otherwise than the model does.
+        ("Gemma3", W4A16, None),
         ("GPT2", W8A8, "cannot be written or read"),
     ],
 )

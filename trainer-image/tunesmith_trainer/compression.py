@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import generation, shrink
+from tunesmith_trainer import evaluate, generation, shrink, store
+from tunesmith_trainer.contract_eval import Precision
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.spec import Quantization, Variant
 
@@ -48,11 +49,27 @@ def _oneshot(model: Any, modifier: Any, batches: list[Any]) -> None:
 
 def save(model: Any, target: Path) -> None:
     """Write a quantized model's weights and config."""
+    alone = left_alone(model)
     generation.make_savable(model).save_pretrained(target, save_compressed=True)
+    config = store.read_json(target / "config.json")
+    # llmcompressor names them as the files do, transformers looks for them as the model does, and takes those it does not find for quantized.
+    ignored = config["quantization_config"]["ignore"]
+    config["quantization_config"]["ignore"] = [*ignored, *(name for name in alone if name not in ignored)]
+    store.write_json(target / "config.json", config)
     # It names Python objects by YAML tag, which a careless reader would run; config.json has all that loading needs.
     (target / "recipe.yaml").unlink(missing_ok=True)
     for path in target.iterdir():
         path.chmod(0o644)  # llmcompressor's writer leaves weights readable by their owner alone
+
+
+def read_again(target: Path, precision: Precision) -> Any:
+    """Return a variant as Evaluate reads it; raises what transformers raises, and ValueError where it takes a layer for quantized that is not."""
+    model = evaluate.load_model(target, precision, "CPU")
+    alone = set(left_alone(model))
+    wrong = [name for name, module in model.named_modules() if name in alone and getattr(module, "quantization_scheme", None)]
+    if wrong:
+        raise ValueError(f"layers that are not quantized are read as if they were: {', '.join(wrong[:3])}")
+    return model
 
 
 def meta_model(folder: Path) -> Any:
@@ -63,7 +80,7 @@ def meta_model(folder: Path) -> Any:
 
 
 def widths(model: Any) -> list[int]:
-    """Return the input widths of the layers that are quantized, the least first."""
+    """Return the input widths of the layers that are quantized, the least first; raises StageError(InvalidSettings) where there is none."""
     import torch
 
     alone = set(left_alone(model))
@@ -75,6 +92,8 @@ def widths(model: Any) -> list[int]:
                 # Tensors of all experts: from the hidden size to their own, for two layers at once or one, and back.
                 sides = {side for tensor in module.parameters(recurse=False) if tensor.dim() == 3 for side in tensor.shape[1:]}
                 found |= {hidden, min(sides - {hidden}, default=hidden)}
+    if not found:
+        raise StageError("InvalidSettings", f"{type(model).__name__} has no linear layer that can be quantized: leave its variants out")
     return sorted(found)
 
 

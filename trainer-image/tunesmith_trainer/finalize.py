@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +126,16 @@ def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) ->
 
 
 def probes(stage: FinalizeInput, base: Path) -> list[list[int]]:
-    """Return tokens of the run's first rows."""
-    rows = dataset.read_normal(store.path_of(stage.run_uri) / "data" / "train.jsonl")
-    return fidelity.probes(calibration.encode(rows, load_tokenizer(base)))
+    """Return tokens of the run's first rows, or any where none can be rendered whole: that is not a reason to lose a training."""
+    tokenizer = load_tokenizer(base)
+    rows = fidelity.probes(_rendered(store.path_of(stage.run_uri) / "data" / "train.jsonl", tokenizer))
+    return rows or [list(range(min(len(tokenizer), fidelity.PROBE_TOKENS)))]
+
+
+def _rendered(path: Path, tokenizer: Any) -> Iterator[list[int]]:
+    for row in dataset.read_normal(path):
+        with suppress(StageError):
+            yield from calibration.encode([row], tokenizer)
 
 
 def compare(untrained: list[Any], trained: list[Any], written: list[Any], bound: float) -> Fidelity:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import calibration, compression, dataset, evaluate, fidelity, generation, store
+from tunesmith_trainer import calibration, compression, dataset, fidelity, generation, store
 from tunesmith_trainer.contract import Artifact, Device, Fidelity
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.device import node
@@ -20,7 +20,7 @@ from tunesmith_trainer.spec import Quantization
 
 INPUT = QuantizeInput
 # How far logits may move, in parts of their own size (fidelity.py). Measured in bf16 (docs/contract.md, Quantize): smoothing alone moves
-# them by up to 0.07 where it fits and by 0.55 or more where it does not; W8A8 by up to 0.18, W4A16 by up to 0.60, and a variant of which
+# them by up to 0.07 where it fits and by 0.55 or more where it does not; W8A8 by up to 0.16, W4A16 by up to 0.60, and a variant of which
 # something is lost when it is read by 0.94 or more.
 SMOOTHING_BOUND = 0.25
 BOUNDS = {"W8A8": 0.4, "W4A16": 0.75}
@@ -145,7 +145,7 @@ def read_again(target: Path, stage: QuantizeInput, made: Made) -> Fidelity:
     scheme = stage.variant.quantization.scheme
     advice = f"variant {stage.variant.name!r} cannot be trusted: take another scheme, or smaller groups"
     try:
-        after = fidelity.logits(evaluate.load_model(target, "BF16", "CPU"), made.probes)
+        after = fidelity.logits(compression.read_again(target, "BF16"), made.probes)
     except Exception as error:  # transformers raises many kinds here; but for what is around us, all mean that nobody can load it
         raise_surroundings(error)
         raise StageError("OutputDiffers", f"{scheme} as it was written cannot be read by transformers; {advice}") from error
