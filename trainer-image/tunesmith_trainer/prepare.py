@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import calibration, compression, dataset, generation, model, rehearsal, result, settings, store, strategy, trial
+from tunesmith_trainer import calibration, compression, dataset, generation, model, rehearsal, result, settings, store, strategy, variant_trial
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
@@ -90,7 +90,7 @@ def check_variants(source: Path, architecture: str, wanted: Run) -> None:
     """Refuse variants that cannot be made of the model: StageError(GroupSizeMismatch, InvalidSettings)."""
     if wanted.variants:
         compression.check_group_sizes(compression.meta_model(source), wanted.variants)
-        trial.check(source, architecture, wanted.variants)
+        variant_trial.check(source, architecture, wanted.variants)
 
 
 def _sources(wanted: Run) -> list[DataSource]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunesmith_trainer import evaluate, trial
+from tunesmith_trainer import evaluate, variant_trial
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.spec import Quantization, Variant
 
@@ -47,7 +47,7 @@ def trials(tmp_path_factory):
 
     def of(name):
         if name not in begun:
-            begun[name] = trial.begin(config(name), tmp_path_factory.mktemp(name))
+            begun[name] = variant_trial.begin(config(name), tmp_path_factory.mktemp(name))
         return begun[name]
 
     return of
@@ -99,8 +99,8 @@ def test_a_refusal_names_the_variant_and_the_architecture_and_an_architecture_th
     config("OPT").save_pretrained(tmp_path)
     variants = [Variant(name="small", quantization=Quantization(**SMOOTH))]
     with pytest.raises(StageError, match=r"variant 'small': SmoothQuantGPTQ with W8A8 does not work for OPTForCausalLM") as caught:
-        trial.check(tmp_path, "OPTForCausalLM", variants)
+        variant_trial.check(tmp_path, "OPTForCausalLM", variants)
     assert caught.value.reason == "InvalidSettings"
-    monkeypatch.setattr(trial, "begin", lambda *_: None)
-    trial.check(tmp_path, "OPTForCausalLM", variants)
+    monkeypatch.setattr(variant_trial, "begin", lambda *_: None)
+    variant_trial.check(tmp_path, "OPTForCausalLM", variants)
     assert "no tiny model of OPTForCausalLM" in capfd.readouterr().out
