@@ -175,12 +175,23 @@ class Artifact(Answered):
     base_digest: Digest
 
 
+class Fidelity(Answered):
+    """How far the logits of what was written are from those of what it was made from."""
+
+    logits_error: Figure
+    same_token: Figure
+    tokens: int
+    smoothing_error: Figure | None = None
+    effect_share: Figure | None = None
+
+
 class FinalizeResult(Result):
     """Finalize's answer."""
 
     needs = ("artifacts",)
     stage: Literal["Finalize"]
     artifacts: list[Artifact] | None = None
+    fidelity: Fidelity | None = None
 
 
 class Effect(Answered):
@@ -197,6 +208,7 @@ class QuantizeResult(Result):
     stage: Literal["Quantize"]
     artifacts: list[Artifact] | None = None
     effect: Effect | None = None
+    fidelity: Fidelity | None = None
 
 
 class Metric(Answered):

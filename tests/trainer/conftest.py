@@ -18,7 +18,7 @@ FIRST = ("test_faults", "test_strategies", "test_finalize")
 """The longest files: with one of them last, the other worker would wait."""
 TOGETHER = {
     **dict.fromkeys(("test_finalize", "test_restore", "test_train", "test_privacy"), "story"),
-    **dict.fromkeys(("test_evaluate", "test_figures_by_hand", "test_quantize"), "zoo"),
+    **dict.fromkeys(("test_evaluate", "test_figures_by_hand", "test_quantize", "test_merge"), "zoo"),
 }
 """Files that share a fixture which takes long: one worker runs them, so that it is made once."""
 

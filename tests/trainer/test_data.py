@@ -8,7 +8,7 @@ from dev.rows import write_rows
 from tests.trainer.bench import make_tokenizer, prepare_input, run_block, training
 from tests.trainer.templates import shipped
 from tests.trainer.test_templates import ANSWER, LAST, PROBES, QUESTION, SECOND
-from tunesmith_trainer import dataset, loop, perplexity, prepare, quantize, result
+from tunesmith_trainer import calibration, dataset, loop, perplexity, prepare, result
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import Run
 from tunesmith_trainer.contract_eval import Perplexity
@@ -190,7 +190,7 @@ def test_training_perplexity_and_calibration_read_the_same_rows(tmp_path, strips
     assert [row.ids for row in scored] == [row["input_ids"] for row in learnt]
     assert [row.trained for row in scored] == [[label != loop.UNTRAINED for label in row["labels"]] for row in learnt]
     assert [row.number for row in scored] == [0, 0, 1, 1]
-    whole = list(quantize.encode(list(dataset.read_normal(tmp_path / "data" / "train.jsonl")), tokenizer))
+    whole = list(calibration.encode(list(dataset.read_normal(tmp_path / "data" / "train.jsonl")), tokenizer))
     assert [tokenizer.decode(ids) for ids in whole] == [
         tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in (PROBES["think"], PROBES["turns"])
     ]
@@ -220,7 +220,7 @@ def test_template_refuses_row_is_the_datas_fault_in_every_stage_and_names_the_ro
     work = {
         "Train": lambda: encoded(path, folder),
         "Evaluate": lambda: perplexity.read_rows(settings, load_tokenizer(folder)),
-        "Quantize": lambda: list(quantize.encode(list(dataset.read_normal(path)), load_tokenizer(folder))),
+        "Quantize": lambda: list(calibration.encode(list(dataset.read_normal(path)), load_tokenizer(folder))),
     }
     with pytest.raises(StageError, match=r"train\.jsonl, row 2: the model's chat template refuses this row: roles must alternate") as error:
         work[stage]()

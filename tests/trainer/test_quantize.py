@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from tests.trainer.models import VARIANTS, quantize_input
-from tunesmith_trainer import effect, quantize, store
+from tunesmith_trainer import calibration, compression, effect, evaluate, fidelity, quantize, store
 from tunesmith_trainer.errors import StageError
 
 LINEARS = 14
@@ -43,7 +43,7 @@ def test_the_effect_is_read_from_the_weights_and_not_from_what_the_config_claims
 def test_a_quantization_that_changed_nothing_is_an_error(in_zoo, monkeypatch):
     def do_nothing(_, source, target):
         shutil.copytree(source, target)
-        return 8
+        return quantize.Made(rows=8, tokens=80, probes=[], before=[])
 
     monkeypatch.setattr(quantize, "calibrate_and_save", do_nothing)
     with pytest.raises(StageError) as caught:
@@ -52,16 +52,11 @@ def test_a_quantization_that_changed_nothing_is_an_error(in_zoo, monkeypatch):
     assert store.read_manifest(in_zoo.root / "models" / "run" / "variants" / "none") is None
 
 
-def test_the_calibration_rows_are_the_same_each_time_and_no_more_than_there_are(in_zoo):
-    path = in_zoo.root / "models" / "run" / "data" / "train.jsonl"
-    assert quantize.calibration_rows(path, 5) == quantize.calibration_rows(path, 5)
-    assert len(quantize.calibration_rows(path, 1000)) == 24
-
-
-def test_calibration_rows_are_joined_to_full_sequences_and_none_is_lost_or_cut():
-    rows = [[number] * length for number, length in enumerate((3, 4, 2, 10, 1, 9))]
-    assert list(quantize.packed(rows, 10)) == [rows[0] + rows[1] + rows[2], rows[3], rows[4] + rows[5]]
-    assert list(quantize.packed([], 10)) == []
+def test_rows_of_one_length_share_a_batch_and_none_is_lost_cut_or_joined_to_another():
+    rows = [[number] * length for number, length in enumerate((3, 4, 3, 10, 0, 3, 12))]
+    found = calibration.batches(rows, 10)
+    assert [batch["input_ids"].tolist() for batch in found] == [[rows[0], rows[2], rows[5]], [rows[1]], [rows[3]], [rows[6]]]
+    assert all(batch["attention_mask"].shape == batch["input_ids"].shape and batch["attention_mask"].all() for batch in found)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +89,79 @@ def test_calibration_on_another_kind_of_device_is_refused():
         with pytest.raises(StageError, match=f"would calibrate on {kind}") as caught:
             quantize.require_device(asked, kind)
         assert caught.value.reason == "DeviceUnavailable"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_result_says_how_far_a_variant_is_from_its_model(in_zoo, name):
+    found = in_zoo.variants[name].fidelity
+    assert 0 < found.logits_error < quantize.BOUNDS[name.upper()] / 2
+    assert found.same_token > 0.5
+    assert (found.smoothing_error is None) == (name == "w4a16")
+    assert f"{found.logits_error}" in (in_zoo.root / "models" / "run" / "variants" / name / "README.md").read_text()
+
+
+def made_of(base):
+    """What Quantize remembers of a model before it is quantized."""
+    rows = [[3 + (7 * row + 5 * place) % 200 for place in range(20)] for row in range(4)]
+    return quantize.Made(rows=4, tokens=80, probes=rows, before=fidelity.logits(evaluate.load_model(base, "BF16", "CPU"), rows))
+
+
+@pytest.mark.parametrize("harm", ["a layer's scales are lost", "a tensor is not there"])
+def test_a_variant_that_says_something_else_once_it_is_written_is_an_error(in_zoo, tmp_path, harm):
+    from safetensors.torch import load_file, save_file
+
+    stage = quantize.INPUT.model_validate(quantize_input("w8a8", VARIANTS["w8a8"]))
+    made = made_of(in_zoo.root / "models" / "base")
+    source = in_zoo.root / "models" / "run" / "variants" / "w8a8"
+    quantize.read_again(source, stage, made)
+    spoilt = shutil.copytree(source, tmp_path / "spoilt")
+    tensors = load_file(spoilt / "model.safetensors")
+    if harm == "a tensor is not there":
+        del tensors["model.embed_tokens.weight"]
+    else:
+        tensors |= {name: tensor * 0 + 1 for name, tensor in tensors.items() if "down_proj.weight_scale" in name}
+    save_file(tensors, spoilt / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StageError, match="W8A8 as it was written") as caught:
+        quantize.read_again(spoilt, stage, made)
+    assert caught.value.reason == "OutputDiffers"
+
+
+def test_smoothquant_identity_a_model_that_smoothing_changes_is_not_quantized(in_zoo, tmp_path):
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    config = Gemma2Config(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+    )  # fmt: skip
+    folder = shutil.copytree(in_zoo.root / "models" / "base", tmp_path / "gemma2", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    stage = quantize.INPUT.model_validate(quantize_input("w8a8", VARIANTS["w8a8"]))
+    with pytest.raises(StageError, match="smoothing alone changes what Gemma2ForCausalLM says: take algorithm GPTQ") as caught:
+        quantize.calibrate_and_save(stage, folder, tmp_path / "variant")
+    assert caught.value.reason == "OutputDiffers"
+
+
+def test_heads_routers_and_what_is_not_the_text_models_stay_as_they_are():
+    from transformers import Gemma3Config, GPTNeoXConfig, JambaConfig, Qwen2MoeConfig
+
+    from tunesmith_trainer import shrink
+
+    small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    mixture = {"num_key_value_heads": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "num_experts": 4}
+    pictures = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56}
+
+    def alone(config):
+        model = shrink.build(config, "meta")
+        return set(compression.left_alone(model)), compression.widths(model)
+
+    assert alone(GPTNeoXConfig(**small)) == ({"lm_head"}, [64, 128])
+    names, widths = alone(Qwen2MoeConfig(**small, **mixture))
+    assert names == {"lm_head", "model.layers.0.mlp.shared_expert_gate", "model.layers.1.mlp.shared_expert_gate"}
+    assert widths == [32, 48, 64]
+    names, _ = alone(
+        JambaConfig(**small, num_key_value_heads=2, num_experts=4, expert_layer_period=1, expert_layer_offset=0, use_mamba_kernels=False)
+    )
+    assert {name.rpartition(".")[2] for name in names} == {"lm_head", "router"}
+    names, widths = alone(Gemma3Config(text_config=small | {"num_key_value_heads": 1, "head_dim": 32}, vision_config=pictures))
+    assert all(name == "lm_head" or "language_model" not in name for name in names)
+    assert any("vision_tower" in name for name in names)
+    assert widths == [64, 128]

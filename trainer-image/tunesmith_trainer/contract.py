@@ -333,10 +333,26 @@ class Artifact(Contract):
     base_digest: Digest
 
 
+class Fidelity(Contract):
+    """How far an artefact, read again from its files, is from what it was made from, over some tokens of the run's rows."""
+
+    logits_error: float
+    """Root mean square of the differences of logits in parts of the logits themselves, each token's mean taken off."""
+    same_token: float
+    """Share of tokens after which the likeliest token is the same."""
+    tokens: Natural
+    smoothing_error: float | None = None
+    """As logits_error, of the model that was smoothed and not yet quantized."""
+    effect_share: float | None = None
+    """How much of what training changed in the logits the merged model has: about 1."""
+
+
 class FinalizeAnswer(Answer):
     """What Finalize adds to its result."""
 
     artifacts: list[Artifact]
+    fidelity: Fidelity | None = None
+    """Of Merged."""
 
 
 class PrepareResult(Result, PrepareAnswer):

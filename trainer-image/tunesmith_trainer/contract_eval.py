@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tunesmith_trainer.contract import Answer, Artifact, Digest, ModelReference, Result, StageInput
+from tunesmith_trainer.contract import Answer, Artifact, Digest, Fidelity, ModelReference, Result, StageInput
 from tunesmith_trainer.criterion import Criterion
 from tunesmith_trainer.spec import Contract, DataSource, Natural, Positive, Variant
 
@@ -54,6 +54,7 @@ class QuantizeAnswer(Answer):
 
     artifacts: list[Artifact]
     effect: Effect
+    fidelity: Fidelity | None = None
 
 
 # Evaluate.

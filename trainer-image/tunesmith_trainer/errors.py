@@ -35,6 +35,7 @@ EXIT_CODES = {
     "RemoteCodeRefused": 65,
     "DigestMismatch": 65,
     "NoEffect": 65,
+    "OutputDiffers": 65,
     "Diverged": 65,
     "StoreUnavailable": 69,
     "StorageFull": 69,

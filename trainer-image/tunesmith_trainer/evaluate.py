@@ -86,10 +86,23 @@ def load_model(folder: Path, precision: Precision, device: Device) -> Any:
     import torch
 
     where = device_map(torch.cuda.device_count()) if device == "GPU" else "cpu"
-    model = loading.load(folder, dtype=getattr(torch, DTYPES[precision]), device_map=where)
+    dtype = getattr(torch, DTYPES[precision])
+    model = loading.load(folder, dtype=dtype, device_map=where)
     if device == "GPU":
         require_on_gpus(parameter.device.type for parameter in model.parameters())
+    _widen(model, dtype)
     return model.eval()
+
+
+def _widen(model: Any, dtype: Any) -> None:
+    """Give weights that are not quantized the precision asked for, where that is the wider one.
+
+    transformers leaves those of a quantized model that it renames while it loads them in the precision of their file.
+    """
+    plain = (module for module in model.modules() if getattr(module, "quantization_scheme", None) is None)
+    for parameter in (parameter for module in plain for parameter in module.parameters(recurse=False)):
+        if parameter.is_floating_point() and parameter.itemsize < dtype.itemsize:
+            parameter.data = parameter.data.to(dtype)
 
 
 def device_map(gpus: int) -> str | dict[str, int]:

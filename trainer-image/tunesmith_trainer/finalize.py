@@ -1,14 +1,18 @@
-"""Finalize: turn the last checkpoint into the artefacts that the user gets, and check that training had an effect."""
+"""Finalize: turn the last checkpoint into the artefacts that the user gets, and check that they say what was trained."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import card, checkpoint, generation, loading, store
-from tunesmith_trainer.contract import Artifact, FinalizeAnswer, FinalizeInput, StageInput
+from tunesmith_trainer import calibration, card, checkpoint, dataset, fidelity, generation, loading, store
+from tunesmith_trainer.contract import Artifact, Fidelity, FinalizeAnswer, FinalizeInput, StageInput
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.model import load_tokenizer
 
 INPUT: type[StageInput] = FinalizeInput
 # Files that make up a tokenizer. They are copied, not saved anew: the artefact speaks the base model's own template.
@@ -26,32 +30,41 @@ TOKENIZER_FILES = (
 # Chat templates by name, but the default one (transformers' name for the folder).
 TEMPLATES = "additional_chat_templates"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+# How far the logits of Merged may be from those trained (fidelity.py), without an adapter and with one, whose sum with the base is rounded.
+BOUNDS = (0.01, 0.25)
+# How much of training's step in the logits Merged may have made. Rounding alone takes a part of a very small step.
+SHARES = (0.4, 1.6)
+NO_EFFECT = (
+    "the learning rate may be too small, every token may be outside the loss (see data/sample.json), or the adapter could not be added to the base"
+)
 
 
 def run(stage: FinalizeInput) -> FinalizeAnswer:
-    """Write the artefacts asked for; raises StageError (DigestMismatch, InvalidSettings, NoEffect)."""
+    """Write the artefacts asked for; raises StageError (DigestMismatch, InvalidSettings, NoEffect, OutputDiffers)."""
     base = store.open_artifact(stage.model.uri, stage.model.digest)
     saved = store.existing(stage.checkpoint.uri)
     if checkpoint.damage(saved):
         raise StageError("DigestMismatch", f"the checkpoint {stage.checkpoint.uri} is damaged or not complete")
     if stage.adapter is None and "Adapter" in stage.artifacts:
         raise StageError("InvalidSettings", "full fine-tuning makes no Adapter: ask for Merged alone")
-    check_effect(stage, base, saved)
-    artifacts = [_write(stage, name, base, saved) for name in stage.artifacts]
+    check_effect(stage, saved)
+    written = [_write(stage, name, base, saved) for name in stage.artifacts]
+    artifacts = [artifact for artifact, _ in written]
     card.write_lineage(store.path_of(stage.run_uri), stage, artifacts)
-    return FinalizeAnswer(artifacts=artifacts)
+    return FinalizeAnswer(artifacts=artifacts, fidelity=next((found for _, found in written if found), None))
 
 
-def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> Artifact:
+def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> tuple[Artifact, Fidelity | None]:
     uri = store.join(stage.run_uri, name.lower())
     folder = store.path_of(uri)
     # What an attempt that was cut off left behind must not become part of this one.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    found = None
     if name == "Adapter":
         write_adapter(saved, folder, stage.model.uri)
     else:
-        write_merged(stage, base, saved, folder)
+        found = write_merged(stage, base, saved, folder)
     generation.carry(base, folder, generation.recorded_ends(store.path_of(stage.run_uri)))
     copy_tokenizer(base, folder)
     manifest = store.write_manifest(folder)
@@ -64,7 +77,7 @@ def _write(stage: FinalizeInput, name: str, base: Path, saved: Path) -> Artifact
         base_digest=str(stage.model.digest),
     )
     card.write_card(folder, store.path_of(stage.run_uri), stage, artifact)
-    return artifact
+    return artifact, found
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:
@@ -84,17 +97,72 @@ def write_adapter(saved: Path, folder: Path, base_uri: str) -> None:
     store.write_json(folder / "adapter_config.json", config)
 
 
-def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) -> None:
-    """Write the whole model in bf16: the base with the adapter added, or the weights that full fine-tuning made.
+def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) -> Fidelity:
+    """Write the whole model in bf16, the base with the adapter added or the weights that full fine-tuning made, and read it again.
 
-    Its config.json is the base's: training sets some of it for itself (the end tokens, a router's loss).
+    Its config.json is the base's: training sets some of it for itself (the end tokens, a router's loss). Raises StageError: NoEffect
+    where it is the base, OutputDiffers where it does not say what was trained. One model at a time is in memory.
     """
-    merged = load(base if stage.adapter else saved, config_of=base)
+    rows = probes(stage, base)
+    model = load(base)
+    before, untrained = fingerprints(model), fidelity.logits(model, rows)
     if stage.adapter:
         from peft import PeftModel
 
-        merged = merge(PeftModel.from_pretrained(merged, str(saved)))
-    generation.make_savable(merged).save_pretrained(folder)
+        tuned = PeftModel.from_pretrained(model, str(saved))
+        trained = fidelity.logits(tuned, rows)
+        model = merge(tuned)
+        del tuned
+    else:
+        del model
+        model = load(saved, config_of=base)
+        trained = fidelity.logits(model, rows)
+    generation.make_savable(model).save_pretrained(folder)
+    del model
+    again = load(folder)
+    if fingerprints(again) == before:
+        raise StageError("NoEffect", f"the model at step {stage.checkpoint.step} is its base, tensor for tensor in bf16: {NO_EFFECT}")
+    return compare(untrained, trained, fidelity.logits(again, rows), BOUNDS[stage.adapter is not None])
+
+
+def probes(stage: FinalizeInput, base: Path) -> list[list[int]]:
+    """Return tokens of the run's first rows, or any where none can be rendered whole: that is not a reason to lose a training."""
+    tokenizer = load_tokenizer(base)
+    rows = fidelity.probes(_rendered(store.path_of(stage.run_uri) / "data" / "train.jsonl", tokenizer))
+    return rows or [list(range(min(len(tokenizer), fidelity.PROBE_TOKENS)))]
+
+
+def _rendered(path: Path, tokenizer: Any) -> Iterator[list[int]]:
+    for row in dataset.read_normal(path):
+        with suppress(StageError):
+            yield from calibration.encode([row], tokenizer)
+
+
+def compare(untrained: list[Any], trained: list[Any], written: list[Any], bound: float) -> Fidelity:
+    """Return how far the logits of the written model are from those that were trained; raises StageError(OutputDiffers)."""
+    found, share = fidelity.compare(trained, written), fidelity.share(untrained, trained, written)
+    fidelity.require(found, bound, "the merged model as it was written does not say what was trained")
+    if share is not None and not SHARES[0] <= share <= SHARES[1]:
+        raise StageError(
+            "OutputDiffers", f"the merged model as it was written has {share:.2f} times what training changed in the logits, and once is right"
+        )
+    return Fidelity(
+        logits_error=round(found.error, 4),
+        same_token=round(found.same, 4),
+        tokens=found.tokens,
+        effect_share=None if share is None else round(share, 4),
+    )
+
+
+def fingerprints(model: Any) -> dict[str, str]:
+    """Return a hash of each tensor of a model."""
+    return {name: _hash(tensor) for name, tensor in model.state_dict().items()}
+
+
+def _hash(tensor: Any) -> str:
+    import torch
+
+    return hashlib.blake2b(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy()).hexdigest()
 
 
 def merge(model: Any) -> Any:
@@ -121,17 +189,10 @@ def load(folder: Path, config_of: Path | None = None) -> Any:
     return loading.load(folder, config=config, dtype=torch.bfloat16)
 
 
-def check_effect(stage: FinalizeInput, base: Path, saved: Path) -> None:
-    """Refuse a checkpoint in which training changed nothing: StageError(NoEffect).
-
-    A LoRA adapter starts with B = 0, so an adapter without effect is one whose B matrices are all zero still.
-    """
-    if not (_adapter_moved(saved) if stage.adapter else _weights_moved(base, saved)):
-        raise StageError(
-            "NoEffect",
-            f"training changed no weight up to step {stage.checkpoint.step}: the learning rate may be too small, or every "
-            "token may be outside the loss (see data/sample.json)",
-        )
+def check_effect(stage: FinalizeInput, saved: Path) -> None:
+    """Refuse an adapter that training did not change: StageError(NoEffect). It starts with B = 0, so all of these matrices are zero still."""
+    if stage.adapter and not _adapter_moved(saved):
+        raise StageError("NoEffect", f"training changed no weight up to step {stage.checkpoint.step}: {NO_EFFECT}")
 
 
 def _adapter_moved(saved: Path) -> bool:
@@ -139,11 +200,3 @@ def _adapter_moved(saved: Path) -> bool:
 
     with safe_open(saved / "adapter_model.safetensors", "pt") as tensors:
         return any(bool(tensors.get_tensor(name).any()) for name in tensors.keys() if "lora_B" in name)
-
-
-def _weights_moved(base: Path, saved: Path) -> bool:
-    """Compare the two models as loaded, in bf16: what rounding takes away had no effect on what is written."""
-    import torch
-
-    before, after = load(base).state_dict(), load(saved).state_dict()
-    return any(not torch.equal(tensor, after[name]) for name, tensor in before.items())

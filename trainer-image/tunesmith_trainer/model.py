@@ -9,11 +9,8 @@ from typing import Any
 
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
-from tunesmith_trainer.spec import Variant
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-# The W4A16 preset's group size (compressed-tensors), which holds where a variant names none.
-DEFAULT_GROUP_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -116,24 +113,3 @@ def check_length(facts: ModelFacts, max_length: int) -> None:
             "SequenceTooLong",
             f"training.maxLength is {max_length}, but the model's positions end at {facts.context_length}",
         )
-
-
-def check_group_sizes(facts: ModelFacts, variants: list[Variant]) -> None:
-    """Refuse a W4A16 variant whose group size does not divide the input width of every linear layer but the head."""
-    for variant in variants:
-        if variant.quantization.scheme != "W4A16":
-            continue
-        size = variant.quantization.group_size or DEFAULT_GROUP_SIZE
-        odd = sorted({width for name, (width, _) in facts.linears.items() if width % size and not _is_head(name)})
-        if odd:
-            fitting = [str(choice) for choice in (256, 128, 64, 32, 16) if not any(width % choice for width in odd)]
-            advice = f"; {' or '.join(fitting)} would do" if fitting else ""
-            raise StageError(
-                "GroupSizeMismatch",
-                f"variant {variant.name!r}: groupSize {size} does not divide the input width of every linear layer of this "
-                f"model ({', '.join(str(width) for width in odd)}){advice}",
-            )
-
-
-def _is_head(name: str) -> bool:
-    return name.rpartition(".")[2] == "lm_head"

@@ -10,11 +10,27 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import dataset, generation, loading, memory, model, quantize, rehearsal, result, settings, store, strategy, trial
+from tunesmith_trainer import (
+    calibration,
+    compression,
+    dataset,
+    generation,
+    loading,
+    memory,
+    model,
+    quantize,
+    rehearsal,
+    result,
+    settings,
+    store,
+    strategy,
+    trial,
+    variant_trial,
+)
 from tunesmith_trainer.chat import Encoder
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.spec import DataSource
+from tunesmith_trainer.spec import DataSource, Preparation
 
 INPUT: type[StageInput] = PrepareInput
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
@@ -42,6 +58,8 @@ class Data:
     """By dataset: the tokens at which a model stops that learns its rows."""
     longest: int = 0
     """Tokens of the longest sequence to train on."""
+    calibration: dict[str, dataset.Loaded] = field(default_factory=dict)
+    """By variant: rows of its own that it is calibrated on."""
 
 
 def run(stage: PrepareInput) -> PrepareAnswer:
@@ -49,18 +67,18 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     wanted = stage.run
     check_outputs(wanted)
     source = store.existing(wanted.model.uri)
-    for item in _sources(wanted):
+    for item in [*_sources(wanted), *_calibrations(wanted).values()]:
         store.existing(item.uri)
     model.refuse_unsafe(source, wanted.model.uri)
     loading.refuse_quantized(source, wanted.model.uri)
     embeddings = loading.check(source, wanted.model.uri)
     facts = model.inspect(source)
     model.check_length(facts, wanted.training.max_length)
-    model.check_group_sizes(facts, wanted.variants)
     strategy.check(wanted)
     settings.check(wanted.training, wanted.method, wanted.adapter)
     rehearsal.check(source, facts.architecture, wanted)
     generation.check(source)
+    check_variants(source, facts.architecture, wanted)
     tokenizer = model.load_tokenizer(source)
     loading.check_tokens(tokenizer, embeddings, wanted.model.uri)
     encoder = _encoder(wanted, tokenizer)
@@ -71,6 +89,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     need = memory.device_need(source, wanted, device, data.longest)
     hosts = memory.hosts(source, wanted, device, need)
     memory.check(wanted, stage.pods, need, hosts)
+    thin = check_calibration(source, wanted, data, tokenizer)
     model_uri, model_digest = bring_model(wanted.model.uri, stage.output_uri)
     run_digest = digest_run(wanted, model_digest, data)
     run_uri = store.join(stage.output_uri, stage.object.namespace, stage.object.name, store.short(run_digest))
@@ -86,7 +105,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
         ),
         datasets=data.datasets,
         validation_dataset=data.validation_dataset,
-        warnings=warnings(wanted, data),
+        warnings=[*warnings(wanted, data), *thin][:WARNINGS],
         train_rows=len(data.train),
         validation_rows=len(data.validation),
         memory_estimate_bytes=need.total if isinstance(need, memory.Need) else None,
@@ -108,9 +127,22 @@ def check_outputs(wanted: Run) -> None:
             raise StageError(error.reason, f"variant {variant.name!r}: {error.message}") from None
 
 
+def check_variants(source: Path, architecture: str, wanted: Run) -> None:
+    """Refuse variants that cannot be made of the model: StageError(GroupSizeMismatch, InvalidSettings)."""
+    if wanted.variants:
+        compression.check_group_sizes(compression.meta_model(source), wanted.variants)
+        variant_trial.check(source, architecture, wanted.variants)
+
+
 def _sources(wanted: Run) -> list[DataSource]:
     own = [wanted.validation.dataset] if wanted.validation and wanted.validation.dataset else []
     return [*wanted.datasets, *own]
+
+
+def _calibrations(wanted: Run) -> dict[str, DataSource]:
+    """Return the datasets that variants are calibrated on and nothing is trained on, by variant."""
+    given = {variant.name: variant.quantization.calibration for variant in wanted.variants}
+    return {name: item.dataset for name, item in given.items() if item and item.dataset}
 
 
 def _encoder(wanted: Run, tokenizer: Any) -> Encoder:
@@ -142,14 +174,38 @@ def read_data(wanted: Run, encoder: Encoder) -> Data:
         ends[item.name] = generation.trained_ends(item.name, loaded.rows, loaded.counts.ends, encoder)
         rows += loaded.rows
         longest = max(longest, loaded.counts.longest)
+    calibrating = read_calibration(wanted, encoder)
     if wanted.validation is None:
-        return Data(resolved, None, rows, [], ends=ends, longest=longest)
+        return Data(resolved, None, rows, [], ends=ends, longest=longest, calibration=calibrating)
     if wanted.validation.dataset:
         own = wanted.validation.dataset
         loaded = dataset.load(dataset.Source("validation", own.uri, own.format), rule)
-        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder), ends, longest)
+        return Data(resolved, loaded.digest, rows, loaded.rows, resolve(loaded, encoder), ends, longest, calibrating)
     train, validation = dataset.split(rows, float(wanted.validation.fraction or 0), wanted.training.seed)
-    return Data(resolved, None, train, validation, ends=ends, longest=longest)
+    return Data(resolved, None, train, validation, ends=ends, longest=longest, calibration=calibrating)
+
+
+def read_calibration(wanted: Run, encoder: Encoder) -> dict[str, dataset.Loaded]:
+    """Read the rows of variants that are calibrated on a dataset of their own; they are used whole, so no row is dropped for its answers."""
+    rule = dataset.Filter(Preparation(), Encoder(encoder.tokenizer, answers=False), dataset.Cut(wanted.training.max_length))
+    return {
+        name: dataset.load(dataset.Source(f"calibration of variant {name}", item.uri, item.format), rule)
+        for name, item in _calibrations(wanted).items()
+    }
+
+
+def check_calibration(source: Path, wanted: Run, data: Data, tokenizer: Any) -> list[str]:
+    """Return warnings of variants with few tokens to calibrate on; raises StageError (InvalidSettings, InvalidDataset) for too few."""
+    if not wanted.variants:
+        return []
+    widest = compression.widths(compression.meta_model(source))[-1]
+    found = []
+    for variant in wanted.variants:
+        rows = data.calibration[variant.name].rows if variant.name in data.calibration else data.train
+        placed = [dataset.Placed(row, f"row {number} of those that are kept") for number, row in enumerate(rows, start=1)]
+        encoded = calibration.tokens(placed, variant.quantization, tokenizer, wanted.training.max_length)
+        found.append(calibration.check(variant, sum(map(len, encoded)), widest))
+    return [warning for warning in found if warning]
 
 
 def resolve(loaded: dataset.Loaded, encoder: Encoder) -> ResolvedDataset:
@@ -245,6 +301,9 @@ def digest_run(wanted: Run, model_digest: str, data: Data) -> str:
         item["uri"] = resolved.digest
     if data.validation_digest:
         value["validation"]["dataset"]["uri"] = data.validation_digest
+    for item in value["variants"]:
+        if item["name"] in data.calibration:
+            item["quantization"]["calibration"]["dataset"]["uri"] = data.calibration[item["name"]].digest
     return store.digest_of(value)
 
 
@@ -267,6 +326,9 @@ def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, encoder: E
     dataset.write(folder / "data" / "train.jsonl", data.train)
     if data.validation:
         dataset.write(folder / "data" / "validation.jsonl", data.validation)
+    for variant in stage.run.variants:
+        if variant.name in data.calibration:
+            dataset.write(calibration.path(folder, variant), data.calibration[variant.name].rows)
     store.write_json(folder / "data" / "sample.json", render_sample(data.train[0], encoder))
     settled = {
         "runDigest": answer.run_digest,

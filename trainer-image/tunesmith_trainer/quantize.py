@@ -1,35 +1,38 @@
-"""The Quantize stage: calibrates and quantizes the merged model with llmcompressor, and checks on disk that it did."""
+"""The Quantize stage: calibrates and quantizes the merged model, and checks on disk that it did, and that the variant says what the model says."""
 
 from __future__ import annotations
 
-import random
 import shutil
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import chat, dataset, generation, loading, store
-from tunesmith_trainer.contract import Artifact, Device
+from tunesmith_trainer import calibration, compression, dataset, fidelity, generation, loading, store
+from tunesmith_trainer.contract import Artifact, Device, Fidelity
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.device import node
 from tunesmith_trainer.effect import measure
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.model import DEFAULT_GROUP_SIZE, check_group_sizes, inspect, load_tokenizer
+from tunesmith_trainer.failure import raise_surroundings
+from tunesmith_trainer.fidelity import Distance
+from tunesmith_trainer.model import load_tokenizer
 from tunesmith_trainer.spec import Quantization
 
 INPUT = QuantizeInput
-# Which rows calibrate must not change from one attempt to the next.
-CALIBRATION_SEED = 42
-# As in llmcompressor's own W8A8 recipes: most of the difficulty of outlying activations moves into the weights.
-SMOOTHING_STRENGTH = 0.8
+# How far logits may move, in parts of their own size (fidelity.py). Measured in bf16 (docs/contract.md, Quantize): smoothing alone moves
+# them by up to 0.07 where it fits and by 0.55 or more where it does not; W8A8 by up to 0.16, W4A16 by up to 0.60, and a variant of which
+# something is lost when it is read by 0.94 or more.
+SMOOTHING_BOUND = 0.25
+BOUNDS = {"W8A8": 0.4, "W4A16": 0.75}
 CARD = """---
 base_model: {model}
 tags: [compressed-tensors, {scheme}]
 ---
 # {title}
 
-Quantized by Tunesmith with llmcompressor: scheme {scheme}, algorithm {algorithm}, calibrated on {samples} rows of the training
-data. {modules} linear layers are quantized, at {bits} bits per weight with their scales.
+Quantized by Tunesmith with llmcompressor: scheme {scheme}, algorithm {algorithm}, calibrated on {tokens} tokens of {rows} rows.
+{modules} linear layers are quantized, at {bits} bits per weight with their scales. Over {probed} of these tokens its logits are off by {error}
+of their own size, and the likeliest next token is the same at {same} %.
 
 | | |
 |---|---|
@@ -38,33 +41,50 @@ data. {modules} linear layers are quantized, at {bits} bits per weight with thei
 """
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a variant was calibrated on, and what the model said before and after smoothing."""
+
+    rows: int
+    tokens: int
+    probes: list[list[int]]
+    before: list[Any]
+    smoothing: Distance | None = None
+
+
 def run(stage: QuantizeInput) -> QuantizeAnswer:
     """Quantize the merged model as the variant says and return the artefact.
 
     Raises StageError: SourceNotFound and DigestMismatch for the model, GroupSizeMismatch, InvalidSettings for an algorithm
-    that does not fit the scheme, EmptyDataset without calibration rows, NoEffect when no layer was quantized on disk.
+    that does not fit the scheme, EmptyDataset without calibration rows, NoEffect when no layer was quantized on disk, OutputDiffers
+    when the smoothed model, or the variant as it is read again, says something else than the model.
     """
     settings = stage.variant.quantization
     check_settings(settings)
     source, base_digest = store.verify(stage.model.uri, stage.model.digest)
-    check_group_sizes(inspect(source), [stage.variant])
+    compression.check_group_sizes(compression.meta_model(source), [stage.variant])
     uri = store.join(stage.run_uri, "variants", stage.variant.name)
     target = store.path_of(uri)
     # What an interrupted attempt left has no manifest and would end up in ours.
     shutil.rmtree(target, ignore_errors=True)
-    samples = calibrate_and_save(stage, source, target)
+    made = calibrate_and_save(stage, source, target)
     effect = measure(target)
     if effect.quantized_modules == 0:
         raise StageError("NoEffect", f"{settings.algorithm} {settings.scheme} left every layer of {stage.model.uri} as it was")
+    moved = read_again(target, stage, made)
     card = CARD.format(
         title=f"{stage.object.name} {stage.variant.name}",
         model=stage.model.uri,
         scheme=settings.scheme,
         algorithm=settings.algorithm,
-        samples=samples,
+        rows=made.rows,
+        tokens=made.tokens,
         modules=effect.quantized_modules,
         bits=effect.bits_per_weight,
         base_digest=base_digest,
+        probed=moved.tokens,
+        error=moved.logits_error,
+        same=round(100 * moved.same_token),
     )
     store.write_bytes(target / "README.md", card.encode())
     manifest = store.write_manifest(target)
@@ -76,7 +96,7 @@ def run(stage: QuantizeInput) -> QuantizeAnswer:
         format="CompressedTensors",
         base_digest=base_digest,
     )
-    return QuantizeAnswer(artifacts=[artifact], effect=effect)
+    return QuantizeAnswer(artifacts=[artifact], effect=effect, fidelity=moved)
 
 
 def check_settings(settings: Quantization) -> None:
@@ -87,37 +107,55 @@ def check_settings(settings: Quantization) -> None:
         raise StageError("InvalidSettings", "groupSize is for W4A16: W8A8 has one scale for each output channel")
 
 
-def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> int:
-    """Quantize the model at `source` into `target`, without manifest, and return how many rows calibrated it."""
+def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> Made:
+    """Quantize the model at `source` into `target`, without manifest; raises StageError (EmptyDataset, OutputDiffers)."""
     import torch
-    from llmcompressor.entrypoints.oneshot import oneshot
     from llmcompressor.utils.dev import get_main_device
 
-    settings = stage.variant.quantization
+    settings, length = stage.variant.quantization, stage.training.max_length
     tokenizer = load_tokenizer(source)
-    rows = calibration_rows(store.path_of(stage.run_uri) / "data" / "train.jsonl", settings.num_calibration_samples)
-    encoded = [ids[: stage.training.max_length] for ids in encode(rows, tokenizer)]
-    sequences = list(packed(encoded, stage.training.max_length))
+    path = calibration.path(store.path_of(stage.run_uri), stage.variant)
+    placed = list(dataset.read_normal(path))
+    if not placed:
+        raise StageError("EmptyDataset", f"{path.name} has no rows to calibrate on: has Prepare finished for this run?")
+    rows = calibration.tokens(placed, settings, tokenizer, length)
+    batches, probes = calibration.batches(rows, length), fidelity.probes(rows)
     model = loading.load(source, dtype="auto")
     require_device(stage.device, get_main_device().type)
-    oneshot(
-        model=model,
-        recipe=recipe(settings),
-        dataset=_dataset(sequences),
-        max_seq_length=stage.training.max_length,
-        num_calibration_samples=len(sequences),
-        shuffle_calibration_samples=False,
-    )
+    before, smoothing = fidelity.logits(model, probes), None
+    if settings.algorithm == "SmoothQuantGPTQ":
+        compression.smooth(model, batches)
+        smoothing = fidelity.compare(before, fidelity.logits(model, probes))
+        fidelity.require(smoothing, SMOOTHING_BOUND, f"smoothing alone changes what {type(model).__name__} says: take algorithm GPTQ")
+    compression.quantize(model, settings, batches)
     if stage.device == "GPU":
         require_device(stage.device, "cuda" if torch.cuda.max_memory_allocated() else "cpu")
-    generation.make_savable(model).save_pretrained(target, save_compressed=True)
+    compression.save(model, target)
     generation.carry(source, target, generation.recorded_ends(store.path_of(stage.run_uri)))
     tokenizer.save_pretrained(target)
-    # It names Python objects by YAML tag, which a careless reader would run; config.json has all that loading needs.
-    (target / "recipe.yaml").unlink(missing_ok=True)
-    for path in store.listed_files(target):
-        path.chmod(0o644)  # llmcompressor's writer leaves weights readable by their owner alone
-    return len(encoded)
+    return Made(rows=len(rows), tokens=sum(map(len, rows)), probes=probes, before=before, smoothing=smoothing)
+
+
+def read_again(target: Path, stage: QuantizeInput, made: Made) -> Fidelity:
+    """Return how far the variant is from its model, read from its files as Evaluate reads it; raises StageError(OutputDiffers).
+
+    On the CPU: a GPU that quantizes a layer at a time need not hold the whole model.
+    """
+    scheme = stage.variant.quantization.scheme
+    advice = f"variant {stage.variant.name!r} cannot be trusted: take another scheme, or smaller groups"
+    try:
+        after = fidelity.logits(compression.read_again(target, "BF16"), made.probes)
+    except Exception as error:  # transformers raises many kinds here; but for what is around us, all mean that nobody can load it
+        raise_surroundings(error)
+        raise StageError("OutputDiffers", f"{scheme} as it was written cannot be read by transformers; {advice}") from error
+    found = fidelity.compare(made.before, after)
+    fidelity.require(found, BOUNDS[scheme], f"{scheme} as it was written does not say what its model says; {advice}")
+    return Fidelity(
+        logits_error=round(found.error, 4),
+        same_token=round(found.same, 4),
+        tokens=found.tokens,
+        smoothing_error=round(made.smoothing.error, 4) if made.smoothing else None,
+    )
 
 
 def require_device(asked: Device, kind: str) -> None:
@@ -125,54 +163,3 @@ def require_device(asked: Device, kind: str) -> None:
     wanted = "cuda" if asked == "GPU" else "cpu"
     if kind != wanted:
         raise StageError("DeviceUnavailable", f"{node()}: llmcompressor would calibrate on {kind}, and {wanted} was asked for")
-
-
-def encode(rows: list[dataset.Placed], tokenizer: Any) -> Iterator[list[int]]:
-    """Yield rows as tokens, rendered whole; raises StageError(InvalidDataset) naming a row that cannot be."""
-    encoder = chat.Encoder(tokenizer, answers=False)
-    for item in rows:
-        with dataset.placed(item.place):
-            yield encoder.whole(item.row)
-
-
-def calibration_rows(path: Path, count: int) -> list[dataset.Placed]:
-    """Return `count` training rows drawn with a fixed seed, or all where there are fewer; EmptyDataset where there are none."""
-    rows = list(dataset.read_normal(path))
-    if not rows:
-        raise StageError("EmptyDataset", f"{path.name} has no rows to calibrate on: has Prepare finished for this run?")
-    return random.Random(CALIBRATION_SEED).sample(rows, min(count, len(rows)))
-
-
-def packed(rows: Iterable[list[int]], length: int) -> Iterator[list[int]]:
-    """Yield rows of tokens joined to sequences of at most `length`, none of them cut.
-
-    Calibration sums over tokens, and what it costs is a forward pass of each layer for each sequence: joined, chat rows take
-    a fraction of the time. Padding them into batches instead would calibrate on tokens that no request has.
-    """
-    sequence: list[int] = []
-    for ids in rows:
-        if sequence and len(sequence) + len(ids) > length:
-            yield sequence
-            sequence = []
-        sequence = sequence + ids
-    if sequence:
-        yield sequence
-
-
-def _dataset(sequences: list[list[int]]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict({"input_ids": sequences, "attention_mask": [[1] * len(ids) for ids in sequences]})
-
-
-def recipe(settings: Quantization) -> list[Any]:
-    """Return llmcompressor's modifiers for a variant; the output head stays as it is, as in its own recipes."""
-    from compressed_tensors.quantization import preset_name_to_scheme
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-
-    scheme = preset_name_to_scheme(settings.scheme, ["Linear"])
-    if settings.scheme == "W4A16":
-        scheme.weights.group_size = settings.group_size or DEFAULT_GROUP_SIZE
-    gptq = GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])
-    return [SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH), gptq] if settings.algorithm == "SmoothQuantGPTQ" else [gptq]

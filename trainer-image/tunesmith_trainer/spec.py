@@ -168,13 +168,27 @@ class Output(Contract):
     artifacts: list[ArtifactName]
 
 
+class Calibration(Contract):
+    """What a variant is calibrated on: at most so many tokens, of the training rows or of rows of its own."""
+
+    max_tokens: Positive
+    dataset: DataSource | None = None
+
+
 class Quantization(Contract):
-    """How a variant's weights are quantized."""
+    """How a variant's weights are quantized; calibrated on a number of training rows, or as `calibration` says."""
 
     scheme: Literal["W8A8", "W4A16"]
     algorithm: Literal["SmoothQuantGPTQ", "GPTQ"]
-    num_calibration_samples: Positive
+    num_calibration_samples: Positive | None = None
+    calibration: Calibration | None = None
     group_size: Positive | None = None
+
+    @model_validator(mode="after")
+    def _calibrated_one_way(self) -> Quantization:
+        if (self.num_calibration_samples is None) == (self.calibration is None):
+            raise ValueError("exactly one of numCalibrationSamples, calibration must be given")
+        return self
 
 
 class Variant(Contract):

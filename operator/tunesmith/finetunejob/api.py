@@ -204,12 +204,36 @@ class Output(Block):
     )
 
 
+class Calibration(Block):
+    """What a variant is calibrated on."""
+
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=16777216,
+        description="At most so many tokens, of all rows there are. They need 2 bytes x tokens x hidden size of memory. Default: 1048576.",
+    )
+    dataset: DataSource | None = Field(None, description="Rows of its own. Default: the training rows.")
+
+
 class Quantization(Block):
     """llmcompressor oneshot."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!(has(self.numCalibrationSamples) && has(self.calibration))", "at most one of `numCalibrationSamples`, `calibration`", ".calibration"
+            )
+        )
+    )
+
     scheme: Literal["W8A8", "W4A16"] = Field(description="compressed-tensors scheme: bits of weights and activations.")
     algorithm: Literal["SmoothQuantGPTQ", "GPTQ"] = Field(description="SmoothQuantGPTQ is for W8A8.")
-    num_calibration_samples: int | None = Field(None, ge=1, le=4096, description="Training rows calibrated on. Default: 128.")
+    num_calibration_samples: int | None = Field(None, ge=1, le=4096, description="Training rows calibrated on, instead of `calibration`.")
+    calibration: Calibration | None = Field(
+        None,
+        description="Refused with fewer tokens than the widest quantized layer has inputs, warned of below 16 times as many.",
+    )
     group_size: int | None = Field(None, ge=8, le=4096, description="W4A16 only: must divide the width of every linear layer. Default: 128.")
 
 

@@ -65,7 +65,7 @@ def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping
         training=defaults.training(spec),
         parallelism=defaults.parallelism(spec),
         output=defaults.output(spec),
-        variants=defaults.variants(spec) or None,
+        variants=defaults.variants(spec, contract_version(status["resolved"])) or None,
     )
     rooms = {stage.lower(): _room(defaults.resources(spec, stage)) for stage in ("Train", "Finalize", "Quantize")}
     return contract.PrepareInput(**common, output_uri=spec["output"]["uri"], run=run, pods=contract.Pods(**rooms))
@@ -112,7 +112,7 @@ def _finalize(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mappin
 
 def _quantize(spec: Mapping[str, Any], status: Mapping[str, Any], name: str, common: Mapping[str, Any]) -> contract.QuantizeInput:
     merged = next(artifact for artifact in status["artifacts"] if artifact["name"] == "Merged")
-    variant = next(variant for variant in defaults.variants(spec) if variant["name"] == name)
+    variant = next(variant for variant in defaults.variants(spec, contract_version(status["resolved"])) if variant["name"] == name)
     length = contract.QuantizeTraining(max_length=defaults.training(spec)["maxLength"])
     return contract.QuantizeInput(**common, model=_pinned(merged), variant=variant, training=length)
 

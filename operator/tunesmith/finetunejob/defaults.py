@@ -22,6 +22,8 @@ TRAINING: Block = {
     "seed": 42,
     "overrides": {},
 }
+CALIBRATION_SINCE = 2
+"""The contract version that has `calibration`; images before it are given the number of rows that was their default."""
 CHECKPOINTS: Block = {"everySteps": 200, "keep": 2, "gracePeriodSeconds": 120}
 
 
@@ -75,14 +77,18 @@ def artifacts(spec: Mapping[str, Any]) -> list[str]:
     return [*wanted, "Merged"] if spec.get("variants") and "Merged" not in wanted else wanted
 
 
-def variants(spec: Mapping[str, Any]) -> list[Block]:
-    """`spec.variants`."""
-    return [variant | {"quantization": _quantization(variant["quantization"])} for variant in spec.get("variants", ())]
+def variants(spec: Mapping[str, Any], version: int) -> list[Block]:
+    """`spec.variants` as images of a contract version take them."""
+    return [variant | {"quantization": _quantization(variant["quantization"], version)} for variant in spec.get("variants", ())]
 
 
-def _quantization(given: Mapping[str, Any]) -> Block:
-    group_size = {"groupSize": 128} if given["scheme"] == "W4A16" else {}
-    return {"numCalibrationSamples": 128} | group_size | dict(given)
+def _quantization(given: Mapping[str, Any], version: int) -> Block:
+    block = ({"groupSize": 128} if given["scheme"] == "W4A16" else {}) | dict(given)
+    if "numCalibrationSamples" in given:
+        return block
+    if version < CALIBRATION_SINCE:
+        return {name: value for name, value in block.items() if name != "calibration"} | {"numCalibrationSamples": 128}
+    return block | {"calibration": {"maxTokens": 1048576} | given.get("calibration", {})}
 
 
 def resources(spec: Mapping[str, Any], stage: str) -> Block:

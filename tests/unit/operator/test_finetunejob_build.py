@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tests.orders import orders
 from tests.unit.operator.makers import World, as_yaml, finetunejob, variant
 from tunesmith import contract, pods
-from tunesmith.finetunejob import api
+from tunesmith.finetunejob import api, defaults
 from tunesmith.finetunejob.api import Spec, references
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
@@ -181,3 +181,19 @@ def test_claims_are_found_at_any_depth() -> None:
 )
 def test_a_setting_that_looks_like_a_uri_mounts_no_volume(block: dict[str, Any]) -> None:
     assert pods.claims({"uri": "pvc://models/base", "block": block}) == ["models"]
+
+
+@pytest.mark.parametrize(
+    ("given", "version", "made"),
+    [
+        ({}, 1, {"numCalibrationSamples": 128}),
+        ({}, 2, {"calibration": {"maxTokens": 1048576}}),
+        ({"calibration": {"maxTokens": 4096}}, 2, {"calibration": {"maxTokens": 4096}}),
+        ({"numCalibrationSamples": 16}, 1, {"numCalibrationSamples": 16}),
+        ({"numCalibrationSamples": 16}, 2, {"numCalibrationSamples": 16}),
+    ],
+)
+def test_a_variant_is_calibrated_as_its_spec_says_and_by_default_as_its_image_can(given: Object, version: int, made: Object) -> None:
+    block = {"scheme": "W8A8", "algorithm": "GPTQ"}
+    (found,) = defaults.variants({"variants": [{"name": "small", "quantization": block | given}]}, version)
+    assert found == {"name": "small", "quantization": block | made}

@@ -1,0 +1,79 @@
+"""Merged says what was trained, or Finalize ends with an error."""
+
+import pytest
+
+from tests.trainer.models import OBJECT
+from tunesmith_trainer import finalize
+from tunesmith_trainer.contract import FinalizeInput
+from tunesmith_trainer.errors import StageError
+
+LORA = {"lora": {"r": 4, "loraAlpha": 8, "loraDropout": "0", "targetModules": ["all-linear"]}}
+
+
+@pytest.fixture(scope="module")
+def adapter(zoo, tmp_path_factory):
+    """An adapter of the tiny model that changes what it says, as a checkpoint holds it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(finalize.load(zoo.root / "models" / "base"), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    chance = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=chance))
+    folder = tmp_path_factory.mktemp("adapter")
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def write(zoo, target, base="models/base", adapter=None, saved=None):
+    stage = FinalizeInput.model_validate({
+        "schemaVersion": 2, "stage": "Finalize", "attempt": 1, "device": "CPU", "object": OBJECT, "runURI": "pvc://models/run",
+        "model": {"uri": f"pvc://{base}"}, "adapter": adapter, "checkpoint": {"uri": "pvc://x", "step": 7}, "artifacts": ["Merged"],
+    })  # fmt: skip
+    return finalize.write_merged(stage, zoo.root / base, saved, target)
+
+
+def test_merged_has_what_the_adapter_changed(in_zoo, adapter, tmp_path):
+    found = write(in_zoo, tmp_path, adapter=LORA, saved=adapter)
+    assert 0.9 < found.effect_share < 1.1
+    assert 0 < found.logits_error < finalize.BOUNDS[1] / 3
+    assert found.tokens > 50
+
+
+@pytest.mark.parametrize("variant", ["w8a8", "w4a16"])
+def test_quantized_base_merge_has_what_the_adapter_changed(in_zoo, adapter, tmp_path, variant):
+    found = write(in_zoo, tmp_path, base=f"models/run/variants/{variant}", adapter=LORA, saved=adapter)
+    assert 0.9 < found.effect_share < 1.1
+
+
+@pytest.mark.parametrize(("times", "told"), [(0.0, "NoEffect"), (0.2, "OutputDiffers"), (2.0, "OutputDiffers")])
+def test_a_merge_that_adds_another_than_the_adapter_is_an_error(in_zoo, adapter, tmp_path, monkeypatch, times, told):
+    own = finalize.merge
+
+    def wrong(tuned):
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.data *= times
+        return own(tuned)
+
+    monkeypatch.setattr(finalize, "merge", wrong)
+    with pytest.raises(StageError) as caught:
+        write(in_zoo, tmp_path, adapter=LORA, saved=adapter)
+    assert caught.value.reason == told
+
+
+def test_full_fine_tuning_that_changed_nothing_in_bf16_is_no_success(in_zoo, tmp_path):
+    with pytest.raises(StageError) as caught:
+        write(in_zoo, tmp_path, saved=in_zoo.root / "models" / "base")
+    assert caught.value.reason == "NoEffect"
+
+
+def test_rows_that_cannot_be_rendered_whole_do_not_lose_a_training(in_zoo, adapter, tmp_path, monkeypatch):
+    def refuse(rows, _):
+        list(rows)
+        raise StageError("InvalidDataset", "the model's chat template refuses this row")
+
+    monkeypatch.setattr(finalize.calibration, "encode", refuse)
+    assert write(in_zoo, tmp_path, adapter=LORA, saved=adapter).tokens == 64
