@@ -63,8 +63,20 @@ def save(model: Any, target: Path) -> None:
 
 
 def read_again(target: Path, precision: Precision) -> Any:
-    """Return a variant as Evaluate reads it; raises what transformers raises, and ValueError where it takes a layer for quantized that is not."""
-    model = evaluate.load_model(target, precision, "CPU")
+    """Return a variant as Evaluate reads it.
+
+    Raises what transformers raises, and ValueError where tensors are not found or not known, or a layer is taken for quantized that is not.
+    """
+    lost = None
+    try:
+        model = evaluate.load_model(target, precision, "CPU")
+    except StageError as error:
+        if error.reason != "InvalidModel":
+            raise
+        # No word on the user's model: raised anew, so that its reason is not taken for the stage's.
+        lost = error.message
+    if lost is not None:
+        raise ValueError(lost)
     alone = set(left_alone(model))
     wrong = [name for name, module in model.named_modules() if name in alone and getattr(module, "quantization_scheme", None)]
     if wrong:

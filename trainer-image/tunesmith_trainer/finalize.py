@@ -32,8 +32,10 @@ TEMPLATES = "additional_chat_templates"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 # How far the logits of Merged may be from those trained (fidelity.py), without an adapter and with one, whose sum with the base is rounded.
 BOUNDS = (0.01, 0.25)
-# How much of training's step in the logits Merged may have made. Rounding alone takes a part of a very small step.
+# How much of training's step in the logits Merged may have made, where the step is large enough to be told from rounding: computing with
+# the adapter beside the base in bf16, instead of in it, moves logits by 0.04 of their size (SmolLM2-135M) where the adapter is next to zero.
 SHARES = (0.4, 1.6)
+SMALLEST_STEP = 0.1
 NO_EFFECT = (
     "the learning rate may be too small, every token may be outside the loss (see data/sample.json), or the adapter could not be added to the base"
 )
@@ -142,7 +144,8 @@ def compare(untrained: list[Any], trained: list[Any], written: list[Any], bound:
     """Return how far the logits of the written model are from those that were trained; raises StageError(OutputDiffers)."""
     found, share = fidelity.compare(trained, written), fidelity.share(untrained, trained, written)
     fidelity.require(found, bound, "the merged model as it was written does not say what was trained")
-    if share is not None and not SHARES[0] <= share <= SHARES[1]:
+    step = fidelity.compare(untrained, trained).error
+    if share is not None and step >= SMALLEST_STEP and not SHARES[0] <= share <= SHARES[1]:
         raise StageError(
             "OutputDiffers", f"the merged model as it was written has {share:.2f} times what training changed in the logits, and once is right"
         )
