@@ -190,6 +190,14 @@ def test_moe_experts_that_peft_cannot_adapt_are_refused_in_its_words(changes, wo
         adapted("qwen3_moe", **changes)
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "o_proj"], ["layers.3.self_attn.q_proj"]])
+def test_moe_attention_alone_is_adapted_with_dropout(tmp_path, tokenizer, targets):
+    config = mixture("mixtral")
+    config.num_hidden_layers = 4
+    config.save_pretrained(tmp_path)
+    trial.check(tmp_path, run_of(**lora(targetModules=targets, loraDropout="0.05")), tokenizer)
+
+
 def test_layers_that_gpt2_calls_conv1d_are_linear_ones():
     config = {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 256}
     from transformers import GPT2Config

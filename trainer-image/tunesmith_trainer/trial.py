@@ -176,7 +176,6 @@ def _try(small: Any, run: Run, training: Training, tokenizer: Any) -> Exception 
 
 def _step(small: Any, run: Run, training: Training, tokenizer: Any, folder: str) -> None:
     from datasets import Dataset
-    from peft import get_peft_model
     from transformers import PrinterCallback
     from transformers.integrations import KubeflowCallback
     from trl.trainer.sft_config import SFTConfig
@@ -189,11 +188,8 @@ def _step(small: Any, run: Run, training: Training, tokenizer: Any, folder: str)
     arguments |= {"max_steps": 1, "gradient_accumulation_steps": 1, "max_length": min(training.max_length, TOKENS)}
     arguments["per_device_train_batch_size"] = min(training.per_device_train_batch_size, 2)
     arguments["dataloader_num_workers"] = min(arguments.get("dataloader_num_workers", 0), 1)
-    model = shrink.build(small, "cpu")
+    model = _adapted(small, run.adapter)
     words = model.get_input_embeddings().num_embeddings
-    if run.adapter is not None:
-        every = run.adapter.lora.model_copy(update={"target_modules": ["all-linear"]}) if run.adapter.lora else None
-        model = get_peft_model(model, loop.lora_config(Adapter(lora=every)))
     rows = [[(8 + row + token) % words for token in range(TOKENS)] for row in range(ROWS)]
     dataset = Dataset.from_dict({"input_ids": rows, "labels": rows}, features=loop.FEATURES)
     trainer = Trainer(model=model, args=SFTConfig(**arguments), processing_class=tokenizer, train_dataset=dataset)
@@ -204,6 +200,21 @@ def _step(small: Any, run: Run, training: Training, tokenizer: Any, folder: str)
         trainer.optimizer = trainer.lr_scheduler = None
         trainer.args.optim = STEPPING[0]
     trainer.train()
+
+
+def _adapted(small: Any, adapter: Adapter | None) -> Any:
+    """Return a tiny model with a run's adapter, or with one of all linear layers where it has not those that the adapter names."""
+    from peft import get_peft_model
+
+    from tunesmith_trainer import loop
+
+    if adapter is None or adapter.lora is None:
+        return shrink.build(small, "cpu")
+    with suppress(ValueError):
+        return get_peft_model(shrink.build(small, "cpu"), loop.lora_config(adapter))
+    # Without dropout, which experts do not take: these may be none of the layers that are named.
+    every = adapter.lora.model_copy(update={"target_modules": ["all-linear"], "lora_dropout": "0"})
+    return get_peft_model(shrink.build(small, "cpu"), loop.lora_config(Adapter(lora=every)))
 
 
 @contextmanager
