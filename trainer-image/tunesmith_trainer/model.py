@@ -15,15 +15,12 @@ PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's config says: its size, its longest context, its class, and its linear layers' input widths."""
+    """What a model's config says: its class, its size and its longest context."""
 
     architecture: str
     parameters: int
     context_length: int
-    hidden_size: int
-    layers: int
-    vocabulary: int
-    linears: dict[str, tuple[int, int]]
+    """0: it names none."""
 
 
 def refuse_unsafe(folder: Path, uri: str) -> None:
@@ -93,16 +90,10 @@ def inspect(folder: Path) -> ModelFacts:
 
 
 def _facts(text: Any, model: Any) -> ModelFacts:
-    import torch
-
     return ModelFacts(
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         context_length=int(getattr(text, "max_position_embeddings", 0) or 0),
-        hidden_size=int(text.hidden_size),
-        layers=int(text.num_hidden_layers),
-        vocabulary=int(text.vocab_size),
-        linears={name: (module.in_features, module.out_features) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)},
     )
 
 
