@@ -203,6 +203,32 @@ def test_a_whole_model_is_not_refused(folder, what):
     assert loading.check(folder, URI) == 512
 
 
+# What old versions of transformers saved, by the architectures that computed it: a mask, its value, and angles of positions.
+OLD_BUFFERS = {
+    "gpt2": ("transformer.h.0.attn", {"bias": (1, 1, 8, 8), "masked_bias": ()}),
+    "gptj": ("transformer.h.0.attn", {"bias": (1, 1, 8, 8), "masked_bias": ()}),
+    "gpt_neo": ("transformer.h.0.attn.attention", {"bias": (1, 1, 8, 8), "masked_bias": ()}),
+    "gpt_bigcode": ("transformer.h.0.attn", {"bias": (8, 8)}),
+    "codegen": ("transformer.h.0.attn", {"causal_mask": (1, 1, 8, 8)}),
+    "falcon": ("transformer.h.0.self_attention", {"maybe_rotary.inv_freq": (8,)}),
+}
+
+
+@pytest.mark.parametrize("kind", OLD_BUFFERS)
+def test_masks_that_old_versions_saved_are_not_missed(tmp_path, kind):
+    import torch
+    from transformers import CONFIG_MAPPING
+
+    module, buffers = OLD_BUFFERS[kind]
+    shrink.build(next(shrink.candidates(CONFIG_MAPPING[kind]())), "cpu").save_pretrained(tmp_path)
+    tensors(lambda found: found | {f"{module}.{name}": torch.ones(shape) for name, shape in buffers.items()})(tmp_path)
+    loading.check(tmp_path, URI)
+    loading.load(tmp_path)
+    tensors(lambda found: found | {f"{module}.q_bias": torch.ones(8)})(tmp_path)
+    with pytest.raises(StageError, match="q_bias"):
+        loading.check(tmp_path, URI)
+
+
 @pytest.mark.parametrize("change", [without("lm_head"), tensors(a_column_less), without(".layers.1.")])
 def test_weights_broken_are_refused_by_every_stage_that_loads_them(folder, change):
     change(folder)

@@ -35,6 +35,9 @@ ADVICE = (
         "the weights are quantized, and config.json does not say how: take the config.json that belongs to them, or the model before quantization",
     ),
 )
+# Masks and angles that old versions of transformers saved with a model, and that it computes today; of some architectures it knows
+# that they are not to be missed.
+COMPUTED = re.compile(r"\.attn(\.attention)?\.(bias|masked_bias|causal_mask)$|\.(maybe_)?rotary(_emb)?\.(inv_freq|cos_cached|sin_cached)$")
 COPY_AGAIN = "copy the model again, with all its files and its own config.json"
 # Settings by which a tokenizer names tokens of images and sounds, of which a model of text has no embedding.
 MODALITIES = re.compile(r"(image|video|audio|vision|boi|eoi|boa|eoa|bov|eov)\w*_token$")
@@ -260,7 +263,8 @@ def refuse(
     architecture: str, count: int, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[Any, ...]], given: Iterable[str] = ()
 ) -> None:
     """Raise Unfit for what a loader of transformers reports: of `count` tensors some missing, some unknown, some of another shape."""
-    lacking, unknown, shapes = sorted(missing), sorted(unexpected), sorted(mismatched)
+    lacking, shapes = sorted(missing), sorted(mismatched)
+    unknown = sorted(name for name in unexpected if not COMPUTED.search(name))
     problems = []
     if lacking:
         problems.append(f"it lacks {len(lacking)} of its {count} tensors ({_some(lacking)}), which loading would fill with random numbers")
