@@ -1,5 +1,7 @@
 """Merged says what was trained, or Finalize ends with an error."""
 
+import shutil
+
 import pytest
 
 from tests.trainer.models import OBJECT
@@ -68,6 +70,18 @@ def test_a_merge_that_adds_another_than_the_adapter_is_an_error(in_zoo, adapter,
     with pytest.raises(StageError) as caught:
         write(in_zoo, tmp_path, adapter=LORA, saved=adapter)
     assert caught.value.reason == told
+
+
+def test_a_checkpoint_without_the_adapter_of_one_layer_is_an_error(in_zoo, adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    saved = shutil.copytree(adapter, tmp_path / "saved")
+    tensors = load_file(saved / "adapter_model.safetensors")
+    del tensors[next(name for name in sorted(tensors) if "layers.1." in name and "lora_B" in name)]
+    save_file(tensors, saved / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(StageError, match=r"Found missing adapter keys.*layers\.1\.") as caught:
+        write(in_zoo, tmp_path / "merged", adapter=LORA, saved=saved)
+    assert caught.value.reason == "OutputDiffers"
 
 
 def test_full_fine_tuning_that_changed_nothing_in_bf16_is_no_success(in_zoo, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -109,9 +110,7 @@ def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) ->
     model = load(base)
     before, untrained = fingerprints(model), fidelity.logits(model, rows)
     if stage.adapter:
-        from peft import PeftModel
-
-        tuned = PeftModel.from_pretrained(model, str(saved))
+        tuned = adapted(model, saved)
         trained = fidelity.logits(tuned, rows)
         model = merge(tuned)
         del tuned
@@ -166,6 +165,18 @@ def _hash(tensor: Any) -> str:
     import torch
 
     return hashlib.blake2b(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy()).hexdigest()
+
+
+def adapted(model: Any, saved: Path) -> Any:
+    """Return a model with a checkpoint's adapter; raises StageError(OutputDiffers) where that lacks a layer's, of which PEFT warns alone."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, str(saved))
+        except UserWarning as error:
+            raise StageError("OutputDiffers", f"the checkpoint's adapter does not fit the model: {error}") from error
 
 
 def merge(model: Any) -> Any:
