@@ -27,6 +27,7 @@ TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 TORCH_NAMES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 # By what is in the names of tensors that a model does not know: what was saved, and what to do.
 ADVICE = (
+    (r"^(v_head|score|classifier|regression_head)\.", "the model was saved with a head of another task: save the causal language model without it"),
     (r"^(module|_forward_module)\.", "the model was saved from within DDP or DeepSpeed: save the unwrapped model (accelerate's unwrap_model)"),
     (r"_orig_mod\.", "the model was saved compiled: save the model that torch.compile was given"),
     (r"\blora_[AB]\b|\.base_layer\.", "an adapter lies in the model: merge it (PEFT's merge_and_unload) and save the model then"),
@@ -128,6 +129,8 @@ def _weight_files(folder: Path) -> list[Path]:
     else:
         raise Unfit(f"there is neither {SINGLE} nor {INDEX}, only {_some(sorted(present)) or 'no weights at all'}: {COPY_AGAIN}")
     if stray := sorted(present - names):
+        if (folder / INDEX).is_file() and any(name.startswith("consolidated") for name in stray):
+            why = "vLLM would load it (Mistral's own format) and transformers would not"
         raise Unfit(f"{_some(stray)} lies beside the model's weights, and {why}: delete it, or copy the model again with its own {INDEX}")
     return [folder / name for name in sorted(names)]
 

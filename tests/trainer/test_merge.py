@@ -84,6 +84,22 @@ def test_a_checkpoint_without_the_adapter_of_one_layer_is_an_error(in_zoo, adapt
     assert caught.value.reason == "OutputDiffers"
 
 
+def test_a_tensor_that_is_not_read_as_it_was_merged_is_an_error(in_zoo, adapter, tmp_path, monkeypatch):
+    """One layer of many hardly moves the logits."""
+    own = finalize.load
+
+    def load(folder, config_of=None):
+        model = own(folder, config_of)
+        if folder == tmp_path:
+            model.get_submodule("model.layers.1.mlp.up_proj").weight.data *= 1.01
+        return model
+
+    monkeypatch.setattr(finalize, "load", load)
+    with pytest.raises(StageError, match=r"layers\.1\.mlp\.up_proj\.weight") as caught:
+        write(in_zoo, tmp_path, adapter=LORA, saved=adapter)
+    assert caught.value.reason == "OutputDiffers"
+
+
 def test_full_fine_tuning_that_changed_nothing_in_bf16_is_no_success(in_zoo, tmp_path):
     with pytest.raises(StageError) as caught:
         write(in_zoo, tmp_path, saved=in_zoo.root / "models" / "base")

@@ -109,6 +109,10 @@ BROKEN = {
         after_sharding(lambda folder, shards: shutil.copy(folder / shards[0], folder / "model-00001-of-00002.safetensors")),
         "model-00001-of-00002.safetensors lies beside the model's weights, and model.safetensors.index.json does not name it",
     ),
+    "Mistral's own format beside the shards": (
+        after_sharding(lambda folder, shards: shutil.copy(folder / shards[0], folder / "consolidated.safetensors")),
+        "consolidated.safetensors lies beside the model's weights, and vLLM would load it (Mistral's own format)",
+    ),
     "an index that is no index": (
         after_sharding(lambda folder, _: (folder / "model.safetensors.index.json").write_text("{}")),
         "model.safetensors.index.json has no weight_map",
@@ -132,7 +136,7 @@ BROKEN = {
     "an adapter in it": (renamed(lambda name: name.replace("q_proj.", "q_proj.base_layer.")), "merge it (PEFT's merge_and_unload)"),
     "a tensor more": (
         tensors(lambda found: found | {"v_head.summary.weight": found["lm_head.weight"].clone()}),
-        "tensors that LlamaForCausalLM does not have: 1 (v_head.summary.weight)",
+        "tensors that LlamaForCausalLM does not have: 1 (v_head.summary.weight). What to do: the model was saved with a head of another task",
     ),
     "another shape": (tensors(a_column_less), "model.layers.0.self_attn.q_proj.weight is 64 x 63 in the files and 64 x 64 by config.json"),
     "another vocabulary": (config(vocab_size=600), "lm_head.weight is 512 x 64 in the files and 600 x 64 by config.json"),

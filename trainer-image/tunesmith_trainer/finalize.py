@@ -14,6 +14,7 @@ from tunesmith_trainer import calibration, card, checkpoint, dataset, fidelity, 
 from tunesmith_trainer.contract import Artifact, Fidelity, FinalizeAnswer, FinalizeInput, StageInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import load_tokenizer
+from tunesmith_trainer.weights import quantization
 
 INPUT: type[StageInput] = FinalizeInput
 # Files that make up a tokenizer. They are copied, not saved anew: the artefact speaks the base model's own template.
@@ -118,10 +119,16 @@ def write_merged(stage: FinalizeInput, base: Path, saved: Path, folder: Path) ->
         del model
         model = load(saved, config_of=base)
         trained = fidelity.logits(model, rows)
+    made = fingerprints(model)
     generation.make_savable(model).save_pretrained(folder)
     del model
     again = load(folder)
-    if fingerprints(again) == before:
+    read = fingerprints(again)
+    # A quantized base, which older releases let pass, is in memory otherwise than in its file.
+    if not quantization(base) and (lost := sorted(name for name in made if read.get(name) != made[name])):
+        message = f"{len(lost)} of {len(made)} tensors of the merged model ({', '.join(lost[:3])}) are not in its files as they were merged"
+        raise StageError("OutputDiffers", message)
+    if read == before:
         raise StageError("NoEffect", f"the model at step {stage.checkpoint.step} is its base, tensor for tensor in bf16: {NO_EFFECT}")
     return compare(untrained, trained, fidelity.logits(again, rows), BOUNDS[stage.adapter is not None])
 
@@ -191,6 +198,8 @@ def merge(model: Any) -> Any:
         layer.float()
         layer.merge(safe_merge=True)
         layer.bfloat16()
+        if not layer.merged:
+            raise StageError("OutputDiffers", f"PEFT did not merge the adapter into {type(layer).__name__}: ask for the artefact Adapter alone")
     return model.merge_and_unload()
 
 

@@ -62,7 +62,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Some settings are first looked at when a text is encoded.
+        tokenizer("a")
     except Exception as error:  # transformers raises many kinds here; but for what is around us, all mean the same to the user
         raise_surroundings(error)
         raise StageError("InvalidModel", f"the model's tokenizer cannot be loaded: {error}") from error
