@@ -251,6 +251,12 @@ WRITTEN = {
     "positions of a kind that is not known": (rewritten("config.json", rope_parameters={"rope_type": "nonsense"}), {}, "InvalidModel", "nonsense"),
     "settings of generation that are none": (written("models/base/generation_config.json", "[]"), {}, "InvalidModel", "generation_config.json"),
     "a cut tokenizer": (written("models/base/tokenizer.json", '{"version": '), {}, "InvalidModel", "tokenizer"),
+    "a tokenizer's length that is a word": (
+        rewritten("tokenizer_config.json", model_max_length="long"),
+        {},
+        "InvalidModel",
+        "the model's tokenizer cannot be loaded",
+    ),
     "a template that is cut": (written("models/base/chat_template.jinja", "{% for"), {}, None, "template"),
     "a row that is a list": (with_rows("[]"), NOTHING, "InvalidDataset", "row 1"),
     "a row without its key": (with_rows('{"text": "a"}'), NOTHING, "InvalidDataset", "row 1"),
