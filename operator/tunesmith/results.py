@@ -181,6 +181,7 @@ class Fidelity(Answered):
     logits_error: Figure
     same_token: Figure
     tokens: int
+    layer_error: Figure | None = None
     smoothing_error: Figure | None = None
     effect_share: Figure | None = None
 

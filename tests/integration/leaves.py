@@ -18,7 +18,21 @@ ITEM = "[]"
 HOUR = 3600
 _ITEMS: dict[str, Object] = {"tolerations": {"key": "gpu", "effect": "NoExecute"}}
 """Items of lists whose fields depend on one another: each of them can be changed here by itself."""
-_TEXTS = ("3", "4", "0.25", "0.5", "pvc://models/other", "pvc://models/third", "other", "third", "example.com/gpu", "example.com/tpu", "Merged")
+_TEXTS = (
+    "3",
+    "4",
+    "0.25",
+    "0.5",
+    "pvc://models/other",
+    "pvc://models/third",
+    "other",
+    "third",
+    "example.com/gpu",
+    "example.com/tpu",
+    "Merged",
+    "80Gi",
+    "40Gi",
+)
 
 
 def schema_of(kind: str) -> Object:

@@ -43,7 +43,7 @@ def test_the_effect_is_read_from_the_weights_and_not_from_what_the_config_claims
 def test_a_quantization_that_changed_nothing_is_an_error(in_zoo, monkeypatch):
     def do_nothing(_, source, target):
         shutil.copytree(source, target)
-        return quantize.Made(rows=8, tokens=80, probes=[], before=[])
+        return quantize.Made(rows=8, tokens=80, probes=[], before=[], layers=[])
 
     monkeypatch.setattr(quantize, "calibrate_and_save", do_nothing)
     with pytest.raises(StageError) as caught:
@@ -96,6 +96,7 @@ def test_the_result_says_how_far_a_variant_is_from_its_model(in_zoo, name):
     found = in_zoo.variants[name].fidelity
     assert 0 < found.logits_error < quantize.BOUNDS[name.upper()] / 2
     assert found.same_token > 0.5
+    assert 0 < found.layer_error < quantize.LAYER_BOUND / 2
     assert (found.smoothing_error is None) == (name == "w4a16")
     assert f"{found.logits_error}" in (in_zoo.root / "models" / "run" / "variants" / name / "README.md").read_text()
 
@@ -103,7 +104,29 @@ def test_the_result_says_how_far_a_variant_is_from_its_model(in_zoo, name):
 def made_of(base):
     """What Quantize remembers of a model before it is quantized."""
     rows = [[3 + (7 * row + 5 * place) % 200 for place in range(20)] for row in range(4)]
-    return quantize.Made(rows=4, tokens=80, probes=rows, before=fidelity.logits(evaluate.load_model(base, "BF16", "CPU"), rows))
+    model = evaluate.load_model(base, "BF16", "CPU")
+    layers = fidelity.pass_through(model, compression.decoder_layers(model), rows)
+    return quantize.Made(rows=4, tokens=80, probes=rows, before=fidelity.logits(model, rows), layers=layers)
+
+
+def test_one_broken_layer_of_many_is_found_though_logits_hardly_move(tmp_path):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 256}
+    LlamaForCausalLM(LlamaConfig(num_hidden_layers=24, initializer_range=0.1, **sizes)).to(torch.bfloat16).save_pretrained(tmp_path)
+    made, spoilt = made_of(tmp_path), evaluate.load_model(tmp_path, "BF16", "CPU")
+    with torch.no_grad():
+        weight = spoilt.model.layers[9].mlp.down_proj.weight
+        weight.copy_(weight.flip(0))
+    assert fidelity.compare(made.before, fidelity.logits(spoilt, made.probes)).error < quantize.BOUNDS["W4A16"]
+    layers = compression.decoder_layers(spoilt)
+    number, error = fidelity.worst_layer(made.layers, fidelity.pass_through(spoilt, layers, made.probes, made.layers), len(layers))
+    assert number == 9
+    assert error > quantize.LAYER_BOUND
+    whole = fidelity.pass_through(evaluate.load_model(tmp_path, "BF16", "CPU"), layers, made.probes, made.layers)
+    assert fidelity.worst_layer(made.layers, whole, len(layers)) is None, "these are not the layers of that model"
 
 
 @pytest.mark.parametrize("harm", ["a layer's scales are lost", "a tensor is not there"])

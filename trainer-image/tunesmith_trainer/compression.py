@@ -142,8 +142,15 @@ def left_alone(model: Any) -> list[str]:
     ]
 
 
+def decoder_layers(model: Any) -> list[Any]:
+    """Return the decoder layers in their order; none where they cannot be told."""
+    import torch
+
+    return [layer for part in _decoder_layers(model) if isinstance(part, torch.nn.ModuleList) for layer in part]
+
+
 def _decoder_layers(model: Any) -> Iterator[Any]:
-    """Yield the decoder layers; where they cannot be told, the whole model without its head."""
+    """Yield what holds the decoder layers; where they cannot be told, the whole model without its head."""
     import torch
 
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)

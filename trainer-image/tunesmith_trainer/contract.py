@@ -341,6 +341,8 @@ class Fidelity(Contract):
     same_token: float
     """Share of tokens after which the likeliest token is the same."""
     tokens: Natural
+    layer_error: float | None = None
+    """Of a variant: of its worst decoder layer, whose outputs are off by so much of what it adds to its input."""
     smoothing_error: float | None = None
     """As logits_error, of the model that was smoothed and not yet quantized."""
     effect_share: float | None = None

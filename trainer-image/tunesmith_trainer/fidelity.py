@@ -1,11 +1,13 @@
-"""How far what one model says is from what another says: their logits over the same tokens.
+"""How far what one model says is from what another says: their logits over the same tokens, and the outputs of their layers.
 
-A model that was merged, smoothed or quantized is called good by this, and not by the form of its files.
+A model that was merged, smoothed or quantized is called good by this, and not by the form of its files. Logits alone do not show one
+broken layer of many, since all others pass on what they were given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -53,6 +55,59 @@ def _logits(model: Any, rows: list[list[int]]) -> Iterator[Any]:
         with torch.no_grad():
             yield model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].cpu()
     model.train(was_training)
+
+
+def pass_through(model: Any, layers: Sequence[Any], rows: list[list[int]], given: list[Any] | None = None) -> list[Any]:
+    """Return what each layer is given and makes of it, a row after another: pairs of (tokens x width), on the CPU; None for what is no tensor.
+
+    `given`: pairs of another model, whose inputs its layers get in place of their own, so that each is judged by itself.
+    """
+    import torch
+
+    found: list[Any] = []
+    inputs: list[Any] = []
+
+    def take(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        own = args[0] if args else kwargs.get("hidden_states")
+        other = given[len(found)] if given is not None and len(found) < len(given) else None
+        if isinstance(own, torch.Tensor) and other is not None and other[0].shape == own[0].shape:
+            own = other[0].unsqueeze(0).to(own)
+            args, kwargs = ((own, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": own})
+        inputs.append(own)
+        return args, kwargs
+
+    def keep(_: Any, args: Any, kwargs: Any, made: Any) -> None:
+        own, made = inputs.pop(), made[0] if isinstance(made, tuple) else made
+        alike = isinstance(own, torch.Tensor) and isinstance(made, torch.Tensor) and own.shape == made.shape
+        found.append((own[0].cpu(), made[0].cpu()) if alike else None)
+
+    handles = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in layers]
+    handles += [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        for _ in _logits(model, rows):
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def worst_layer(before: list[Any], after: list[Any], depth: int) -> tuple[int, float] | None:
+    """Return the number of the layer whose outputs are furthest away, and how far; None where they cannot be compared.
+
+    `before` and `after` are what `pass_through` returned of two models with `depth` layers each. The distance is that of the outputs in parts
+    of what the layer adds to its input, the median over all tokens: the first ones of a text are often much larger than all others.
+    """
+    if not depth or len(before) != len(after) or len(before) % depth or None in before or None in after:
+        return None
+    found = []
+    for number in range(depth):
+        parts: list[float] = []
+        for (source, old), (_, new) in zip(before[number::depth], after[number::depth], strict=True):
+            moved, added = (new.double() - old.double()).norm(dim=-1), (old.double() - source.double()).norm(dim=-1)
+            parts += (moved / added.clamp(min=1e-30)).tolist()
+        found.append((number, statistics.median(parts)))
+    return max(found, key=lambda pair: (pair[1] != pair[1], pair[1]))
 
 
 def compare(before: list[Any], after: list[Any]) -> Distance:
