@@ -58,7 +58,7 @@ def test_folder_of_files_which_were_read_is_known_with_their_rows(data):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("part-1.jsonl.gz", gzip.compress(lines(5))),
+        ("part-1.jsonl.gz", gzip.compress(lines(5), mtime=0)),
         ("part-1.jsonl.zst", b"x"),
         ("part-1.parquet", b"PAR1....PAR1"),
         ("PART.PARQUET", b"PAR1....PAR1"),
@@ -70,7 +70,7 @@ def test_folder_of_files_which_were_read_is_known_with_their_rows(data):
         ("rows.jsonl.bak", lines(5)),
         ("part-00000", lines(5)),
         ("shard.0", b"[1]"),
-        ("shard.1", gzip.compress(lines(5))),
+        ("shard.1", gzip.compress(lines(5), mtime=0)),
     ],
 )
 def test_folder_of_files_what_looks_like_data_and_is_not_read_is_refused_by_name(data, name, content):
@@ -140,7 +140,7 @@ def test_a_folder_without_data_is_refused(data):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (gzip.compress(lines(2)), "row 1: the file is a gzip file: unpack it"),
+        (gzip.compress(lines(2), mtime=0), "row 1: the file is a gzip file: unpack it"),
         (b"PAR1....PAR1", "row 1: the file is a Parquet file: write it as JSON Lines"),
         (b"PK\x03\x04....", "row 1: the file is a zip file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "row 1: the file is a pointer of Git LFS and not the data"),
