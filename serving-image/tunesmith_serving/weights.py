@@ -176,7 +176,7 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor]) -> int | None:
     """Compare a folder's tensors with those of its config's model, and return how many tokens that has embeddings for, if it says.
 
     Raises Unfit where tensors are missing, unknown, of another shape or kind, or two where config.json says that they are one; and
-    whatever transformers raises where it does not know the model or its quantization.
+    what transformers raises where it does not know the model or its quantization.
     """
     import torch
     from transformers.core_model_loading import convert_and_load_state_dict_in_model

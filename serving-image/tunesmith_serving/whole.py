@@ -58,7 +58,7 @@ def main(folder: Path) -> int:
     except weights.Unfit as error:
         print(error)
         return UNFIT
-    except Exception as error:  # whatever transformers raises for what it does not know
+    except Exception as error:  # transformers raises many kinds for what it does not know
         print(f"{type(error).__name__}: {error}".splitlines()[0])
         return UNKNOWN
     return 0

@@ -44,10 +44,10 @@ def real(measured: Measured, number: int) -> int:
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TUNESMITH_SCRATCH": str(measured.store.folder / f"shared-{number}-{rank}")}
         command = [sys.executable, "-m", "tests.bench.memory_shared", str(number)]
         processes.append(subprocess.Popen(command, env=os.environ | where | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    told = [process.communicate()[0] for process in processes]
-    figures = [line.removeprefix("most ") for text in told for line in text.splitlines() if line.startswith("most ")]
+    outputs = [process.communicate()[0] for process in processes]
+    figures = [line.removeprefix("most ") for text in outputs for line in text.splitlines() if line.startswith("most ")]
     if len(figures) < PROCESSES:
-        sys.exit("\n".join(text[-3000:] for text in told))
+        sys.exit("\n".join(text[-3000:] for text in outputs))
     return max(map(int, figures))
 
 

@@ -15,8 +15,8 @@ def main():
     found = {}
     for name, folder in asked["folders"].items():
         engine = LLM(model=folder, dtype="bfloat16", enforce_eager=True, max_model_len=128)
-        told = engine.generate({"prompt_token_ids": asked["row"]}, SamplingParams(max_tokens=1, prompt_logprobs=0))[0].prompt_logprobs
-        found[name] = [entry[token].logprob for entry, token in zip(told[1:], asked["row"][1:], strict=True)]
+        said = engine.generate({"prompt_token_ids": asked["row"]}, SamplingParams(max_tokens=1, prompt_logprobs=0))[0].prompt_logprobs
+        found[name] = [entry[token].logprob for entry, token in zip(said[1:], asked["row"][1:], strict=True)]
         del engine
         gc.collect()
     print(json.dumps(found))

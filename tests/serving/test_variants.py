@@ -35,8 +35,8 @@ def said(tmp_path_factory):
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     serve = [sys.executable, str(HERE / "prompt_logprobs.py")]
-    told = subprocess.run(serve, env=offline | machine, input=asked, check=True, stdout=subprocess.PIPE, text=True)
-    return {"transformers": json.loads(asked)["said"], "vllm": json.loads(told.stdout.splitlines()[-1])}
+    answer = subprocess.run(serve, env=offline | machine, input=asked, check=True, stdout=subprocess.PIPE, text=True)
+    return {"transformers": json.loads(asked)["said"], "vllm": json.loads(answer.stdout.splitlines()[-1])}
 
 
 def apart(some, others):

@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """The benchmark's parts on a model that is as narrow as tells anything."""
+    """The benchmark's parts on a model that is as narrow as shows anything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         return benchmark.Measured(tmp_path_factory.mktemp("memory"), "llama", SMALL)

@@ -56,8 +56,8 @@ def test_quantized_base_merge_that_cannot_be_read_is_no_success(in_zoo, adapter,
     assert caught.value.reason == "InvalidModel"
 
 
-@pytest.mark.parametrize(("times", "told"), [(0.0, "NoEffect"), (0.2, "OutputDiffers"), (2.0, "OutputDiffers")])
-def test_a_merge_that_adds_another_than_the_adapter_is_an_error(in_zoo, adapter, tmp_path, monkeypatch, times, told):
+@pytest.mark.parametrize(("times", "reason"), [(0.0, "NoEffect"), (0.2, "OutputDiffers"), (2.0, "OutputDiffers")])
+def test_a_merge_that_adds_another_than_the_adapter_is_an_error(in_zoo, adapter, tmp_path, monkeypatch, times, reason):
     own = finalize.merge
 
     def wrong(tuned):
@@ -69,7 +69,7 @@ def test_a_merge_that_adds_another_than_the_adapter_is_an_error(in_zoo, adapter,
     monkeypatch.setattr(finalize, "merge", wrong)
     with pytest.raises(StageError) as caught:
         write(in_zoo, tmp_path, adapter=LORA, saved=adapter)
-    assert caught.value.reason == told
+    assert caught.value.reason == reason
 
 
 def test_a_checkpoint_without_the_adapter_of_one_layer_is_an_error(in_zoo, adapter, tmp_path):

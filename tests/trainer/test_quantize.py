@@ -105,8 +105,8 @@ def made_of(base):
     """What Quantize remembers of a model before it is quantized."""
     rows = [[3 + (7 * row + 5 * place) % 200 for place in range(20)] for row in range(4)]
     model = evaluate.load_model(base, "BF16", "CPU")
-    layers = fidelity.pass_through(model, compression.decoder_layers(model), rows)
-    return quantize.Made(rows=4, tokens=80, probes=rows, before=fidelity.logits(model, rows), layers=layers)
+    before, layers = fidelity.pass_through(model, compression.decoder_layers(model), rows)
+    return quantize.Made(rows=4, tokens=80, probes=rows, before=before, layers=layers)
 
 
 def test_one_broken_layer_of_many_is_found_though_logits_hardly_move(tmp_path):
@@ -122,10 +122,10 @@ def test_one_broken_layer_of_many_is_found_though_logits_hardly_move(tmp_path):
         weight.copy_(weight.flip(0))
     assert fidelity.compare(made.before, fidelity.logits(spoilt, made.probes)).error < quantize.BOUNDS["W4A16"]
     layers = compression.decoder_layers(spoilt)
-    number, error = fidelity.worst_layer(made.layers, fidelity.pass_through(spoilt, layers, made.probes, made.layers), len(layers))
+    number, error = fidelity.worst_layer(made.layers, fidelity.pass_through(spoilt, layers, made.probes, made.layers)[1], len(layers))
     assert number == 9
     assert error > quantize.LAYER_BOUND
-    whole = fidelity.pass_through(evaluate.load_model(tmp_path, "BF16", "CPU"), layers, made.probes, made.layers)
+    _, whole = fidelity.pass_through(evaluate.load_model(tmp_path, "BF16", "CPU"), layers, made.probes, made.layers)
     assert fidelity.worst_layer(made.layers, whole, len(layers)) is None, "these are not the layers of that model"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith_trainer import evaluate, generation, shrink, store
 from tunesmith_trainer.contract_eval import Precision
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.model import load_config
 from tunesmith_trainer.spec import Quantization, Variant
 
 # The W4A16 preset's group size (compressed-tensors), which holds where a variant names none.
@@ -73,7 +74,7 @@ def read_again(target: Path, precision: Precision) -> Any:
     except StageError as error:
         if error.reason != "InvalidModel":
             raise
-        # No word on the user's model: raised anew, so that its reason is not taken for the stage's.
+        # No word on the user's model: raised as another error, so that its reason is not taken for the stage's.
         lost = error.message
     if lost is not None:
         raise ValueError(lost)
@@ -86,9 +87,7 @@ def read_again(target: Path, precision: Precision) -> Any:
 
 def meta_model(folder: Path) -> Any:
     """Return a folder's model without memory for its weights."""
-    from transformers import AutoConfig
-
-    return shrink.build(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), "meta")
+    return shrink.build(load_config(folder), "meta")
 
 
 def widths(model: Any) -> list[int]:
@@ -143,14 +142,14 @@ def left_alone(model: Any) -> list[str]:
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    """Return the decoder layers in their order; none where they cannot be told."""
+    """Return the decoder layers in their order; none where they cannot be found."""
     import torch
 
     return [layer for part in _decoder_layers(model) if isinstance(part, torch.nn.ModuleList) for layer in part]
 
 
 def _decoder_layers(model: Any) -> Iterator[Any]:
-    """Yield what holds the decoder layers; where they cannot be told, the whole model without its head."""
+    """Yield what holds the decoder layers; where they cannot be found, the whole model without its head."""
     import torch
 
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)

@@ -57,8 +57,10 @@ def _logits(model: Any, rows: list[list[int]]) -> Iterator[Any]:
     model.train(was_training)
 
 
-def pass_through(model: Any, layers: Sequence[Any], rows: list[list[int]], given: list[Any] | None = None) -> list[Any]:
-    """Return what each layer is given and makes of it, a row after another: pairs of (tokens x width), on the CPU; None for what is no tensor.
+def pass_through(model: Any, layers: Sequence[Any], rows: list[list[int]], given: list[Any] | None = None) -> tuple[list[Any], list[Any]]:
+    """Return the logits, and what each layer is given and makes of it, a row after another.
+
+    These are pairs of (tokens x width), on the CPU; None for what is no tensor.
 
     `given`: pairs of another model, whose inputs its layers get in place of their own, so that each is judged by itself.
     """
@@ -84,12 +86,10 @@ def pass_through(model: Any, layers: Sequence[Any], rows: list[list[int]], given
     handles = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
     try:
-        for _ in _logits(model, rows):
-            pass
+        return logits(model, rows), found
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
 def worst_layer(before: list[Any], after: list[Any], depth: int) -> tuple[int, float] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith_trainer import calibration, card, checkpoint, dataset, fidelity, generation, loading, store
 from tunesmith_trainer.contract import Artifact, Fidelity, FinalizeAnswer, FinalizeInput, StageInput
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.model import load_tokenizer
+from tunesmith_trainer.model import load_config, load_tokenizer
 from tunesmith_trainer.weights import quantization
 
 INPUT: type[StageInput] = FinalizeInput
@@ -34,7 +34,7 @@ TEMPLATES = "additional_chat_templates"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 # How far the logits of Merged may be from those trained (fidelity.py), without an adapter and with one, whose sum with the base is rounded.
 BOUNDS = (0.01, 0.25)
-# How much of training's step in the logits Merged may have made, where the step is large enough to be told from rounding: computing with
+# How much of training's step in the logits Merged may have made, where the step is larger than rounding: computing with
 # the adapter beside the base in bf16, instead of in it, moves logits by 0.04 of their size (SmolLM2-135M) where the adapter is next to zero.
 SHARES = (0.4, 1.6)
 SMALLEST_STEP = 0.1
@@ -206,10 +206,8 @@ def merge(model: Any) -> Any:
 def load(folder: Path, config_of: Path | None = None) -> Any:
     """Return a folder's model in bf16, with its own config.json or another folder's."""
     import torch
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(config_of or folder, local_files_only=True, trust_remote_code=False)
-    return loading.load(folder, config=config, dtype=torch.bfloat16)
+    return loading.load(folder, config=load_config(config_of or folder), dtype=torch.bfloat16)
 
 
 def check_effect(stage: FinalizeInput, saved: Path) -> None:

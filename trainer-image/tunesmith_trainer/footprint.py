@@ -22,7 +22,7 @@ from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
+from transformers import AutoModelForCausalLM, masking_utils
 from trl.kernels import chunked_logprob
 from trl.trainer.utils import add_fused_lm_head
 
@@ -30,6 +30,7 @@ from tunesmith_trainer import settings
 from tunesmith_trainer.contract import Device, Run
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.loop import lora_config
+from tunesmith_trainer.model import load_config
 
 # Overrides by which training keeps other tensors than those that are measured.
 OTHER_KEEPING = ("activation_offloading", "torch_compile", "use_liger_kernel", "torchdynamo")
@@ -144,7 +145,7 @@ def measure(folder: Path, run: Run, device: Device, batch: Batch, *, whole: bool
         return _step(model, batch, device, _Step(mixed=bool(arguments["bf16"]), whole=whole, again=run.training.gradient_accumulation_steps > 1))
     except UnmeasurableError:
         raise
-    except Exception as error:  # whatever a model's code does that shapes alone do not answer
+    except Exception as error:  # a model's code may ask anything that shapes alone do not answer
         raise_surroundings(error)
         raise UnmeasurableError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
 
@@ -165,7 +166,7 @@ def _build(folder: Path, run: Run, checkpointing: dict[str, Any] | None, *, whol
     in 32 bits.
     """
     low = torch.bfloat16 if run.training.precision == "BF16" else torch.float32
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = load_config(folder)
     adapter = lora_config(run.adapter)
     with torch.device("meta"):
         base: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

@@ -73,16 +73,23 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def load_config(folder: Path) -> Any:
+    """Return the configuration in a folder, by code of transformers alone; raises what transformers raises."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def inspect(folder: Path) -> ModelFacts:
     """Return a model's facts from its config alone: the modules are built without memory for their weights.
 
     Raises StageError(InvalidModel) for a config that transformers does not know.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = load_config(folder)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         return _facts(config.get_text_config(), model)

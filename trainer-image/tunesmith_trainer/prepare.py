@@ -78,7 +78,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     settings.check(wanted.training, wanted.method, wanted.adapter)
     rehearsal.check(source, facts.architecture, wanted)
     generation.check(source)
-    check_variants(source, facts.architecture, wanted)
+    widest = check_variants(source, facts.architecture, wanted)
     tokenizer = model.load_tokenizer(source)
     loading.check_tokens(tokenizer, embeddings, wanted.model.uri)
     encoder = _encoder(wanted, tokenizer)
@@ -89,7 +89,7 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     need = memory.device_need(source, wanted, device, data.longest)
     hosts = memory.hosts(source, wanted, device, need)
     memory.check(wanted, stage.pods, need, hosts)
-    thin = check_calibration(source, wanted, data, tokenizer)
+    thin = check_calibration(wanted, data, tokenizer, widest)
     model_uri, model_digest = bring_model(wanted.model.uri, stage.output_uri)
     run_digest = digest_run(wanted, model_digest, data)
     run_uri = store.join(stage.output_uri, stage.object.namespace, stage.object.name, store.short(run_digest))
@@ -127,11 +127,17 @@ def check_outputs(wanted: Run) -> None:
             raise StageError(error.reason, f"variant {variant.name!r}: {error.message}") from None
 
 
-def check_variants(source: Path, architecture: str, wanted: Run) -> None:
-    """Refuse variants that cannot be made of the model: StageError(GroupSizeMismatch, InvalidSettings)."""
-    if wanted.variants:
-        compression.check_group_sizes(compression.meta_model(source), wanted.variants)
-        variant_trial.check(source, architecture, wanted.variants)
+def check_variants(source: Path, architecture: str, wanted: Run) -> int:
+    """Refuse variants that cannot be made of the model: StageError(GroupSizeMismatch, InvalidSettings).
+
+    Returns the widest input of a layer that is quantized; 0 without variants.
+    """
+    if not wanted.variants:
+        return 0
+    built = compression.meta_model(source)
+    compression.check_group_sizes(built, wanted.variants)
+    variant_trial.check(source, architecture, wanted.variants)
+    return compression.widths(built)[-1]
 
 
 def _sources(wanted: Run) -> list[DataSource]:
@@ -194,11 +200,8 @@ def read_calibration(wanted: Run, encoder: Encoder) -> dict[str, dataset.Loaded]
     }
 
 
-def check_calibration(source: Path, wanted: Run, data: Data, tokenizer: Any) -> list[str]:
+def check_calibration(wanted: Run, data: Data, tokenizer: Any, widest: int) -> list[str]:
     """Return warnings of variants with few tokens to calibrate on; raises StageError (InvalidSettings, InvalidDataset) for too few."""
-    if not wanted.variants:
-        return []
-    widest = compression.widths(compression.meta_model(source))[-1]
     found = []
     for variant in wanted.variants:
         rows = data.calibration[variant.name].rows if variant.name in data.calibration else data.train

@@ -127,8 +127,8 @@ def calibrate_and_save(stage: QuantizeInput, source: Path, target: Path) -> Made
     batches, probes = calibration.batches(rows, length), fidelity.probes(rows)
     model = loading.load(source, dtype="auto")
     require_device(stage.device, get_main_device().type)
-    before, smoothing = fidelity.logits(model, probes), None
-    layers = fidelity.pass_through(model, compression.decoder_layers(model), probes)
+    before, layers = fidelity.pass_through(model, compression.decoder_layers(model), probes)
+    smoothing = None
     if settings.algorithm == "SmoothQuantGPTQ":
         compression.smooth(model, batches)
         smoothing = fidelity.compare(before, fidelity.logits(model, probes))
@@ -152,8 +152,9 @@ def read_again(target: Path, stage: QuantizeInput, made: Made) -> Fidelity:
     try:
         model = compression.read_again(target, "BF16")
         after, layers = fidelity.logits(model, made.probes), compression.decoder_layers(model)
-        worst = fidelity.worst_layer(made.layers, fidelity.pass_through(model, layers, made.probes, made.layers), len(layers))
-    except Exception as error:  # transformers raises many kinds here; but for what is around us, all mean that nobody can load it
+        _, passed = fidelity.pass_through(model, layers, made.probes, made.layers)
+        worst = fidelity.worst_layer(made.layers, passed, len(layers))
+    except Exception as error:  # transformers raises many kinds here; but for what is around us, all mean that it cannot be loaded
         raise_surroundings(error)
         raise StageError("OutputDiffers", f"{scheme} as it was written cannot be read by transformers; {advice}") from error
     found = fidelity.compare(made.before, after)

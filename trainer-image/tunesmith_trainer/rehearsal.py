@@ -17,6 +17,7 @@ from tunesmith_trainer import shrink
 from tunesmith_trainer.contract import Run
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
+from tunesmith_trainer.model import load_config
 
 # Rows of unlike lengths, longer than the windows of a tiny model.
 LENGTHS = (13, 21, 9)
@@ -95,20 +96,17 @@ def _stir(model: Any) -> Any:
 
 def rehearse(config: Any) -> Rehearsal | None:
     """Return the rehearsal of a model's configuration; None for an architecture of which no tiny model can be made."""
-    for small in shrink.candidates(config):
-        with suppress(Exception):  # as for candidates
-            if shrink.is_tiny(small):
-                return Rehearsal(shrink.build(small, "cpu"))
+    for small in shrink.tiny(config):
+        with suppress(Exception):  # as for shrink.candidates
+            return Rehearsal(shrink.build(small, "cpu"))
     return None
 
 
 def check(folder: Path, architecture: str, run: Run) -> None:
     """Refuse what would train another model than the user's: StageError(InvalidModel, InvalidSettings)."""
-    from transformers import AutoConfig
-
     assert run.method.sft is not None
     packing = run.method.sft.packing
-    rehearsal = rehearse(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    rehearsal = rehearse(load_config(folder))
     if rehearsal is None:
         if packing:
             raise StageError(

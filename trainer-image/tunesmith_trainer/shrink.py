@@ -47,6 +47,14 @@ def candidates(config: Any) -> Iterator[Any]:
             yield from _made(config, narrow, shallow)
 
 
+def tiny(config: Any) -> Iterator[Any]:
+    """Yield the candidates whose models have few enough weights to be built."""
+    for small in candidates(config):
+        with suppress(Exception):  # as for candidates
+            if is_tiny(small):
+                yield small
+
+
 def _made(config: Any, narrow: bool, shallow: bool) -> Iterator[Any]:
     small = copy.deepcopy(config)
     for part in _parts(small):

@@ -17,6 +17,7 @@ from tunesmith_trainer import generation, shrink
 from tunesmith_trainer.contract import Run
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
+from tunesmith_trainer.model import load_config
 from tunesmith_trainer.settings import parse_overrides, training_arguments
 from tunesmith_trainer.spec import Adapter, Lora, Training
 
@@ -34,15 +35,13 @@ def check(source: Path, run: Run, tokenizer: Any) -> None:
 
     Raises StageError(InvalidModel) for a config.json that is loaded and cannot be saved.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    config = load_config(source)
     model = shrink.build(config, "meta")
     _check_saving(model)
     if run.adapter is not None and run.adapter.lora is not None:
         check_adapter(model, run.adapter)
     _check_compiler(run.training)
-    small = _tiny(config)
+    small = next(shrink.tiny(config), None)
     if small is None:
         return
     training = run.training
@@ -65,15 +64,6 @@ def _words(error: BaseException) -> str:
     """Return what a library said, in one line; that a package is to be installed is no help where the image is all there is."""
     said = " ".join(str(error).split()) or type(error).__name__
     return f"{said} (the trainer image does not have it: leave the setting out)" if isinstance(error, ImportError) else said
-
-
-def _tiny(config: Any) -> Any:
-    """Return a tiny configuration of a model's architecture, None where there is none."""
-    for small in shrink.candidates(config):
-        with suppress(Exception):  # as for candidates
-            if shrink.is_tiny(small):
-                return small
-    return None
 
 
 def _check_saving(model: Any) -> None:
@@ -168,7 +158,7 @@ def _try(small: Any, run: Run, training: Training, tokenizer: Any) -> Exception 
     with tempfile.TemporaryDirectory() as folder, _alone():
         try:
             _step(small, run, training, tokenizer, folder)
-        except Exception as error:  # whatever transformers, TRL, PEFT, accelerate and torch raise
+        except Exception as error:  # transformers, TRL, PEFT, accelerate and torch raise many kinds
             raise_surroundings(error)
             return error
     return None

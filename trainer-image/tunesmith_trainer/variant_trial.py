@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from tunesmith_trainer import calibration, compression, evaluate, fidelity, shrink
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
+from tunesmith_trainer.model import load_config
 from tunesmith_trainer.spec import Quantization, Variant
 
 ROWS, LENGTH = 8, 32
@@ -105,7 +105,7 @@ def _stir(model: Any) -> Any:
 
 def begin(config: Any, folder: Path) -> Trial | None:
     """Return the trial of a configuration; None for an architecture of which no tiny model can be made that can be written and read."""
-    for number, small in enumerate(_candidates(config)):
+    for number, small in enumerate(shrink.tiny(config)):
         with suppress(Exception):  # as for shrink.candidates
             trial = Trial(small, folder / str(number))
             if trial.holds:
@@ -113,15 +113,9 @@ def begin(config: Any, folder: Path) -> Trial | None:
     return None
 
 
-def _candidates(config: Any) -> Iterator[Any]:
-    yield from (small for small in shrink.candidates(config) if shrink.is_tiny(small))
-
-
 def check(folder: Path, architecture: str, variants: list[Variant]) -> None:
     """Refuse variants that Quantize could not make of the model, or that would not say what it says: StageError(InvalidSettings)."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = load_config(folder)
     with tempfile.TemporaryDirectory() as workspace:
         trial = begin(config, Path(workspace))
         if trial is None:
