@@ -104,6 +104,9 @@ def faults(config: Mapping[str, Any], files: Path, version: str, compiles: bool 
         found += [] if any(files.glob("usr/include/python3.*/Python.h")) else ["it compiles and has no Python.h"]
     else:
         found += [f"the build tool /{tool} is in it" for tool in (*COMPILERS, "usr/bin/cc") if os.path.lexists(files / tool)]
+    # Its root is read-only.
+    sources = [path for pattern in ("usr/lib/python3.*/asyncio", "app/tunesmith*") for path in files.glob(pattern)]
+    found += [f"/{path.relative_to(files)} is compiled by each process that starts" for path in sources if not (path / "__pycache__").is_dir()]
     found += [f"{path.relative_to(files)} installs packages" for path in files.glob("opt/*/bin/*") if path.name in ("pip", "uv")]
     names = {entry.partition("=")[0] for entry in config.get("Env") or ()}
     found += [f"the variable {name} of the build is in it" for name in sorted(names & BUILD_VARIABLES)]

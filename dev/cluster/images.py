@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
+import hashlib
+import py_compile
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,20 +135,30 @@ def build_thin_images(repository: Path = paths.REPOSITORY, report: Report = prin
 def _thin_image(image: ThinImage, code: Path, base: Layer) -> NamedArchive:
     folder = paths.images_root() / f"thin-{image.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".lock"):
-        layer = write_layer({image.target: code}, folder / "layer.tar")
-        tag = layer.digest.removeprefix("sha256:")[:12]
+    with exclusive(folder / ".lock"), tempfile.TemporaryDirectory(dir=folder) as scratch:
+        layer = write_layer({image.target: code}, Path(scratch) / "code.tar")
+        # The archive lacks the base, so it goes with that one alone.
+        tag = hashlib.sha256(f"{base.digest} {layer.digest}".encode()).hexdigest()[:12]
         name = f"localhost/tunesmith-{image.name}:{tag}"
         target = folder / f"{tag}.tar"
         if not target.exists():
             _remove_older(folder, keep=8)
-            layers = [base, layer]
-            write_archive(target, name, layers, thin_config(image), omit={base.digest})
-        layer.path.unlink()
+            compiled = write_layer({image.target: _compiled(code, Path(scratch) / "compiled")}, Path(scratch) / "compiled.tar", stable=False)
+            write_archive(target, name, [base, layer, compiled], thin_config(image), omit={base.digest})
     return NamedArchive(name, target)
+
+
+def _compiled(code: Path, target: Path) -> Path:
+    """The compiled files of that code and nothing else: with a read-only root, each start would compile it again."""
+    shutil.copytree(code, target, ignore=shutil.ignore_patterns("__pycache__"))
+    # The layer with the sources has no times to compare with.
+    compileall.compile_dir(target, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    for source in [path for path in target.rglob("*") if path.is_file() and path.suffix != ".pyc"]:
+        source.unlink()
+    return target
 
 
 def _remove_older(folder: Path, keep: int) -> None:
     archives = sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-    for path in [path for path in archives if path.name != "layer.tar"][:-keep]:
+    for path in archives[:-keep]:
         path.unlink()

@@ -16,7 +16,6 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 INDEX = "application/vnd.oci.image.index.v1+json"
-EXCLUDED = {"__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,12 @@ class ImageConfig:
 def write_layer(sources: Mapping[str, Path], target: Path, *, stable: bool = True) -> Layer:
     """Write a layer that holds each source (a file or folder) at its path in the image.
 
-    A stable layer depends on names, modes and contents only: owners and times are left out,
-    so that equal code gives an equal digest. Caches of compiled Python are never included.
+    A stable layer depends on names, modes and contents only: owners, times and compiled Python are left out,
+    so that equal code gives an equal digest. Others are as their sources are.
     """
 
     def normalise(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        if os.path.basename(info.name) in EXCLUDED:
+        if stable and os.path.basename(info.name) == "__pycache__":
             return None
         if stable:
             info.uid = info.gid = 0

@@ -14,13 +14,15 @@ from .errors import ClusterError
 from .tools import Report, exclusive
 
 SUITE = "bookworm"
+FORM = "2"
+"""Another one for another way to make it or its layer."""
 # libnuma1 is for vLLM on CPUs; the rest is what a virtual environment needs.
 PACKAGES = ("python3", "python3-venv", "ca-certificates", "libnuma1")
 
 
 def base_key() -> str:
     """A short hash over what the base is made of."""
-    return hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:16]
+    return hashlib.sha256(" ".join((FORM, SUITE, *PACKAGES)).encode()).hexdigest()[:16]
 
 
 def base_folder() -> Path:

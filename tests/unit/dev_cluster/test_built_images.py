@@ -23,7 +23,8 @@ def make(root: Path, *names: str) -> Path:
 
 
 def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
-    assert images.faults(CONFIG, make(tmp_path, "opt/trainer/bin/python", "usr/bin/python3"), VERSION) == []
+    compiled = ("usr/lib/python3.11/asyncio/__pycache__/x.pyc", "app/tunesmith_trainer/__pycache__/x.pyc")
+    assert images.faults(CONFIG, make(tmp_path, "opt/trainer/bin/python", "usr/bin/python3", *compiled), VERSION) == []
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,8 @@ def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
         ("var/lib/apt/lists/x", "package lists"),
         ("mnt/pip.conf", "left by the build"),
         ("etc/apt/sources.list.d/x.sources", "left by the build"),
+        ("usr/lib/python3.11/asyncio/events.py", "/usr/lib/python3.11/asyncio is compiled by each process"),
+        ("app/tunesmith_trainer/stage.py", "/app/tunesmith_trainer is compiled by each process"),
     ],
 )
 def test_what_does_not_belong_into_an_image_is_told(tmp_path: Path, file: str, told: str) -> None:

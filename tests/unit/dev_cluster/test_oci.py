@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from dev.cluster import oci
+from dev.cluster import images, oci
 
 
 @pytest.fixture
@@ -38,9 +38,14 @@ def test_a_change_gives_another_layer(code, tmp_path):
     assert oci.write_layer({"app/x": code}, tmp_path / "2.tar").digest != first.digest
 
 
-def test_a_layer_holds_the_code_at_its_place_without_compiled_files(code, tmp_path):
+def test_a_layer_holds_the_code_at_its_place_and_compiled_files_unless_it_is_stable(code, tmp_path):
     layer = oci.write_layer({"app/x": code}, tmp_path / "layer.tar")
     assert names(layer.path) == ["app/x", "app/x/main.py"]
+    assert names(oci.write_layer({"app/x": code}, tmp_path / "whole.tar", stable=False).path)[1:] == [
+        "app/x/__pycache__",
+        "app/x/__pycache__/main.pyc",
+        "app/x/main.py",
+    ]
     assert layer.digest == f"sha256:{hashlib.sha256(layer.path.read_bytes()).hexdigest()}"
 
 
@@ -76,3 +81,11 @@ def test_an_omitted_layer_is_named_but_not_included(code, tmp_path):
     layer = oci.write_layer({"app/x": code}, tmp_path / "layer.tar")
     archive = oci.write_archive(tmp_path / "image.tar", "localhost/x:1", [layer], oci.ImageConfig(), omit={layer.digest})
     assert f"blobs/sha256/{layer.digest[7:]}" not in names(archive)
+
+
+def test_a_thin_images_code_is_compiled_so_that_its_source_has_no_time_to_compare(code, tmp_path):
+    (code / "__pycache__" / "old.pyc").write_bytes(b"compiled")
+    (compiled,) = (path for path in images._compiled(code, tmp_path / "compiled").rglob("*") if path.is_file())
+    assert compiled.name.startswith("main.cpython")
+    # PEP 552: by the source's hash, which is not checked.
+    assert int.from_bytes(compiled.read_bytes()[4:8], "little") == 1
