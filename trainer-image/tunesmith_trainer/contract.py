@@ -80,12 +80,25 @@ class StageInput(Contract):
         return False
 
     @property
+    def unused(self) -> set[str]:
+        """Modules that PEFT and transformers would import because they are installed, and that this stage does not use."""
+        return set()
+
+    @property
     def reuses_result(self) -> bool:
         """Whether a finished result found in the store is the answer (docs/contract.md, Idempotent)."""
         return True
 
 
 # Prepare, Train, Finalize.
+
+
+UNUSED = {"bitsandbytes", "sklearn"}
+
+
+def unused_in_training(training: Training, base_quantization: BaseQuantization | None) -> set[str]:
+    """Return the modules that a training does not use: an optimizer that the user names may be one of bitsandbytes'."""
+    return UNUSED - ({"bitsandbytes"} if base_quantization or "optim" in training.overrides else set())
 
 
 class Images(Contract):
@@ -136,6 +149,11 @@ class PrepareInput(StageInput):
     """What the later stages' pods have; no part of the run. Absent in version 1: nothing is refused for want of memory."""
 
     @property
+    def unused(self) -> set[str]:
+        """As in the training that is tried here."""
+        return unused_in_training(self.run.training, self.run.base_quantization)
+
+    @property
     def reuses_result(self) -> bool:
         """Prepare has to read its inputs to know which run this is, so it looks for the result itself."""
         return False
@@ -163,6 +181,11 @@ class TrainInput(StageInput):
     rendezvous: Rendezvous
 
     @property
+    def unused(self) -> set[str]:
+        """By the optimizer and the base's quantization."""
+        return unused_in_training(self.training, self.base_quantization)
+
+    @property
     def processes_per_pod(self) -> int:
         """As torchrun starts them."""
         return self.rendezvous.processes_per_node
@@ -188,6 +211,11 @@ class FinalizeInput(StageInput):
     adapter: Adapter | None = None
     checkpoint: Checkpoint
     artifacts: list[ArtifactName] = Field(min_length=1)
+
+    @property
+    def unused(self) -> set[str]:
+        """The base is loaded unquantized."""
+        return UNUSED
 
 
 # What stages answer.

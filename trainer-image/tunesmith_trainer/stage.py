@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -71,10 +73,21 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Interruption(f"stopped by {signal.Signals(number).name}; the next attempt starts this stage again")
 
 
-def execute(value: dict[str, Any], start_time: str) -> dict[str, Any]:
+def leave_out(names: Iterable[str]) -> None:
+    """Let this process's libraries find these modules not installed, as far as they have not imported them.
+
+    Each imports others that take seconds: bitsandbytes the compiler of torch (8 s of CPU time), scikit-learn scipy's statistics (2 s).
+    """
+    for name in names:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def execute(value: dict[str, Any], start_time: str, own_process: bool = False) -> dict[str, Any]:
     """Run the stage that `value` describes and return its whole result; raises StageError and whatever a bug raises."""
     module = load(str(value.get("stage")))
     stage: StageInput = parse(module.INPUT, value)
+    if own_process:
+        leave_out(stage.unused)
     if stage.run_uri and stage.reuses_result:
         finished = result.read_finished(stage.run_uri, stage.result_name)
         if finished:
@@ -118,15 +131,15 @@ def record_failure(value: dict[str, Any], failure: dict[str, Any]) -> None:
         print(f"no result file was written: {error!r}", flush=True)
 
 
-def main() -> int:
-    """Run the stage, write its result, and return the exit code."""
+def main(own_process: bool = False) -> int:
+    """Run the stage, write its result, and return the exit code. `own_process`: nothing else runs in this process, before or after."""
     # As process 1 of a container Python would ignore SIGTERM.
     signal.signal(signal.SIGTERM, _interrupt)
     start_time = result.timestamp()
     value: dict[str, Any] = {}
     try:
         value = read_file()
-        answer = execute(value, start_time)
+        answer = execute(value, start_time, own_process)
         code = 0
     except (Exception, Interruption) as error:  # whatever happened, the operator is owed a result
         failure = classify(error, str(value.get("stage")))

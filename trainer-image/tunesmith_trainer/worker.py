@@ -32,6 +32,7 @@ def answer(stop: StopFlag, vitals: Vitals) -> dict[str, Any]:
     """Train and return this process's outcome."""
     try:
         stage: TrainInput = stages.parse(TrainInput, stages.read_file())
+        stages.leave_out(stage.unused)
         # Imported here: the signal handler has to be there before the seconds that these imports take.
         from tunesmith_trainer.loop import train
 
