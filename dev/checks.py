@@ -154,7 +154,9 @@ def run(part: str) -> bool:
         start = time.monotonic()
         left = deadline - start if deadline else None
         command = [interpreter, *arguments, *(_for_pytest(path, limit) if "pytest" in arguments else ())]
-        status = run_within(left, command, os.environ | variables | {junit.COMMIT: commit})
+        # The same modules are imported by hundreds of processes: each would compile them.
+        told = os.environ | variables | {junit.COMMIT: commit, "PYTHONDONTWRITEBYTECODE": ""}
+        status = run_within(left, command, told)
         done.append(junit.Command(f"python {' '.join(arguments)}", time.monotonic() - start, status))
     if part not in WRITERS:
         _write_down(part, commit, done)

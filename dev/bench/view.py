@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
-import yaml
 
 from dev.cluster.controlplane import ControlPlane
 from tunesmith import crd
@@ -147,7 +146,7 @@ class View(Client):
     async def _install(self) -> None:
         """Apply the CRDs and wait until they are served."""
         for kind in crd.KINDS:
-            body = yaml.safe_load(crd.render(kind))
+            body = crd.manifest(kind)
             path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
             await self.write("PATCH", f"{path}?fieldManager=bench&force=true", body, APPLY)
             await wait_until(partial(self._serves, RESOURCES[kind.name].path()), f"{kind.name} to be served", PATIENCE, 0.1)

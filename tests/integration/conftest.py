@@ -11,6 +11,7 @@ import pytest
 
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import kueue, rights
+from tests.integration.meddler import Meddled, Meddler
 from tests.integration.operators import Namespace, OperatorProcess
 from tests.integration.schema_server import PLURALS, Server
 from tunesmith import crd
@@ -24,7 +25,7 @@ UNSEEN = {
 ELSEWHERE = kueue.RIGHTS
 """Used in a control plane of the test's own, where that is looked at."""
 FIRST = ("test_crash_plans", "test_chart", "test_attempts", "test_upgrade", "test_transitions", "test_operator_laws", "test_modeldeployment")
-LAST = ("test_views", "test_replicas", "test_progress")
+LAST = ("test_refusals", "test_replicas", "test_views", "test_progress")
 USED = pytest.StashKey[set[rights.Right]]()
 FORBIDDEN = pytest.StashKey[list[str]]()
 
@@ -50,7 +51,7 @@ def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left with one of them when all else is done; those that look at times not beside them."""
     here = [item for item in items if item.path.parent == Path(__file__).parent]
-    ranks = {name: rank for rank, name in enumerate(FIRST)} | dict.fromkeys(LAST, len(FIRST) + 1)
+    ranks = {name: rank for rank, name in enumerate(FIRST)} | {name: len(FIRST) + 1 + rank for rank, name in enumerate(LAST)}
     if len(here) == len(items):
         items.sort(key=lambda item: ranks.get(item.path.stem, len(FIRST)))
 
@@ -159,3 +160,15 @@ def space(api: Server, namespace: str) -> Namespace:
     made = Namespace(api, namespace)
     made.claim("models")
     return made
+
+
+@pytest.fixture
+def meddled(operator_process: OperatorProcess, control_plane: ControlPlane, space: Namespace, tmp_path: Path) -> Iterator[Meddled]:
+    """The operator behind a proxy; the session's own is down meanwhile."""
+    operator_process.stop()
+    with Meddler(control_plane) as meddler:
+        made = Meddled(control_plane, meddler, space, tmp_path)
+        made.process.start()
+        made.wait_watches()
+        yield made
+        made.process.stop()

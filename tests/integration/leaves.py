@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import yaml
 
 from tunesmith import crd
 from tunesmith.values import Object
@@ -35,10 +34,11 @@ _TEXTS = (
 )
 
 
+@functools.cache
 def schema_of(kind: str) -> Object:
-    """The schema of a kind's spec."""
-    rendered = yaml.safe_load(crd.render(next(each for each in crd.KINDS if each.name == kind)))
-    schema: Object = rendered["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    """The schema of a kind's spec, which every caller shares."""
+    manifest = crd.manifest(next(each for each in crd.KINDS if each.name == kind))
+    schema: Object = manifest["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return schema
 
 

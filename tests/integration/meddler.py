@@ -21,6 +21,9 @@ from tunesmith.conditions import is_true
 from tunesmith.resources import RESOURCES
 from tunesmith.values import Object
 
+ENDS = [("Prepare", 1, "Succeeded"), ("Train", 1, "Succeeded"), ("Finalize", 1, "Succeeded")]
+RECOVERY = 10.0
+"""Within so many seconds of the end of a fault the operator is at work again, or has ended."""
 Events = Callable[[Object], Awaitable[list[Object]]]
 Requests = Callable[[Exchange], Awaitable[web.StreamResponse | None]]
 
@@ -48,6 +51,17 @@ async def hang(exchange: Exchange) -> None:
 async def cut(exchange: Exchange) -> web.StreamResponse:
     """The server is away."""
     return exchange.cut()
+
+
+async def no_lists(exchange: Exchange) -> None:
+    """No list is ever answered."""
+    if is_list(exchange):
+        await hang(exchange)
+
+
+def ends(space: Namespace) -> list[tuple[str, int, str]]:
+    """The attempts that ended."""
+    return [(entry["stage"], entry["attempt"], entry["outcome"]) for entry in space.status("FineTuneJob", "tune").get("attempts", ())]
 
 
 def refusal(code: int, message: str = "as the test wants it") -> web.Response:

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from dev.cluster import tools
 from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
@@ -157,7 +155,7 @@ class Server:
 
     def install(self, kind: crd.Kind) -> None:
         """Apply a kind's CRD and wait until the server serves it."""
-        body = yaml.safe_load(crd.render(kind))
+        body = crd.manifest(kind)
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
         answer = self.send("PATCH", f"{path}?fieldManager=test&force=true", body, APPLY)
         assert answer.code in (200, 201), answer.body

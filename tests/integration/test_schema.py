@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from dev.cluster.processes import wait_until
 from tests.integration.schema_examples import CHANGED, FULL, MESSAGES, MINIMAL, changed
@@ -159,7 +158,7 @@ def test_an_object_that_a_newer_rule_would_refuse_can_be_changed_suspended_and_w
     (kind,) = (each for each in crd.KINDS if each.name == "FineTuneJob")
     field = "spec.parallelism.processesPerNode"
     spec = changed("FineTuneJob", "parallelism.processesPerNode", 2)
-    before = yaml.safe_load(crd.render(kind))
+    before = crd.manifest(kind)
     rules = before["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"]
     rules[:] = [rule for rule in rules if "optionalOldSelf" not in rule]
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{before['metadata']['name']}"
