@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import crd
-from tunesmith.values import GROUP, VERSION
+from tunesmith.core.objects import GROUP, VERSION
 
 Schema = Mapping[str, Any]
 

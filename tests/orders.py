@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tunesmith.pods import ANNOTATIONS, STAGE_FILE
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.workload.podspec import ANNOTATIONS, STAGE_FILE
 
 
 def orders(made: Object) -> Any:

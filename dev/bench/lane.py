@@ -25,7 +25,7 @@ from dev.bench.rights import grant
 from dev.bench.trail import AuditLog, Entry
 from dev.bench.view import GaveUp, Object, View
 from dev.cluster.controlplane import ControlPlane
-from tunesmith.resources import RESOURCES
+from tunesmith.runtime.resources import RESOURCES
 
 _numbers = itertools.count()
 

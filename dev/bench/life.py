@@ -13,10 +13,10 @@ from typing import Any
 
 from dev.bench.mask import snapshot
 from dev.bench.view import MERGE, GaveUp, Object, View
-from tunesmith.conditions import find, is_true
+from tunesmith.api.conditions import find, is_true
+from tunesmith.core.objects import LABEL_ATTEMPT, LABEL_NAME, LABEL_PART, LABEL_STAGE
 from tunesmith.modeldeployment.revision import LABEL_REVISION
-from tunesmith.resources import RESOURCES
-from tunesmith.values import LABEL_ATTEMPT, LABEL_NAME, LABEL_PART, LABEL_STAGE
+from tunesmith.runtime.resources import RESOURCES
 
 DIGEST = "sha256:" + "0" * 64
 RUN = "pvc://models/out/team/tune/000000000000"

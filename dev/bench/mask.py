@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tunesmith.pods import ANNOTATIONS, STAGE_FILE
+from tunesmith.workload.podspec import ANNOTATIONS, STAGE_FILE
 
 Object = dict[str, Any]
 

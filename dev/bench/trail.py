@@ -11,7 +11,7 @@ from typing import Any
 
 from dev.bench.audit import READS
 from dev.bench.mask import name_of
-from tunesmith.resources import RESOURCES
+from tunesmith.runtime.resources import RESOURCES
 
 SIGNALS = frozenset({"events", "leases"})
 """What the operator tells others: how often, a moment decides."""

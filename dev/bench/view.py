@@ -15,7 +15,7 @@ import aiohttp
 
 from dev.cluster.controlplane import ControlPlane
 from tunesmith import crd
-from tunesmith.resources import RESOURCES
+from tunesmith.runtime.resources import RESOURCES
 
 Object = dict[str, Any]
 T = TypeVar("T")

@@ -11,14 +11,16 @@ import kopf
 import uvloop
 from aiohttp import web
 
-from tunesmith import endpoint, handlers, logs, metrics
-from tunesmith.cluster import Cluster, connect
-from tunesmith.controller import Controller
-from tunesmith.election import first_to_end, lead
-from tunesmith.health import Health
+from tunesmith import logs, metrics
 from tunesmith.kinds import KINDS
-from tunesmith.progress import Progress, tls
-from tunesmith.resources import RESOURCES
+from tunesmith.runtime import handlers
+from tunesmith.runtime.client import Cluster, connect
+from tunesmith.runtime.controller import Controller
+from tunesmith.runtime.election import first_to_end, lead
+from tunesmith.runtime.resources import RESOURCES
+from tunesmith.servers import listener
+from tunesmith.servers.health import Health
+from tunesmith.servers.progress import Progress, tls
 from tunesmith.settings import Settings, from_environment
 
 IDLE_SECONDS = 75.0
@@ -50,7 +52,7 @@ async def operate(settings: Settings, cluster: Cluster, health: Health) -> None:
     work: list[Awaitable[None]] = [controller.run()]
     if settings.progress.enabled:
         app = Progress(cluster, controller.store, controller.wake).application()
-        work.append(endpoint.serve(app, settings.progress.address, settings.progress.port, tls(settings.progress)))
+        work.append(listener.serve(app, settings.progress.address, settings.progress.port, tls(settings.progress)))
     watch = kopf.operator(
         registry=handlers.registry(controller),
         # That a namespace is gone is found by the next relist.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 from pydantic.fields import FieldInfo
 
-from tunesmith.spec import Block
+from tunesmith.api.blocks import Block
 
 CONTRACT_VERSION: Literal[2] = 2
 """The version of the present images."""

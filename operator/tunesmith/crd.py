@@ -17,11 +17,11 @@ import yaml
 from pydantic import BaseModel
 
 from tunesmith import status_schema
+from tunesmith.api.blocks import Rule, rule
+from tunesmith.core.objects import GROUP, VERSION
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 from tunesmith.modeldeployment import api as modeldeployment
-from tunesmith.spec import Rule, rule
-from tunesmith.values import GROUP, VERSION
 
 Schema = dict[str, Any]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.core.objects import Object, Observed, Plan
 from tunesmith.evalrun import api as evalrun
 from tunesmith.evalrun.build import build as build_evalrun
 from tunesmith.evalrun.status import status as evalrun_status
@@ -15,7 +16,6 @@ from tunesmith.finetunejob.status import status as finetunejob_status
 from tunesmith.modeldeployment import api as modeldeployment
 from tunesmith.modeldeployment.build import build as build_modeldeployment
 from tunesmith.modeldeployment.status import status as modeldeployment_status
-from tunesmith.values import Object, Observed, Plan
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-from tunesmith.values import Key
+from tunesmith.core.objects import Key
 
 current_key: ContextVar[Key | None] = ContextVar("current_key", default=None)
 """Set by each worker for its run."""

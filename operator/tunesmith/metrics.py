@@ -8,12 +8,12 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from tunesmith.accounting import since
-from tunesmith.conditions import find, is_true
-from tunesmith.faults import NODE_REASONS
-from tunesmith.podstatus import moment
-from tunesmith.stages import key_of
-from tunesmith.values import Key
+from tunesmith.api.conditions import find, is_true
+from tunesmith.core.objects import Key
+from tunesmith.stages.gpu_seconds import since
+from tunesmith.stages.job import key_of
+from tunesmith.workload.node_faults import NODE_REASONS
+from tunesmith.workload.podstatus import moment
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 STAGE_BUCKETS = (10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0, 72 * 3600.0)

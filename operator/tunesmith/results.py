@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from tunesmith.api.blocks import Block, dump
 from tunesmith.contract import Checkpoint, Digest, Model
-from tunesmith.spec import Block, dump
 
 BAD_SETTINGS, BAD_DATA, UNAVAILABLE, INTERRUPTED = 64, 65, 69, 75
 """Exit codes of sysexits.h that the operator tells apart."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from tunesmith.values import Config, Images, Timing
+from tunesmith.core.objects import Config, Images, Timing
 
 PREFIX = "TUNESMITH_"
 CA_LIMIT = 64 * 1024

@@ -10,10 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tunesmith.modeldeployment.api import Engine
-from tunesmith.spec import Block, Resources, Scheduling
-from tunesmith.stage_schema import Attempt, Stage
-from tunesmith.status_types import (
+from tunesmith.api.blocks import Block, Resources, Scheduling
+from tunesmith.api.status import (
     MAX_ATTEMPTS,
     MAX_INTEGER,
     MAX_NAMES,
@@ -29,7 +27,9 @@ from tunesmith.status_types import (
     Time,
     Word,
 )
-from tunesmith.verdict_schema import GateOutcome, MetricResult, Overlap, Verdict
+from tunesmith.evalrun.gate_schema import GateOutcome, MetricResult, Overlap, Verdict
+from tunesmith.modeldeployment.api import Engine
+from tunesmith.stages.schema import Attempt, Stage
 
 
 class Condition(Block):

@@ -16,14 +16,14 @@ from datetime import timedelta
 from typing import Any
 
 from tests.unit.operator.makers import START, World, answer, checkpoint, finetunejob, refusal
-from tunesmith import pods as manifests
-from tunesmith.attempts import is_finished
-from tunesmith.conditions import timestamp
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object, Observed
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.podstatus import is_live
-from tunesmith.stages import StageKey, attempt_of
-from tunesmith.values import Object, Observed
+from tunesmith.stages.job import StageKey, attempt_of
+from tunesmith.workload import podspec as manifests
+from tunesmith.workload.observation import is_finished
+from tunesmith.workload.podstatus import is_live
 
 TRAIN = StageKey("Train")
 KEPT = 3

@@ -6,8 +6,8 @@ import asyncio
 
 from dev.bench.life import RESULTS, answer, ended
 from dev.bench.view import MERGE, Client, Object
-from tunesmith.resources import RESOURCES
-from tunesmith.values import LABEL_ATTEMPT, LABEL_STAGE
+from tunesmith.core.objects import LABEL_ATTEMPT, LABEL_STAGE
+from tunesmith.runtime.resources import RESOURCES
 
 
 async def make_nodes(api: Client, count: int = 10) -> None:

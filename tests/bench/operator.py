@@ -32,7 +32,7 @@ from dev.cluster.controlplane import ControlPlane
 from tests.bench.kubelet import Kubelet, make_nodes
 from tests.integration.operators import FINE_TUNE_JOB, OperatorProcess
 from tests.integration.schema_server import Server
-from tunesmith.conditions import is_true
+from tunesmith.api.conditions import is_true
 
 NAMESPACE = "bench"
 JOBS = f"/apis/tunesmith.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"

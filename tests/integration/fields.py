@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 _OTHERS = {
     "Always": "IfNotPresent",

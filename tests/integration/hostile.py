@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.integration.operators import EVAL_RUN, FINE_TUNE_JOB
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 SECRET = "victim"
 """Of the same namespace."""

@@ -9,8 +9,8 @@ from dev.cluster.processes import wait_until
 from tests.integration.operators import Namespace
 from tests.integration.rights import Right
 from tests.integration.schema_server import APPLY, Server
-from tunesmith.resources import RESOURCES
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.runtime.resources import RESOURCES
 
 WORKLOAD = RESOURCES["Workload"]
 RIGHTS = {Right(WORKLOAD.group, WORKLOAD.plural, verb) for verb in ("list", "watch")}

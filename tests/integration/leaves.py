@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tunesmith import crd
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 Path = tuple[str, ...]
 ITEM = "[]"

@@ -17,9 +17,9 @@ from dev.bench.proxy import Exchange, Proxy, pass_on
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import rights
 from tests.integration.operators import PATIENT_LEASE, RESULTS, Namespace, OperatorProcess
-from tunesmith.conditions import is_true
-from tunesmith.resources import RESOURCES
-from tunesmith.values import Object
+from tunesmith.api.conditions import is_true
+from tunesmith.core.objects import Object
+from tunesmith.runtime.resources import RESOURCES
 
 ENDS = [("Prepare", 1, "Succeeded"), ("Train", 1, "Succeeded"), ("Finalize", 1, "Succeeded")]
 RECOVERY = 10.0

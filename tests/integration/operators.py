@@ -23,9 +23,9 @@ from dev.cluster.ports import free_ports
 from dev.cluster.processes import wait_until
 from tests.integration import rights
 from tests.integration.schema_server import MERGE, Answer, Server
-from tunesmith.conditions import is_true
-from tunesmith.resources import RESOURCES
-from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, LABEL_UID, Object
+from tunesmith.api.conditions import is_true
+from tunesmith.core.objects import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, LABEL_UID, Object
+from tunesmith.runtime.resources import RESOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 120.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tunesmith.cluster import Cluster
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.runtime.client import Cluster
 
 
 def generate_names() -> None:

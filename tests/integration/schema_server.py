@@ -22,7 +22,7 @@ from dev.cluster import tools
 from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
 from tunesmith import crd
-from tunesmith.values import API_VERSION
+from tunesmith.core.objects import API_VERSION
 
 Object = dict[str, Any]
 

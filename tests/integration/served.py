@@ -7,9 +7,9 @@ from typing import Any
 
 from dev.bench.life import COMPARED
 from tests.integration.operators import EVAL_RUN, Namespace
-from tunesmith.conditions import find
+from tunesmith.api.conditions import find
+from tunesmith.core.objects import Object
 from tunesmith.modeldeployment.revision import LABEL_REVISION
-from tunesmith.values import Object
 
 NAME = "serve"
 

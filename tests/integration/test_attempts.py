@@ -13,10 +13,10 @@ from tests.integration.nodes import TOLERATIONS, Node
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer
 from tests.integration.schema_server import Server
 from tests.orders import orders
-from tunesmith import pods
-from tunesmith.attempts import UNPLACED
-from tunesmith.conditions import timestamp
-from tunesmith.values import Config, Images, Object
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Config, Images, Object
+from tunesmith.workload import podspec
+from tunesmith.workload.observation import UNPLACED
 
 WHOLE = FINE_TUNE_JOB | {"scheduling": {"tolerations": TOLERATIONS}}
 METADATA: Object = {"name": "apart", "labels": {}}
@@ -174,8 +174,8 @@ def test_two_bad_nodes_are_avoided_for_a_third_that_is_worse_in_all_else(space: 
         node.keep_image("trainer:1", 12 * 2**30)
     fill(space, third)
     space.wait(lambda: all(node.is_open() for node in (*nodes, third)), "the scheduler to be let place pods on all")
-    spec = pods.stage_job(
-        METADATA, pods.Workload("trainer:1", ("run",), {}, {}, {"tolerations": TOLERATIONS}), CONFIG, 0, [node.name for node in nodes]
+    spec = podspec.stage_job(
+        METADATA, podspec.Workload("trainer:1", ("run",), {}, {}, {"tolerations": TOLERATIONS}), CONFIG, 0, [node.name for node in nodes]
     )
     try:
         space.create("Job", "apart", {**spec["spec"], "template": {"metadata": {}, "spec": spec["spec"]["template"]["spec"]}})

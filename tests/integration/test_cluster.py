@@ -12,11 +12,11 @@ from kubernetes.aio.client.configuration import Configuration
 
 from dev.cluster.controlplane import ControlPlane
 from tests.integration.operators import FINE_TUNE_JOB, Namespace
-from tunesmith.cluster import Cluster, Conflict, Refused, Unseen
-from tunesmith.drift import differences, stamp
-from tunesmith.pods import child_metadata
-from tunesmith.resources import RESOURCES, tidy
-from tunesmith.values import Object
+from tunesmith.core.drift import differences, stamp
+from tunesmith.core.objects import Object
+from tunesmith.runtime.client import Cluster, Conflict, Refused, Unseen
+from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.workload.podspec import child_metadata
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ async def test_what_the_server_finds_invalid_is_for_a_person_to_mend(cluster: Cl
 
 
 async def test_a_list_comes_in_pages_and_only_what_is_ours(cluster: Cluster, space: Namespace, tune: Object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.cluster.PAGE", 2)
+    monkeypatch.setattr("tunesmith.runtime.client.PAGE", 2)
     for number in range(5):
         await cluster.create(service(tune, f"child-{number}"))
     pages = [page async for page in cluster.pages("Service", space.name)]

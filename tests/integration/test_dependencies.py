@@ -6,8 +6,8 @@ from dev.bench.life import COMPARED, DIGEST, MERGED, answer
 from dev.cluster.controlplane import ControlPlane
 from tests.integration import served
 from tests.integration.operators import EVAL_RUN, EVALUATED, FINE_TUNE_JOB, MODEL_DEPLOYMENT, RESULTS, Namespace, OperatorProcess, Writes
-from tunesmith.conditions import find
-from tunesmith.values import Object
+from tunesmith.api.conditions import find
+from tunesmith.core.objects import Object
 
 BAD_SETTINGS = {"outcome": "Failed", "exitCode": 64, "reason": "InvalidOverrides", "message": "lerning_rate is unknown"}
 OTHER_DIGEST = "sha256:" + "1" * 64

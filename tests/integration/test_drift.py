@@ -13,7 +13,7 @@ from dev.cluster.processes import wait_until
 from tests.integration.fields import Field, edits, owned
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, Writes, settle
 from tests.integration.schema_server import APPLY, JSON_PATCH
-from tunesmith.values import FIELD_MANAGER, Object
+from tunesmith.core.objects import FIELD_MANAGER, Object
 
 STRATEGIC = "application/strategic-merge-patch+json"
 SOMEBODY = "?fieldManager=somebody"

@@ -9,7 +9,7 @@ import yaml
 
 from tests.integration.operators import RESULTS, Namespace, OperatorProcess
 from tests.orders import orders
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,10 +15,10 @@ from tests.integration.hostile import HOSTILE, SECRET, SPECS, Hostile
 from tests.integration.leaves import ITEM, placed, schema_of, strings
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer, settle
 from tests.integration.schema_server import MERGE, Server
-from tunesmith.conditions import is_true
-from tunesmith.resources import RESOURCES
-from tunesmith.stages import StageKey, job_name
-from tunesmith.values import LABEL_STAGE, Object
+from tunesmith.api.conditions import is_true
+from tunesmith.core.objects import LABEL_STAGE, Object
+from tunesmith.runtime.resources import RESOURCES
+from tunesmith.stages.job import StageKey, job_name
 
 REFUSED = [entry for entry in HOSTILE if entry.field]
 UNKNOWN = [entry for entry in REFUSED if entry.unknown]

@@ -12,8 +12,8 @@ from tests.integration import kueue, rights
 from tests.integration.kueue import Queued
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, Writes, answer
 from tests.integration.schema_server import Server
-from tunesmith.conditions import find
-from tunesmith.values import Object
+from tunesmith.api.conditions import find
+from tunesmith.core.objects import Object
 
 QUEUED = {**FINE_TUNE_JOB, "scheduling": {"queueName": "gpus", "cpuQueueName": "cpus", "workloadPriorityClassName": "batch"}}
 SAVED = {"outcome": "Interrupted", "exitCode": 75, "reason": "Interrupted", "message": "saved", "globalStep": 2}

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer, play_all
-from tunesmith.conditions import find
-from tunesmith.values import Object
+from tunesmith.api.conditions import find
+from tunesmith.core.objects import Object
 
 SECONDS = 3
 """Time that passes is what is counted here."""

@@ -12,11 +12,11 @@ from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
 from tests.integration import served
 from tests.integration.operators import DRAIN_SECONDS, Namespace, OperatorProcess, Writes
-from tunesmith import drift
-from tunesmith.conditions import is_true
+from tunesmith.api.conditions import is_true
+from tunesmith.core import drift
+from tunesmith.core.objects import MANAGED_BY, Object
 from tunesmith.modeldeployment.rendering import ANNOTATION
 from tunesmith.modeldeployment.revision import LABEL_REVISION
-from tunesmith.values import MANAGED_BY, Object
 
 SPEC: Object = {"model": {"uri": "pvc://models/base"}}
 OTHER_ENGINE: Object = {"spec": {"engine": {"vllm": {"maxModelLen": 64}}}}

@@ -23,8 +23,8 @@ from tests.integration.operators import (
     settle,
 )
 from tests.integration.schema_server import Server
-from tunesmith.pods import ANNOTATIONS, STAGE_FILE
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.workload.podspec import ANNOTATIONS, STAGE_FILE
 
 
 def play_chain(space: Namespace, tune: Object, judge: Object, serve: Object) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess, answer, settle
-from tunesmith.endpoint import CONNECTIONS
-from tunesmith.pods import progress_path
-from tunesmith.values import LABEL_UID, MANAGED_BY, Object
+from tunesmith.core.objects import LABEL_UID, MANAGED_BY, Object
+from tunesmith.servers.listener import CONNECTIONS
+from tunesmith.workload.podspec import progress_path
 
 REPORT = {
     "trainerStatus": {

@@ -30,7 +30,7 @@ from tests.integration.meddler import (
     untouched,
 )
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, answer, settle
-from tunesmith.conditions import find, is_true
+from tunesmith.api.conditions import find, is_true
 
 STARTING = 10.0
 """What a start may take beside the recovery, on a busy machine."""

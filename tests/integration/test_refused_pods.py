@@ -8,8 +8,8 @@ import pytest
 
 from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
 from tests.integration.schema_server import Server
-from tunesmith.conditions import find
-from tunesmith.values import Object
+from tunesmith.api.conditions import find
+from tunesmith.core.objects import Object
 
 OBSTACLES: dict[str, tuple[str, Object, str]] = {
     "ResourceQuota": ("resourcequotas", {"hard": {"pods": "0"}}, "exceeded quota: obstacle"),

@@ -21,9 +21,9 @@ from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
 from tests.integration.meddler import Meddled, Meddler, hang, is_lease, nothing, unchanged, untouched
 from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
-from tunesmith.election import END_SECONDS
+from tunesmith.core.objects import LABEL_UID, Object
+from tunesmith.runtime.election import END_SECONDS
 from tunesmith.settings import LeaseSettings
-from tunesmith.values import LABEL_UID, Object
 
 TAKEOVER = 15.0
 

@@ -9,7 +9,7 @@ from dev.bench.life import CHILDREN, COMPARED, OURS
 from dev.bench.mask import snapshot
 from tests.integration.operators import EVAL_RUN, EVALUATED, FINE_TUNE_JOB, MODEL_DEPLOYMENT, RESULTS, Namespace, OperatorProcess, answer
 from tests.integration.served import answer_requests, wait_revision
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 MADE = (("FineTuneJob", "tune", FINE_TUNE_JOB), ("EvalRun", "judge", EVAL_RUN), ("ModelDeployment", "serve", MODEL_DEPLOYMENT))
 

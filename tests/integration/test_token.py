@@ -14,7 +14,7 @@ import pytest
 
 from dev.cluster.controlplane import ControlPlane
 from tests.integration.operators import FINE_TUNE_JOB, Namespace, OperatorProcess
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 FOLDER = "/run/secrets/kubernetes.io/serviceaccount"
 # In a mount namespace of its own, so that this machine has no such folder.

@@ -14,9 +14,9 @@ from tests.integration.leaves import Path, changed, leaves, schema_of
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, OperatorProcess
 from tests.integration.schema_server import JSON_PATCH, Server
 from tests.integration.served import answer_requests, wait_revision
+from tunesmith.core.objects import Object
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
-from tunesmith.values import Object
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -22,7 +22,7 @@ from tests.integration import served
 from tests.integration.operators import EVAL_RUN, EVALUATED, FINE_TUNE_JOB, RESULTS, Namespace, settle
 from tests.integration.schema_server import Server
 from tests.integration.test_chart import ROOT, SYSTEM, TEAM, Machine, is_ready, operator_environment
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 CHILDREN = ("Job", "Pod", "Service", "Deployment")
 JUDGE: Object = {**EVAL_RUN, "model": {"uri": "pvc://models/base"}, "output": {"uri": "pvc://models/out"}}

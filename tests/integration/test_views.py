@@ -30,8 +30,8 @@ from tests.integration.meddler import (
     untouched,
 )
 from tests.integration.operators import FINE_TUNE_JOB, RESULTS, Namespace, Writes, settle
-from tunesmith.resources import RESOURCES
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.runtime.resources import RESOURCES
 
 
 def test_a_deletion_that_no_watch_told_is_seen_by_the_next_relist(meddled: Meddled, space: Namespace) -> None:

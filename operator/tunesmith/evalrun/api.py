@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from tunesmith.pods import claims
-from tunesmith.spec import (
+from tunesmith.api.blocks import (
     ARTIFACT_RULES,
     URI,
     Block,
@@ -28,6 +27,7 @@ from tunesmith.spec import (
     unique_names,
     when_made,
 )
+from tunesmith.workload.podspec import claims
 
 KIND = "EvalRun"
 PLURAL = "evalruns"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.contract import CompareInput, EvaluateInput, JobInput, Lineage, NamedModel
+from tunesmith.core.objects import Object, Observed, Plan
 from tunesmith.evalrun.api import TESTED
-from tunesmith.evalrun.pins import COMPARE, EVALUATE, PRECISION
-from tunesmith.stages import Stage, StageKey, common_input, contract_version, plan, result_of
-from tunesmith.values import Object, Observed, Plan
+from tunesmith.evalrun.resolve import COMPARE, EVALUATE, PRECISION
+from tunesmith.stages.job import Stage, StageKey, common_input, contract_version, plan, result_of
 
 PERPLEXITY_MAX_LENGTH = 1024
 

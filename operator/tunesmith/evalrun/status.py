@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith import images
-from tunesmith.accounting import account
-from tunesmith.conditions import merge
-from tunesmith.errors import TunesmithError
+from tunesmith.api.conditions import merge
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.objects import Object, Observed
 from tunesmith.evalrun.api import TESTED
-from tunesmith.evalrun.pins import COMPARE, EVALUATE, pin, waves, with_images
-from tunesmith.ledger import fold
-from tunesmith.stages import result_of
-from tunesmith.standing import End, standing
-from tunesmith.values import Object, Observed
+from tunesmith.evalrun.resolve import COMPARE, EVALUATE, pin, waves, with_images
+from tunesmith.stages import images
+from tunesmith.stages.gpu_seconds import account
+from tunesmith.stages.job import result_of
+from tunesmith.stages.summary import End, standing
+from tunesmith.stages.tracker import fold
 
 RESULTS_KEPT = 64
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from tunesmith.pods import claims
-from tunesmith.spec import (
+from tunesmith.api.blocks import (
     URI,
     Block,
     DataSource,
@@ -28,6 +27,7 @@ from tunesmith.spec import (
     unique_names,
     when_made,
 )
+from tunesmith.workload.podspec import claims
 
 GPUMemory = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}(\.[0-9]{1,3})?(Mi|Gi|Ti|M|G|T)$", min_length=1, max_length=32)]
 

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from tunesmith import contract
+from tunesmith.core.objects import Observed, Plan
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
-from tunesmith.pods import MEMORY, TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS, memory_bytes
-from tunesmith.records import SIZE
-from tunesmith.stages import Stage, StageKey, common_input, contract_version, key_of, plan, rendezvous_endpoint
-from tunesmith.values import Observed, Plan
+from tunesmith.stages.entries import SIZE
+from tunesmith.stages.job import Stage, StageKey, common_input, contract_version, key_of, plan, rendezvous_endpoint
+from tunesmith.workload.podspec import MEMORY, TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS, memory_bytes
 
 TRAIN = StageKey("Train")
 

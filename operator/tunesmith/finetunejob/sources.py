@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tunesmith.errors import InvalidSpec
+from tunesmith.core.errors import InvalidSpec
+from tunesmith.core.objects import Observed
 from tunesmith.finetunejob import defaults
-from tunesmith.pods import claims
-from tunesmith.sources import model_of, require_claims
-from tunesmith.values import Observed
+from tunesmith.workload.podspec import claims
+from tunesmith.workload.references import model_of, require_claims
 
 
 def model_uri(observed: Observed) -> str:

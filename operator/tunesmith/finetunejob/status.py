@@ -7,19 +7,20 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith import images, podstatus
-from tunesmith.accounting import account
-from tunesmith.conditions import is_true, merge, timestamp
-from tunesmith.errors import TunesmithError
+from tunesmith.api.blocks import dump
+from tunesmith.api.conditions import is_true, merge, timestamp
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.objects import LABEL_STAGE, Observed
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import misfit, size
 from tunesmith.finetunejob.sources import check_volumes, model_uri
-from tunesmith.ledger import Ledger, fold
 from tunesmith.results import TrainResult
-from tunesmith.spec import dump
-from tunesmith.stages import StageKey, attempt_of, result_of
-from tunesmith.standing import End, standing
-from tunesmith.values import LABEL_STAGE, Observed
+from tunesmith.stages import images
+from tunesmith.stages.gpu_seconds import account
+from tunesmith.stages.job import StageKey, attempt_of, result_of
+from tunesmith.stages.summary import End, standing
+from tunesmith.stages.tracker import Ledger, fold
+from tunesmith.workload import podstatus
 
 PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
 METRICS_KEPT, METRIC_NAME_LIMIT = 32, 64

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from tunesmith.pods import claims
-from tunesmith.spec import Block, ModelSource, Overrides, Reference, Resources, Scheduling, rules, union
+from tunesmith.api.blocks import Block, ModelSource, Overrides, Reference, Resources, Scheduling, rules, union
+from tunesmith.workload.podspec import claims
 
 KIND = "ModelDeployment"
 PLURAL = "modeldeployments"

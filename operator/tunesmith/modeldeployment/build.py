@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from tunesmith import attempts, drift, kueue
 from tunesmith.contract import ObjectRef, ServeInput, UnpinnedModel, stage_json
-from tunesmith.modeldeployment.health import deployment_of, is_stuck
+from tunesmith.core import drift
+from tunesmith.core.objects import Object, Observed, Plan
 from tunesmith.modeldeployment.policy import network_policy
+from tunesmith.modeldeployment.readiness import deployment_of, is_stuck
 from tunesmith.modeldeployment.rendering import ANNOTATION, Rendering, recorded
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
-from tunesmith.pods import Workload, child_metadata, patience, pod_template
-from tunesmith.values import Object, Observed, Plan
+from tunesmith.workload import kueue, observation
+from tunesmith.workload.podspec import Workload, child_metadata, patience, pod_template
 
 COMMAND = ("python", "-m", "tunesmith_serving")
 SERVICE_PORT = 80
@@ -48,7 +49,7 @@ def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
 
 def _lost_at(observed: Observed, pod: Object) -> datetime | None:
     """When a pod is to be replaced whose node does not answer and that nobody deletes. It may serve all the while: only then its end is asked for."""
-    return attempts.lost_at(pod, max(LOST, patience(observed.spec.get("scheduling") or {})))
+    return observation.lost_at(pod, max(LOST, patience(observed.spec.get("scheduling") or {})))
 
 
 def _wake_after(observed: Observed, revisions: list[Revision]) -> float | None:

@@ -5,9 +5,9 @@ Policies add up: whoever wants a gateway or a monitoring system in another names
 
 from __future__ import annotations
 
+from tunesmith.core.objects import Object
 from tunesmith.modeldeployment.revision import selector
-from tunesmith.pods import child_metadata
-from tunesmith.values import Object
+from tunesmith.workload.podspec import child_metadata
 
 DNS_PORT = 53
 

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-from tunesmith import drift
-from tunesmith.values import GROUP, Object
+from tunesmith.core import drift
+from tunesmith.core.objects import GROUP, Object
 
 ANNOTATION = f"{GROUP}/rendered"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunesmith.values import GROUP, LABEL_UID, Object
+from tunesmith.core.objects import GROUP, LABEL_UID, Object
 
 LABEL_REVISION = f"{GROUP}/revision"
 

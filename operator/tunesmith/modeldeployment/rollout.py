@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tunesmith.conditions import timestamp
+from tunesmith.api.conditions import timestamp
 from tunesmith.contract import CONTRACT_VERSION
-from tunesmith.modeldeployment.health import failure_of, is_complete
-from tunesmith.modeldeployment.judgement import Judgement, Model
+from tunesmith.core.objects import Observed
+from tunesmith.modeldeployment.gate import Judgement, Model
+from tunesmith.modeldeployment.readiness import failure_of, is_complete
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, in_state, inputs_of, name_of
-from tunesmith.podstatus import moment
-from tunesmith.values import Observed
+from tunesmith.workload.podstatus import moment
 
 
 def find(observed: Observed, revisions: list[Revision], model: Model) -> Revision | None:

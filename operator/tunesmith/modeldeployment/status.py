@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tunesmith.conditions import Condition, done, merge, stalled, working
-from tunesmith.errors import NotReadyYet, TunesmithError
-from tunesmith.modeldeployment.health import count, deployment_of, failure_of, is_complete, obstacle_of, ready_pods
-from tunesmith.modeldeployment.judgement import Judgement, Model, judge, resolve
+from tunesmith.api.conditions import Condition, done, merge, stalled, working
+from tunesmith.core.errors import NotReadyYet, TunesmithError
+from tunesmith.core.objects import Object, Observed
+from tunesmith.modeldeployment.gate import Judgement, Model, judge, resolve
+from tunesmith.modeldeployment.readiness import count, deployment_of, failure_of, is_complete, obstacle_of, ready_pods
 from tunesmith.modeldeployment.revision import Revision, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import advance, find, want
-from tunesmith.values import Object, Observed
 
 
 @dataclass(frozen=True)

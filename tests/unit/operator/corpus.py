@@ -21,12 +21,12 @@ from tests.integration.leaves import changed, leaves, schema_of
 from tests.integration.schema_examples import FULL, MINIMAL
 from tests.unit.operator import deployments, evalruns
 from tests.unit.operator.makers import World, answer, claim, owner
+from tunesmith.core.objects import Object
 from tunesmith.evalrun.build import build as build_evalrun
 from tunesmith.evalrun.status import status as evalrun_status
 from tunesmith.finetunejob.build import build as build_finetunejob
 from tunesmith.finetunejob.status import status as finetunejob_status
-from tunesmith.pods import ANNOTATIONS, STAGE_FILE, claims
-from tunesmith.values import Object
+from tunesmith.workload.podspec import ANNOTATIONS, STAGE_FILE, claims
 
 RECORDED = Path(__file__).parent / "recorded" / "contract-1.json"
 EXAMPLES = Path(__file__).parents[3] / "examples"

@@ -7,13 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 from tests.unit.operator.makers import START
-from tunesmith.conditions import find
-from tunesmith.drift import stamp
+from tunesmith.api.conditions import find
+from tunesmith.core.drift import stamp
+from tunesmith.core.objects import Config, Images, Key, Object, Observed, Plan
 from tunesmith.modeldeployment.build import build
 from tunesmith.modeldeployment.status import status
-from tunesmith.resources import RESOURCES, tidy
+from tunesmith.runtime.resources import RESOURCES, tidy
 from tunesmith.status_schema import ModelDeploymentStatus
-from tunesmith.values import Config, Images, Key, Object, Observed, Plan
 
 GOOD, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 GATED: Object = {

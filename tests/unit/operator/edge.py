@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith import conditions
-from tunesmith.errors import DependencyFailed, InvalidSpec, NotReadyYet
+from tunesmith.api import conditions
+from tunesmith.core.errors import DependencyFailed, InvalidSpec, NotReadyYet
+from tunesmith.core.objects import API_VERSION, LABEL_UID, MANAGED_BY, Config, Images, Key, Object, Observed, Plan
 from tunesmith.kinds import Kind
-from tunesmith.values import API_VERSION, LABEL_UID, MANAGED_BY, Config, Images, Key, Object, Observed, Plan
 
 CONFIG = Config(Images("trainer:1", "serving:1"))
 TYPES = {"Job": "batch/v1", "Deployment": "apps/v1"}

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from tests.orders import orders
 from tests.unit.operator.makers import World, answer, claim, condition, owner
+from tunesmith.core.objects import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Images, Object
 from tunesmith.evalrun.build import build
 from tunesmith.evalrun.status import status
-from tunesmith.values import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Images, Object
 
 BASE, MERGED, W8A8, FOUND = ("sha256:" + letter * 64 for letter in "bcde")
 RUN = "pvc://models/team-a/bot/0123456789ab"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tests.unit.operator.makers import World, finetunejob
+from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
 from tunesmith.status_schema import FineTuneJobStatus
-from tunesmith.values import Object
 
 WORKING = {"Ready": "False", "Reconciling": "True", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
 SUCCEEDED = {"Ready": "True", "Reconciling": "False", "Stalled": "False", "Succeeded": "True", "Finished": "True", "Suspended": "False"}

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 from tests.orders import orders
-from tunesmith.conditions import find, timestamp
-from tunesmith.pods import claims
-from tunesmith.resources import RESOURCES, tidy
-from tunesmith.stages import StageKey, attempt_of
-from tunesmith.values import LABEL_STAGE, Config, Images, Key, Object, Observed, Plan
+from tunesmith.api.conditions import find, timestamp
+from tunesmith.core.objects import LABEL_STAGE, Config, Images, Key, Object, Observed, Plan
+from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.stages.job import StageKey, attempt_of
+from tunesmith.workload.podspec import claims
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UID = "5f0c1d2e-0000-4000-8000-000000000001"

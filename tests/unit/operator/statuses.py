@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.unit.operator import deployments, evalruns, makers
+from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.values import Object
 
 
 def of_fine_tune_job() -> Iterator[Object]:

@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit.operator.finetunejobs import Life
 from tests.unit.operator.makers import START, answer, checkpoint, refusal, timestamp, variant
-from tunesmith.accounting import asked
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.stages.gpu_seconds import asked
 
 GPUS = 8
 SPEC: Object = {"resources": {"gpus": 4}, "parallelism": {"nodes": 2, "ddp": {}}}

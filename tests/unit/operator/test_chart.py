@@ -13,8 +13,9 @@ import yaml
 
 import tunesmith
 from dev.cluster import tools
-from tunesmith import settings, values
-from tunesmith.resources import RESOURCES
+from tunesmith import settings
+from tunesmith.core import objects
+from tunesmith.runtime.resources import RESOURCES
 
 # helm is built from its Go module on first use.
 pytestmark = pytest.mark.timeout(1800)
@@ -207,7 +208,7 @@ def test_by_default_nothing_is_made_that_a_cluster_may_lack_or_be_cut_off_by(ren
 def test_the_operators_policy_lets_in_the_pods_it_makes_and_out_to_the_api_server(render: Render) -> None:
     policy = of_kind(render("networkPolicy.operator=true", "networkPolicy.apiServerPorts={16443}"), "NetworkPolicy")["tunesmith"]["spec"]
     progress, metrics = policy["ingress"]
-    labels = values.MANAGED_BY
+    labels = objects.MANAGED_BY
     assert progress == {
         "ports": [{"port": "progress", "protocol": "TCP"}],
         "from": [{"podSelector": {"matchLabels": labels}, "namespaceSelector": {}}],

@@ -12,9 +12,9 @@ from tests.unit.operator.corpus import RECORDED, played
 from tests.unit.operator.finetunejobs import Life
 from tests.unit.operator.makers import answer
 from tunesmith.contract import CONTRACT_VERSION, stage_json
+from tunesmith.core.objects import Object
 from tunesmith.results import parse_result
-from tunesmith.stages import StageKey
-from tunesmith.values import Object
+from tunesmith.stages.job import StageKey
 
 CORPUS: Object = json.loads(RECORDED.read_text())
 

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 
 from tests.unit.operator.makers import answer, refusal
 from tunesmith import contract
+from tunesmith.core.objects import Object
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
 from tunesmith.modeldeployment import api as modeldeployment
 from tunesmith.results import RESULTS, parse_result
-from tunesmith.values import Object
 
 FOLDER = Path(__file__).parents[2] / "contract"
 BLOCKS: dict[str, type[BaseModel]] = {

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.edge import KINDS, child, owner
-from tunesmith.cluster import ApiError
-from tunesmith.controller import Controller
-from tunesmith.kueue import QUEUE
-from tunesmith.resources import RESOURCES, Resource, tidy
+from tunesmith.core.objects import Key, Object
+from tunesmith.runtime.client import ApiError
+from tunesmith.runtime.controller import Controller
+from tunesmith.runtime.resources import RESOURCES, Resource, tidy
 from tunesmith.settings import Settings
-from tunesmith.values import Key, Object
+from tunesmith.workload.kueue import QUEUE
 
 
 class Double:

@@ -7,8 +7,8 @@ import pytest
 from tests.unit.operator import deployments, evalruns
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, last, trained
 from tests.unit.operator.makers import World
-from tunesmith.conditions import timestamp
-from tunesmith.values import Object
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
 
 ANY: Object = {"operator": "Exists"}
 UNREACHABLE, NOT_READY = "node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"

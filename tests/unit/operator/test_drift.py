@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tunesmith.drift import ANNOTATION, differences, stamp
-from tunesmith.values import Object
+from tunesmith.core.drift import ANNOTATION, differences, stamp
+from tunesmith.core.objects import Object
 
 DESIRED: Object = {
     "kind": "Deployment",

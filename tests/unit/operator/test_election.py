@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from kubernetes.aio.client.configuration import Configuration
 
-from tunesmith import election
-from tunesmith.cluster import ApiError, Cluster, Conflict, NotFound
-from tunesmith.election import Lease, first_to_end, lead
+from tunesmith.core.objects import Object
+from tunesmith.runtime import election
+from tunesmith.runtime.client import ApiError, Cluster, Conflict, NotFound
+from tunesmith.runtime.election import Lease, first_to_end, lead
 from tunesmith.settings import LeaseSettings
-from tunesmith.values import Object
 
 SETTINGS = LeaseSettings(name="lease", namespace="system", identity="first", duration_seconds=10, deadline_seconds=6, retry_seconds=2)
 
@@ -54,8 +54,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self._yield = asyncio.sleep
-        monkeypatch.setattr("tunesmith.election.asyncio.sleep", self.sleep)
-        monkeypatch.setattr("tunesmith.election.asyncio.timeout", self.timeout)
+        monkeypatch.setattr("tunesmith.runtime.election.asyncio.sleep", self.sleep)
+        monkeypatch.setattr("tunesmith.runtime.election.asyncio.timeout", self.timeout)
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds

@@ -14,7 +14,7 @@ from aiohttp import web
 from dev.bench.view import wait_until
 from dev.cluster.pki import Identity, Pki
 from dev.cluster.ports import free_port
-from tunesmith import endpoint
+from tunesmith.servers import listener
 
 MOMENT = 1.0
 """What the endpoint's deadlines are in these tests."""
@@ -59,9 +59,9 @@ class Client:
 
 @pytest.fixture
 async def client(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    monkeypatch.setattr(endpoint, "CONNECTIONS", 3)
+    monkeypatch.setattr(listener, "CONNECTIONS", 3)
     for name in ("HANDSHAKE_SECONDS", "HEADER_SECONDS", "LINGER_SECONDS"):
-        monkeypatch.setattr(endpoint, name, MOMENT)
+        monkeypatch.setattr(listener, name, MOMENT)
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server.load_cert_chain(pki.path("progress.crt"), pki.path("progress.key"))
 
@@ -71,7 +71,7 @@ async def client(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cli
     app = web.Application()
     app.router.add_get("/", answer)
     port = free_port()
-    serving = asyncio.create_task(endpoint.serve(app, "127.0.0.1", port, server))
+    serving = asyncio.create_task(listener.serve(app, "127.0.0.1", port, server))
     async with AsyncExitStack() as stack, asyncio.timeout(60):
         made = Client(port, ssl.create_default_context(cafile=str(pki.path("ca.crt"))), stack)
         await until_answered(made)
@@ -117,8 +117,8 @@ async def test_a_connection_is_one_request(client: Client) -> None:
 
 async def test_those_that_are_too_many_are_turned_away_at_once_and_the_rest_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HANDSHAKE_SECONDS", "HEADER_SECONDS"):
-        monkeypatch.setattr(endpoint, name, GENEROUS * 2)
-    held = [await client.connect(shake=False) for _ in range(endpoint.CONNECTIONS)]
+        monkeypatch.setattr(listener, name, GENEROUS * 2)
+    held = [await client.connect(shake=False) for _ in range(listener.CONNECTIONS)]
     with pytest.raises(OSError):
         await client.get()
     await end(held[0][1])
@@ -127,7 +127,7 @@ async def test_those_that_are_too_many_are_turned_away_at_once_and_the_rest_goes
 
 async def test_those_that_hold_all_places_lose_them_and_others_get_in(client: Client) -> None:
     start = time.monotonic()
-    held = [await client.connect(shake=False) for _ in range(endpoint.CONNECTIONS)]
+    held = [await client.connect(shake=False) for _ in range(listener.CONNECTIONS)]
     await until_answered(client)
     assert time.monotonic() - start >= MOMENT
-    assert [await ended(reader) for reader, _ in held] == [b""] * endpoint.CONNECTIONS
+    assert [await ended(reader) for reader, _ in held] == [b""] * listener.CONNECTIONS

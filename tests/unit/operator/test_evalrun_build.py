@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.unit.operator.evalruns import BASE, BY_URI, CLAIMS, FOUND, GATED, MERGED, PLAIN, READY_JOB, RUN, W8A8, Evaluation
 from tests.unit.operator.makers import as_yaml, claim
 from tunesmith.contract import CompareInput, EvaluateInput
+from tunesmith.core.objects import Object
 from tunesmith.evalrun.api import Spec, references
-from tunesmith.values import Object
 
 GOLDEN = Path(__file__).parent / "golden" / "evalrun.yaml"
 FULL: Object = {

@@ -19,9 +19,9 @@ from tests.unit.operator.evalruns import (
     job,
 )
 from tests.unit.operator.makers import claim, condition, refusal
+from tunesmith.core.objects import Key, Object
 from tunesmith.evalrun.api import references
 from tunesmith.status_schema import EvalRunStatus
-from tunesmith.values import Key, Object
 
 JOB = Key("FineTuneJob", "team-a", "bot")
 RUNNING = (condition("Ready", "False"), condition("Stalled", "False"), condition("Succeeded", "Unknown"))

@@ -12,11 +12,11 @@ from tests.unit.operator import edge, makers
 from tests.unit.operator.finetunejobs import Life
 from tests.unit.operator.makers import refusal
 from tests.unit.operator.statuses import WALKS
-from tunesmith import announcer
-from tunesmith.announcer import Announcer, manifest
-from tunesmith.cluster import ApiError, Conflict
-from tunesmith.events import MESSAGE_LIMIT, Event, events
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.runtime import event_recorder
+from tunesmith.runtime.client import ApiError, Conflict
+from tunesmith.runtime.event_recorder import Announcer, manifest
+from tunesmith.runtime.events import MESSAGE_LIMIT, Event, events
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 STAGE = Event("Normal", "StageSucceeded", "Prepare took 0:01:00")
@@ -152,7 +152,7 @@ async def test_an_event_that_cannot_be_posted_keeps_no_other(failure: Exception)
 
 
 async def test_nobody_waits_for_an_api_server_that_takes_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announcer, "WAITING_LIMIT", 2)
+    monkeypatch.setattr(event_recorder, "WAITING_LIMIT", 2)
     cluster: Any = Double()
     announce = Announcer(cluster, "pod-1", lambda: NOW)
     announce.announce(edge.owner(), [Event("Normal", "A", str(number)) for number in range(5)])

@@ -11,13 +11,14 @@ from pydantic import BaseModel
 
 from tests.orders import orders
 from tests.unit.operator.makers import World, as_yaml, finetunejob, variant
-from tunesmith import contract, pods
+from tunesmith import contract
+from tunesmith.core.objects import Object
 from tunesmith.finetunejob import api, defaults
 from tunesmith.finetunejob.api import Spec, references
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.stages import StageKey, job_name
-from tunesmith.values import Object
+from tunesmith.stages.job import StageKey, job_name
+from tunesmith.workload import podspec
 
 GOLDEN = Path(__file__).parent / "golden"
 BLOCKS: dict[str, type[BaseModel]] = {"method": api.Method, "adapter": api.Adapter, "training": api.Training, "parallelism": api.Parallelism}
@@ -104,7 +105,7 @@ def test_prepare_gets_the_memory_of_the_later_stages_pods_which_is_no_part_of_th
     ("quantity", "count"), [("80Gi", 80 << 30), ("1.5G", 1_500_000_000), ("4294967296", 1 << 32), ("1Ki", 1024), ("1k", 1000), ("2000m", 2)]
 )
 def test_a_quantity_is_so_many_bytes(quantity: str, count: int) -> None:
-    assert pods.memory_bytes(quantity) == count
+    assert podspec.memory_bytes(quantity) == count
 
 
 def test_no_pod_has_what_pod_security_restricted_forbids_nor_a_token_it_does_not_need() -> None:
@@ -167,7 +168,7 @@ def test_names_stay_within_a_host_name_with_their_index_and_differ_by_part() -> 
 
 
 def test_claims_are_found_at_any_depth() -> None:
-    assert pods.claims({"a": [{"uri": "pvc://x/y"}, {"uri": "hf://z"}], "runURI": "pvc://w"}, "pvc://v/u") == ["v", "w", "x"]
+    assert podspec.claims({"a": [{"uri": "pvc://x/y"}, {"uri": "hf://z"}], "runURI": "pvc://w"}, "pvc://v/u") == ["v", "w", "x"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_claims_are_found_at_any_depth() -> None:
     ],
 )
 def test_a_setting_that_looks_like_a_uri_mounts_no_volume(block: dict[str, Any]) -> None:
-    assert pods.claims({"uri": "pvc://models/base", "block": block}) == ["models"]
+    assert podspec.claims({"uri": "pvc://models/base", "block": block}) == ["models"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.operator.finetunejobs import STALLED, SUSPENDED, TWO_NODES, WORKING, Life, trained
 from tests.unit.operator.makers import artifact, claim, owner, refusal, unplace
-from tunesmith.values import Key, Object
+from tunesmith.core.objects import Key, Object
 
 
 def test_suspend_ends_the_attempt_and_holds_only_when_no_pod_is_left_and_resume_is_free() -> None:

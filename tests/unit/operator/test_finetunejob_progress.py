@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.operator.finetunejobs import trained
 from tests.unit.operator.makers import checkpoint, refusal
-from tunesmith.values import LABEL_STAGE, Object
+from tunesmith.core.objects import LABEL_STAGE, Object
 
 
 def test_progress_is_written_rarely_and_kept_when_the_report_is_gone() -> None:

@@ -10,14 +10,14 @@ import pytest
 from tests.orders import orders
 from tests.unit.operator.finetunejobs import Life, trained
 from tests.unit.operator.makers import finetunejob, refusal, unplace
-from tunesmith import pods
-from tunesmith.conditions import timestamp
+from tunesmith.api.conditions import timestamp
 from tunesmith.contract import CONTRACT_VERSION, stage_json
+from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build, stage_input
 from tunesmith.finetunejob.sizing import size
-from tunesmith.records import SIZE
-from tunesmith.stages import StageKey
-from tunesmith.values import Object
+from tunesmith.stages.entries import SIZE
+from tunesmith.stages.job import StageKey
+from tunesmith.workload import podspec
 
 TRAIN = StageKey("Train")
 
@@ -260,8 +260,8 @@ def test_the_next_attempt_of_a_stopped_node_begins_within_85_seconds_of_the_stop
     """The slowest that the control plane's defaults allow (attempts.py); 5 s are left for its pods to start."""
     life = trained()
     stopped = life.now
-    life.later(60 + pods.TRAINING_UNREACHABLE_SECONDS)
-    lost(life, marked=pods.TRAINING_UNREACHABLE_SECONDS)
+    life.later(60 + podspec.TRAINING_UNREACHABLE_SECONDS)
+    lost(life, marked=podspec.TRAINING_UNREACHABLE_SECONDS)
     life.job("Train")["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
     while life.step() and life.created[-1] != "support-bot-train-2-5f0c1":
         assert life.plan.wake_after or life.plan.delete

@@ -9,10 +9,10 @@ import pytest
 
 from tests.unit.operator.finetunejobs import FAILED, SUCCEEDED, TWO_NODES, WORKING, Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal, variant
-from tunesmith.conditions import timestamp
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
 from tunesmith.finetunejob.status import status
 from tunesmith.status_schema import FineTuneJobStatus
-from tunesmith.values import Object
 
 
 def test_a_new_job_begins_with_prepare_and_pins_its_image() -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from tests.unit.operator.finetunejobs import avoided_by
 from tests.unit.operator.makers import World, answer, finetunejob, refusal, variant
-from tunesmith.attempts import is_finished
+from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.ledger import ATTEMPTS_KEPT
-from tunesmith.podstatus import is_live
-from tunesmith.stages import attempt_of, key_of
-from tunesmith.values import Object
+from tunesmith.stages.job import attempt_of, key_of
+from tunesmith.stages.tracker import ATTEMPTS_KEPT
+from tunesmith.workload.observation import is_finished
+from tunesmith.workload.podstatus import is_live
 
 RETRIES = 3
 SPEC: Object = {"retries": RETRIES, "resources": {"gpus": 3}, "parallelism": {"nodes": 2, "ddp": {}}, "variants": [variant("w8a8")]}

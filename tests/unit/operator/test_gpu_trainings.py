@@ -7,8 +7,8 @@ import pytest
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, avoided, last, placed, trained
 from tests.unit.operator.makers import answer
 from tests.unit.operator.test_verdicts import ended, over, told
-from tunesmith.repeats import STANDSTILL
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.stages.repeats import STANDSTILL
 
 GPUS: Object = {"gpus": 4, "memory": "64Gi"}
 

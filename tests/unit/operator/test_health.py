@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.health import Health
+from tunesmith.servers.health import Health
 
 STALE_SECONDS = 150.0
 

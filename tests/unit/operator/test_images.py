@@ -11,7 +11,7 @@ from tests.unit.operator.finetunejobs import WORKING, Life, last
 from tests.unit.operator.makers import World, claim, refusal
 from tests.unit.operator.test_waiting_for_nodes import place
 from tunesmith.contract import CONTRACT_VERSION
-from tunesmith.values import Images, Object
+from tunesmith.core.objects import Images, Object
 
 OTHER = "registry.example/trainer:2"
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.operator import evalruns
 from tests.unit.operator.finetunejobs import TWO_NODES, Life
 from tests.unit.operator.makers import UID, World
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 OURS: Object = {"podSelector": {"matchLabels": {"tunesmith.dev/uid": UID}}}
 DNS: Object = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}

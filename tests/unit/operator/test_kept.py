@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.unit.operator.edge import child, owner
-from tunesmith.resources import RESOURCES, tidy
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.runtime.resources import RESOURCES, tidy
 
 LARGE = "x" * 250_000
 TUNE = owner()

@@ -9,8 +9,8 @@ import pytest
 from tests.unit.operator import deployments, evalruns
 from tests.unit.operator.finetunejobs import FAILED, SUCCEEDED, WORKING, Life
 from tests.unit.operator.makers import World, answer, checkpoint, refusal
-from tunesmith.kueue import PRIORITY, QUEUE
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.workload.kueue import PRIORITY, QUEUE
 
 SCHEDULING = {"queueName": "gpus", "cpuQueueName": "cpus", "workloadPriorityClassName": "batch"}
 SPEC: Object = {"resources": {"gpus": 4}, "scheduling": SCHEDULING}

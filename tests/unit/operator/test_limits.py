@@ -12,8 +12,8 @@ from tests.unit.operator import evalruns
 from tests.unit.operator.finetunejobs import FAILED, FAILING, SUCCEEDED, WORKING, Life, trained
 from tests.unit.operator.makers import START, checkpoint, claim, refusal, staged, unplace
 from tests.unit.operator.test_verdicts import over, told
-from tunesmith.conditions import timestamp
-from tunesmith.values import Object
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
 
 GPUS: Object = {"resources": {"gpus": 4}}
 

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tunesmith import metrics
+from tunesmith.core.objects import Key
 from tunesmith.metrics import count_outcomes, forget
-from tunesmith.values import Key
 
 KEY = Key("FineTuneJob", "metrics", "tune")
 RUNNING: dict[str, Any] = {"stages": [{"name": "Prepare", "state": "Running", "startTime": "2026-01-01T00:00:00Z"}]}

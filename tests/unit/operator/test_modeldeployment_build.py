@@ -9,7 +9,7 @@ import yaml
 from tests.orders import orders
 from tests.unit.operator.deployments import GATED, UNGATED, World, evaluation, job
 from tunesmith.contract import ServeInput
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 GOLDEN = Path(__file__).parent / "golden" / "modeldeployment.yaml"
 FULL: Object = {

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.operator.deployments import GATED, GOOD, OTHER, UNGATED, World, claim, evaluation, job, uri
 from tests.unit.operator.makers import condition
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 STALLED = condition("Stalled", "True", "InvalidDataset", "row 3 has no messages")
 PLAIN_GATED: Object = {"model": {"uri": "pvc://models/base"}, "gate": GATED["gate"], "replicas": 1}

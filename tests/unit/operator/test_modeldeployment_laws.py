@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.operator.deployments import GATED, GOOD, OTHER, World, evaluation, job
+from tunesmith.core.objects import Object
 from tunesmith.modeldeployment.build import REVISION_KINDS
-from tunesmith.values import Object
 
 MISMATCH = json.dumps({"reason": "DigestMismatch", "message": "changed"})
 MODELS = [("bot", "bot-eval"), ("bot2", "bot2-eval")]

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.operator.deployments import UNGATED, World, job
-from tunesmith import drift, pods
+from tunesmith.core import drift
+from tunesmith.core.objects import Object
 from tunesmith.modeldeployment import build
 from tunesmith.modeldeployment.rendering import ANNOTATION
-from tunesmith.values import Object
+from tunesmith.workload import podspec
 
 LONGEST: Object = {
     **UNGATED,
@@ -48,8 +49,8 @@ def other_settings(world: World, _: pytest.MonkeyPatch) -> None:
 
 
 def other_pods(_: World, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pods, "USER", 1000)
-    render = pods.pod_template
+    patch.setattr(podspec, "USER", 1000)
+    render = podspec.pod_template
     patch.setattr(build, "pod_template", lambda labels, workload, config, spec: render(labels, workload, config, {**spec, "hostNetwork": False}))
 
 
@@ -146,7 +147,7 @@ def test_what_is_edited_after_an_upgrade_is_put_back_as_it_was_before_it(monkeyp
     before = rendered(world, name)
     other_settings(world, monkeypatch)
     live(world, name)["spec"]["template"]["spec"]["containers"][0]["image"] = "other:1"
-    live(world, name)["spec"]["template"]["metadata"]["annotations"][pods.ANNOTATIONS[pods.STAGE_FILE]] = "{}"
+    live(world, name)["spec"]["template"]["metadata"]["annotations"][podspec.ANNOTATIONS[podspec.STAGE_FILE]] = "{}"
     world.step()
     assert rendered(world, name) == before
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.edge import KINDS, child, owner
-from tunesmith.cluster import ApiError, NotFound, Refused
-from tunesmith.controller import Controller
-from tunesmith.handlers import Watched
+from tunesmith.core.objects import Key, Object
+from tunesmith.runtime.client import ApiError, NotFound, Refused
+from tunesmith.runtime.controller import Controller
+from tunesmith.runtime.handlers import Watched
 from tunesmith.settings import Settings
-from tunesmith.values import Key, Object
 
 GONE = Refused(403, "Forbidden", "jobs is forbidden")
 

@@ -13,9 +13,9 @@ from tests.unit.operator import evalruns
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, avoided, last, placed, trained
 from tests.unit.operator.makers import checkpoint, refusal
 from tests.unit.operator.test_verdicts import NO_CDI, NO_CGROUP, PEER, SAVED, ended, over, rejected, told
-from tunesmith.conditions import timestamp
-from tunesmith.repeats import PATIENCE, STANDSTILL
-from tunesmith.values import Object
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
+from tunesmith.stages.repeats import PATIENCE, STANDSTILL
 
 GPUS: Object = {"gpus": 4, "memory": "64Gi"}
 

@@ -12,11 +12,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import REGISTRY
 
 from tests.unit.operator.edge import KINDS, changed, child, owner
-from tunesmith import progress
-from tunesmith.cluster import ApiError, Refused
-from tunesmith.progress import Progress
-from tunesmith.store import Store
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.runtime.cache import Store
+from tunesmith.runtime.client import ApiError, Refused
+from tunesmith.servers import progress
+from tunesmith.servers.progress import Progress
 
 TUNE = owner()
 JOB = child("Job", "tune-train-1", TUNE)

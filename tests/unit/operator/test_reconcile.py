@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.edge import CONFIG, KINDS, changed, child, key, owner
-from tunesmith.cluster import ApiError, Conflict, Refused, Unseen
-from tunesmith.conditions import find
-from tunesmith.corrections import PAUSE, Corrections
-from tunesmith.events import Event
-from tunesmith.reconcile import CONFLICT_PATIENCE, Reconciler
-from tunesmith.store import Store
-from tunesmith.values import Key, Object
+from tunesmith.api.conditions import find
+from tunesmith.core.objects import Key, Object
+from tunesmith.runtime.cache import Store
+from tunesmith.runtime.client import ApiError, Conflict, Refused, Unseen
+from tunesmith.runtime.events import Event
+from tunesmith.runtime.reconcile import CONFLICT_PATIENCE, Reconciler
+from tunesmith.runtime.revert_limiter import PAUSE, Corrections
 
 Write = tuple[str, str]
 

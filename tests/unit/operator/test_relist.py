@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.edge import KINDS, changed, child, key, owner
-from tunesmith.cluster import ApiError
-from tunesmith.relist import relist
-from tunesmith.store import Store
-from tunesmith.values import Key, Object
+from tunesmith.core.objects import Key, Object
+from tunesmith.runtime.cache import Store
+from tunesmith.runtime.client import ApiError
+from tunesmith.runtime.relist import relist
 
 VERSION = 10
 KEPT, GHOST, YOUNG = owner("kept", 3), owner("ghost", 4), owner("young", VERSION + 2)

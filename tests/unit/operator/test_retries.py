@@ -10,7 +10,7 @@ import pytest
 from tests.unit.operator.finetunejobs import Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal
 from tests.unit.operator.test_verdicts import ended, over, told
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
 
 
 def again(life: Life) -> Life:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.core.objects import Timing
 from tunesmith.settings import ProgressSettings, Settings, from_environment
-from tunesmith.values import Timing
 
 
 def test_an_empty_environment_means_the_defaults() -> None:

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.operator import deployments
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, last, trained
 from tests.unit.operator.makers import START, answer, checkpoint, refusal
-from tunesmith.conditions import timestamp
-from tunesmith.values import Object
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
 
 BEFORE, AFTER = "istio-proxy", "workload-agent"
 BUG = refusal("Train", 70, "InternalError", "a bug", fingerprint="a" * 12, step=7)

@@ -7,11 +7,11 @@ import itertools
 import pytest
 
 from tests.unit.operator.edge import KINDS, changed, child, key, owner
-from tunesmith import accounting
-from tunesmith.podstatus import INDEX_ANNOTATION
-from tunesmith.resources import RESOURCES, tidy
-from tunesmith.store import Store
-from tunesmith.values import Key, Object
+from tunesmith.core.objects import Key, Object
+from tunesmith.runtime.cache import Store
+from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.stages import gpu_seconds
+from tunesmith.workload.podstatus import INDEX_ANNOTATION
 
 TUNE = owner()
 
@@ -60,7 +60,7 @@ def test_of_a_job_no_template_is_kept_but_its_image_and_what_its_containers_may_
     template = {"metadata": {"labels": {}}, "spec": {"volumes": [], "containers": [{"name": "stage", "image": "i", "resources": resources}]}}
     kept = tidy(child("Job", "job", TUNE, spec={"parallelism": 2, "template": template}), RESOURCES["Job"])
     assert kept["spec"] == {"parallelism": 2, "template": {"spec": {"containers": [{"name": "stage", "image": "i", "resources": resources}]}}}
-    assert accounting.asked(kept) == {"gpus": 4}
+    assert gpu_seconds.asked(kept) == {"gpus": 4}
 
 
 def test_versions_compare_as_numbers(store: Store) -> None:

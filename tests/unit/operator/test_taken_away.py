@@ -10,8 +10,8 @@ from tests.unit.operator.finetunejobs import FAILED, Life, trained
 from tests.unit.operator.makers import checkpoint
 from tests.unit.operator.test_retries import again, reports
 from tests.unit.operator.test_verdicts import SAVED, over, rejected, told
-from tunesmith.repeats import AT_ONCE, PATIENCE
-from tunesmith.values import Object
+from tunesmith.core.objects import Object
+from tunesmith.stages.repeats import AT_ONCE, PATIENCE
 
 PREEMPTED = rejected("", "PreemptionByScheduler")
 PRESSED = rejected("Evicted", "TerminationByKubelet")

@@ -11,11 +11,11 @@ from tests.unit.operator.edge import child, owner
 from tests.unit.operator.finetunejobs import TWO_NODES, WORKING, Life, last
 from tests.unit.operator.makers import START
 from tests.unit.operator.test_waiting_for_nodes import QUARTER, place
-from tunesmith.cluster import Refused
-from tunesmith.conditions import timestamp
-from tunesmith.refusals import Refusals
-from tunesmith.unmade import refusal
-from tunesmith.values import Object
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
+from tunesmith.runtime.client import Refused
+from tunesmith.runtime.refusals import Refusals
+from tunesmith.workload.unmade import refusal
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 QUOTA = 'Error creating: pods "tune-0-{}" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=8, used: 0, limited: 4'

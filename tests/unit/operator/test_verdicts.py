@@ -9,10 +9,10 @@ import pytest
 
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal
-from tunesmith.conditions import timestamp
-from tunesmith.repeats import STANDSTILL
-from tunesmith.values import Object
-from tunesmith.verdicts import judge
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
+from tunesmith.stages.failures import judge
+from tunesmith.stages.repeats import STANDSTILL
 
 
 def ended(code: int, result: Object | None = None, why: str = "Error", message: str = "", **status: Any) -> Object:

@@ -10,9 +10,9 @@ import pytest
 from tests.unit.operator.finetunejobs import WORKING, Life, last, trained
 from tests.unit.operator.makers import unplace
 from tests.unit.operator.test_verdicts import PEER, over
-from tunesmith.conditions import timestamp
-from tunesmith.repeats import PATIENCE
-from tunesmith.values import Object
+from tunesmith.api.conditions import timestamp
+from tunesmith.core.objects import Object
+from tunesmith.stages.repeats import PATIENCE
 
 FOUR: Object = {"nodes": 4, "ddp": {}}
 QUARTER = 15 * 60

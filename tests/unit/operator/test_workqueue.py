@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from tunesmith.values import Key
-from tunesmith.workqueue import BACKOFF_BASE, BACKOFF_CAP, SPARE, WorkQueue
+from tunesmith.core.objects import Key
+from tunesmith.runtime.workqueue import BACKOFF_BASE, BACKOFF_CAP, SPARE, WorkQueue
 
 A, B = Key("FineTuneJob", "red", "a"), Key("FineTuneJob", "red", "b")
 OTHER = Key("FineTuneJob", "blue", "a")

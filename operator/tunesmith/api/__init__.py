@@ -1,0 +1,1 @@
+"""The blocks of specs, the types of statuses, and conditions."""

@@ -1,0 +1,1 @@
+"""Values, errors and comparisons that know nothing of Kubernetes' objects."""

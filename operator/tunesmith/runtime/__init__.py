@@ -1,0 +1,1 @@
+"""The running operator: watches, queue, cache, client, election."""
