@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import crd
+from tunesmith.api.kind import Kind
 from tunesmith.core.objects import GROUP, VERSION
+from tunesmith.kinds import KINDS
 
 Schema = Mapping[str, Any]
 
@@ -85,7 +87,7 @@ def part(title: str, schema: Schema) -> list[str]:
     return ["", f"### {title}", "", "| field | type | description |", "|---|---|---|", *fields(schema)]
 
 
-def kind(each: crd.Kind) -> list[str]:
+def kind(each: Kind) -> list[str]:
     """The chapter of one kind."""
     version = crd.manifest(each)["spec"]["versions"][0]
     root = version["schema"]["openAPIV3Schema"]
@@ -100,7 +102,7 @@ def kind(each: crd.Kind) -> list[str]:
 
 def render() -> str:
     """The whole page."""
-    return "\n".join([HEAD.rstrip(), *(line for each in crd.KINDS for line in kind(each))]) + "\n"
+    return "\n".join([HEAD.rstrip(), *(line for each in KINDS.values() for line in kind(each))]) + "\n"
 
 
 def main(arguments: Sequence[str]) -> int:

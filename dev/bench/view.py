@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 
 from dev.cluster.controlplane import ControlPlane
-from tunesmith import crd
+from tunesmith import crd, kinds
 from tunesmith.runtime.resources import RESOURCES
 
 Object = dict[str, Any]
@@ -145,7 +145,7 @@ class View(Client):
 
     async def _install(self) -> None:
         """Apply the CRDs and wait until they are served."""
-        for kind in crd.KINDS:
+        for kind in kinds.KINDS.values():
             body = crd.manifest(kind)
             path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
             await self.write("PATCH", f"{path}?fieldManager=bench&force=true", body, APPLY)

@@ -9,19 +9,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from tunesmith import status_schema
 from tunesmith.api.blocks import Rule, rule
+from tunesmith.api.kind import Kind
 from tunesmith.core.objects import GROUP, VERSION
-from tunesmith.evalrun import api as evalrun
-from tunesmith.finetunejob import api as finetunejob
-from tunesmith.modeldeployment import api as modeldeployment
+from tunesmith.kinds import KINDS
 
 Schema = dict[str, Any]
 
@@ -55,80 +52,6 @@ COPIED = (
 )
 HANDLED = frozenset(
     ("title", "default", "const", "crd_default", "items", "properties", "additionalProperties", "patternProperties", "propertyNames", "$defs")
-)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a CRD is made from."""
-
-    name: str
-    plural: str
-    spec: type[BaseModel]
-    status: type[BaseModel]
-    columns: tuple[Schema, ...]
-    scale: bool = False
-    rules: tuple[Rule, ...] = ()
-    """CEL for the whole object, where its name is known."""
-
-
-def column(name: str, path: str, type_: str = "string", wide: bool = False, description: str = "") -> Schema:
-    """One column of `kubectl get`; `wide`: only with `-o wide`."""
-    entry = {"name": name, "type": type_, "jsonPath": path}
-    return entry | ({"description": description} if description else {}) | ({"priority": 1} if wide else {})
-
-
-def condition(type_: str, part: str = "status") -> str:
-    """The path of a part of the condition of that type."""
-    return f'.status.conditions[?(@.type=="{type_}")].{part}'
-
-
-STAGE = column("Stage", ".status.stage")
-READY = column("Ready", condition("Ready"))
-AGE = column("Age", ".metadata.creationTimestamp", "date")
-WHY = (column("Reason", condition("Ready", "reason"), wide=True), column("Message", condition("Ready", "message"), wide=True))
-
-KINDS = (
-    Kind(
-        finetunejob.KIND,
-        finetunejob.PLURAL,
-        finetunejob.Spec,
-        status_schema.FineTuneJobStatus,
-        (
-            STAGE,
-            column("Progress %", ".status.progress.progressPercentage", "integer"),
-            column("Loss", '.status.progress.metrics[?(@.name=="loss")].value'),
-            column("ETA (s)", ".status.progress.estimatedRemainingSeconds", "integer", description="Seconds until the training ends."),
-            READY,
-            AGE,
-            column("Checkpoint", ".status.lastCheckpoint.step", "integer", wide=True, description="Step of the newest complete checkpoint."),
-            *WHY,
-        ),
-        rules=finetunejob.RULES,
-    ),
-    Kind(
-        evalrun.KIND,
-        evalrun.PLURAL,
-        evalrun.Spec,
-        status_schema.EvalRunStatus,
-        (STAGE, column("Verdict", ".status.verdict"), READY, AGE, column("Digest", ".status.evaluated.digest", wide=True), *WHY),
-    ),
-    Kind(
-        modeldeployment.KIND,
-        modeldeployment.PLURAL,
-        modeldeployment.Spec,
-        status_schema.ModelDeploymentStatus,
-        (
-            STAGE,
-            READY,
-            column("Gate", condition("GatePassed", "reason")),
-            column("Replicas", ".status.readyReplicas", "integer", description="Ready pods."),
-            column("URL", ".status.url"),
-            AGE,
-            *WHY,
-        ),
-        scale=True,
-    ),
 )
 
 
@@ -226,7 +149,7 @@ def manifest(kind: Kind) -> Schema:
 
 def _root_schema(kind: Kind) -> Schema:
     # Without this default a new object has no status, which kstatus takes for "done".
-    status = _of_model(kind.status) | {"default": {"observedGeneration": -1}}
+    status = _of_model(kind.status_schema) | {"default": {"observedGeneration": -1}}
     return {
         "type": "object",
         "description": kind.spec.__doc__,
@@ -256,7 +179,7 @@ def render(kind: Kind) -> str:
 
 def files() -> dict[str, str]:
     """Name and text of every file that this module writes."""
-    return {f"{GROUP}_{kind.plural}.yaml": render(kind) for kind in KINDS}
+    return {f"{GROUP}_{kind.plural}.yaml": render(kind) for kind in KINDS.values()}
 
 
 def main(arguments: list[str] | None = None) -> int:

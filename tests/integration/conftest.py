@@ -14,13 +14,13 @@ from tests.integration import kueue, rights
 from tests.integration.meddler import Meddled, Meddler
 from tests.integration.operators import Namespace, OperatorProcess
 from tests.integration.schema_server import PLURALS, Server
-from tunesmith import crd
+from tunesmith.kinds import KINDS
 
 _numbers = itertools.count()
 
 UNSEEN = {
     # Checked by an admission plugin (OwnerReferencesPermissionEnforcement), not asked for by a request.
-    *(rights.Right("tunesmith.dev", f"{kind.plural}/finalizers", "update") for kind in crd.KINDS),
+    *(rights.Right("tunesmith.dev", f"{kind.plural}/finalizers", "update") for kind in KINDS.values()),
 }
 ELSEWHERE = kueue.RIGHTS
 """Used in a control plane of the test's own, where that is looked at."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith import crd
 from tunesmith.core.objects import Object
+from tunesmith.kinds import KINDS
 
 Path = tuple[str, ...]
 ITEM = "[]"
@@ -37,7 +38,7 @@ _TEXTS = (
 @functools.cache
 def schema_of(kind: str) -> Object:
     """The schema of a kind's spec, which every caller shares."""
-    manifest = crd.manifest(next(each for each in crd.KINDS if each.name == kind))
+    manifest = crd.manifest(KINDS[kind])
     schema: Object = manifest["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return schema
 

@@ -22,14 +22,16 @@ from dev.cluster import tools
 from dev.cluster.controlplane import ControlPlane
 from dev.cluster.processes import wait_until
 from tunesmith import crd
+from tunesmith.api.kind import Kind
 from tunesmith.core.objects import API_VERSION
+from tunesmith.kinds import KINDS
 
 Object = dict[str, Any]
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
-PLURALS = {kind.name: kind.plural for kind in crd.KINDS}
+PLURALS = {kind.name: kind.plural for kind in KINDS.values()}
 _numbers = itertools.count()
 
 
@@ -114,7 +116,7 @@ class Server:
     def with_kinds(cls, control_plane: ControlPlane) -> Server:
         """The same, with our CRDs."""
         server = cls.of(control_plane)
-        for kind in crd.KINDS:
+        for kind in KINDS.values():
             server.install(kind)
         return server
 
@@ -153,7 +155,7 @@ class Server:
         command = [str(tools.binary("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
         return subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, timeout=60)
 
-    def install(self, kind: crd.Kind) -> None:
+    def install(self, kind: Kind) -> None:
         """Apply a kind's CRD and wait until the server serves it."""
         body = crd.manifest(kind)
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"

@@ -13,6 +13,7 @@ from dev.cluster.processes import wait_until
 from tests.integration.schema_examples import MINIMAL, changed
 from tests.integration.schema_server import MERGE, Object, Server, manifest
 from tunesmith import crd
+from tunesmith.kinds import KINDS
 
 REFUSED = [
     ("gate.0.metric", "knowlege/mmlu/acc", "spec.gate", "the name of one of `suites`"),
@@ -54,7 +55,7 @@ BEFORE = [
 @pytest.fixture
 def lenient(server: Server) -> Iterator[Server]:
     """The server as long as its CRD lacks the rules for new objects alone, as that of a release before did."""
-    plain = next(kind for kind in crd.KINDS if kind.name == "EvalRun")
+    plain = KINDS["EvalRun"]
     before = crd.manifest(plain)
     spec = before["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     spec["x-kubernetes-validations"] = [each for each in spec["x-kubernetes-validations"] if not each.get("optionalOldSelf")]
@@ -74,7 +75,7 @@ def replace_crd(server: Server, body: Object, code: int) -> None:
 def test_an_object_that_new_rules_would_refuse_can_still_be_worked_on(lenient: Server) -> None:
     made = [lenient.create("EvalRun", MINIMAL["EvalRun"] | {"gate": [gate]}) for gate in BEFORE]
     assert [answer.code for answer in made] == [201] * len(BEFORE)
-    plain = next(kind for kind in crd.KINDS if kind.name == "EvalRun")
+    plain = KINDS["EvalRun"]
     replace_crd(lenient, crd.manifest(plain), 422)
     for answer, gate in zip(made, BEFORE, strict=True):
         judged = [gate | {"outcome": "Missing"}]

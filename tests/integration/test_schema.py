@@ -14,6 +14,7 @@ from tests.unit.operator.statuses import WALKS
 from tunesmith import crd
 from tunesmith.evalrun import api as evalrun
 from tunesmith.finetunejob import api as finetunejob
+from tunesmith.kinds import KINDS
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
 EVERY_KIND = pytest.mark.parametrize("kind", PLURALS)
@@ -155,7 +156,7 @@ def test_as_many_processes_as_gpus_are_accepted_and_any_number_on_cpus(server: S
 
 
 def test_an_object_that_a_newer_rule_would_refuse_can_be_changed_suspended_and_written_a_status(server: Server) -> None:
-    (kind,) = (each for each in crd.KINDS if each.name == "FineTuneJob")
+    kind = KINDS["FineTuneJob"]
     field = "spec.parallelism.processesPerNode"
     spec = changed("FineTuneJob", "parallelism.processesPerNode", 2)
     before = crd.manifest(kind)

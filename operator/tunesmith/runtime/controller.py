@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from tunesmith import metrics
+from tunesmith.api.kind import Kind
 from tunesmith.core.objects import Key, Object
-from tunesmith.kinds import Kind
 from tunesmith.logs import current_key
 from tunesmith.runtime.cache import Store, version_of
 from tunesmith.runtime.client import ApiError, Cluster, Conflict, NotFound, Refused

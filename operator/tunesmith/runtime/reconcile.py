@@ -11,10 +11,10 @@ from typing import Any
 
 from tunesmith import metrics
 from tunesmith.api import conditions
+from tunesmith.api.kind import Kind
 from tunesmith.core.drift import ANNOTATION, differences, stamp
 from tunesmith.core.errors import InvalidSpec, TunesmithError
 from tunesmith.core.objects import Config, Key, Object, Observed, Plan
-from tunesmith.kinds import Kind
 from tunesmith.runtime.cache import Store, key_of
 from tunesmith.runtime.client import Cluster, Refused, Unseen
 from tunesmith.runtime.events import Event, events

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunesmith.core.objects import API_VERSION, GROUP, MANAGED_BY, Object
+from tunesmith.kinds import KINDS
 from tunesmith.workload.podstatus import INDEX_ANNOTATION
 
 
@@ -49,9 +50,7 @@ _CHILDREN = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
 RESOURCES: Mapping[str, Resource] = {
     resource.kind: resource
     for resource in (
-        Resource("FineTuneJob", API_VERSION, "finetunejobs", ours=True),
-        Resource("EvalRun", API_VERSION, "evalruns", ours=True),
-        Resource("ModelDeployment", API_VERSION, "modeldeployments", ours=True),
+        *(Resource(kind.name, API_VERSION, kind.plural, ours=True) for kind in KINDS.values()),
         Resource("Job", "batch/v1", "jobs", _CHILDREN),
         Resource("Deployment", "apps/v1", "deployments", _CHILDREN),
         Resource("Pod", "v1", "pods", _CHILDREN),

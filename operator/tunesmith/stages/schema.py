@@ -7,7 +7,21 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tunesmith.api.blocks import Block
-from tunesmith.api.status import MAX_INTEGER, BigCount, Count, Message, Nodes, Reason, Time, Word
+from tunesmith.api.status import (
+    MAX_ATTEMPTS,
+    MAX_INTEGER,
+    MAX_STAGES,
+    BigCount,
+    Count,
+    Location,
+    Message,
+    Nodes,
+    Reason,
+    Status,
+    Text,
+    Time,
+    Word,
+)
 
 
 class Ending(Block):
@@ -115,3 +129,40 @@ class Attempt(Size):
     gpus: Count | None = Field(None, description="GPUs that it asked for; absent: none.")
     queued_seconds: BigCount | None = Field(None, description="How long it waited for a queue, nodes and images.")
     running_seconds: BigCount | None = Field(None, description="How long its pods ran, from the last one's start to the last one's end.")
+
+
+class Images(Block):
+    """Images, pinned with the first result of a stage; an upgrade of the operator does not change them then."""
+
+    trainer: Text | None = Field(None, description="Image of the training, quantization and evaluation stages.")
+
+
+class Resolved(Block):
+    """What names in the spec turned out to mean, and settings fixed for the run."""
+
+    images: Images | None = Field(None, description="Pinned images.")
+    contract_version: Count | None = Field(None, description="Stage contract of the pinned image; absent: 1.")
+    run_uri: Location | None = Field(None, alias="runURI", description="Folder of this run.")
+
+
+class GPUSeconds(Block):
+    """Seconds times GPUs of the attempts that have ended. What was held is the sum of useful and lost."""
+
+    useful: BigCount = Field(description="Spent on steps that were kept, or in other stages that succeeded.")
+    queued: BigCount = Field(description="Waited for: the GPUs asked for, before they were held.")
+    lost: BigCount = Field(
+        description="Held for nothing: start-up, steps after the last checkpoint, failed attempts. What a later attempt has kept moves to useful."
+    )
+
+
+class JobStatus(Status):
+    """Common to the two kinds that end."""
+
+    stages: Annotated[list[Stage], Field(max_length=MAX_STAGES)] | None = Field(None, description="The stages, in the order they run.")
+    attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
+    start_time: Time | None = Field(None, description="When its first attempt began.")
+    completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
+    active_seconds: BigCount | None = Field(None, description="How long attempts have run since it was made or resumed, but for the present stretch.")
+    active_since: Time | None = Field(None, description="Since when an attempt runs.")
+    retries_spent: Count | None = Field(None, description="Attempts that counted against `retries`; 0 again after a new checkpoint.")
+    gpu_seconds: GPUSeconds | None = Field(None, description="Absent: no GPU was asked for.")

@@ -12,8 +12,8 @@ from tunesmith.core.drift import stamp
 from tunesmith.core.objects import Config, Images, Key, Object, Observed, Plan
 from tunesmith.modeldeployment.build import build
 from tunesmith.modeldeployment.status import status
+from tunesmith.modeldeployment.status_schema import ModelDeploymentStatus
 from tunesmith.runtime.resources import RESOURCES, tidy
-from tunesmith.status_schema import ModelDeploymentStatus
 
 GOOD, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 GATED: Object = {

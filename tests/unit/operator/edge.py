@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from tunesmith import kinds
 from tunesmith.api import conditions
 from tunesmith.core.errors import DependencyFailed, InvalidSpec, NotReadyYet
 from tunesmith.core.objects import API_VERSION, LABEL_UID, MANAGED_BY, Config, Images, Key, Object, Observed, Plan
-from tunesmith.kinds import Kind
 
 CONFIG = Config(Images("trainer:1", "serving:1"))
 TYPES = {"Job": "batch/v1", "Deployment": "apps/v1"}
@@ -76,4 +77,4 @@ def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
     return Plan(apply=configs, create=() if drop else (job,), delete=drop, wake_after=observed.spec.get("wake"))
 
 
-KINDS = {name: Kind(name, status, build, references) for name in ("FineTuneJob", "EvalRun", "ModelDeployment")}
+KINDS = {name: replace(kind, status=status, build=build, references=references) for name, kind in kinds.KINDS.items()}

@@ -8,7 +8,7 @@ from tests.unit.operator.makers import World, finetunejob
 from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.status_schema import FineTuneJobStatus
+from tunesmith.finetunejob.status_schema import FineTuneJobStatus
 
 WORKING = {"Ready": "False", "Reconciling": "True", "Stalled": "False", "Succeeded": "Unknown", "Finished": "False", "Suspended": "False"}
 SUCCEEDED = {"Ready": "True", "Reconciling": "False", "Stalled": "False", "Succeeded": "True", "Finished": "True", "Suspended": "False"}

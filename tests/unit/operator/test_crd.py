@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from tunesmith import crd
+from tunesmith.api.kind import Kind
+from tunesmith.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[3]
-KINDS = pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.name)
+EACH_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 
 
-def schemas(kind: crd.Kind) -> dict[str, Any]:
+def schemas(kind: Kind) -> dict[str, Any]:
     root = crd.manifest(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return {part: root["properties"][part] for part in ("spec", "status")}
 
@@ -31,12 +33,12 @@ def walk(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any
         yield from walk(schema["additionalProperties"], f"{path}{{}}")
 
 
-def everywhere(kind: crd.Kind) -> list[tuple[str, dict[str, Any]]]:
+def everywhere(kind: Kind) -> list[tuple[str, dict[str, Any]]]:
     return [entry for part, schema in schemas(kind).items() for entry in walk(schema, part)]
 
 
-@KINDS
-def test_the_file_checked_in_is_what_the_models_say(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_the_file_checked_in_is_what_the_models_say(kind: Kind) -> None:
     file = ROOT / "crds" / f"tunesmith.dev_{kind.plural}.yaml"
     assert file.read_text() == crd.render(kind), "run `make generate`"
 
@@ -53,19 +55,19 @@ def test_check_tells_which_file_is_stale(tmp_path: Path, capsys: pytest.CaptureF
     assert "tunesmith.dev_evalruns.yaml is not what the models say" in capsys.readouterr().out
 
 
-@KINDS
-def test_a_crd_is_small_enough_for_client_side_apply(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_a_crd_is_small_enough_for_client_side_apply(kind: Kind) -> None:
     assert len(crd.render(kind)) < 100_000
     assert yaml.safe_load(crd.render(kind)) == crd.manifest(kind)
 
 
-@KINDS
-def test_there_are_no_floats(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_there_are_no_floats(kind: Kind) -> None:
     assert [path for path, schema in everywhere(kind) if schema["type"] == "number"] == []
 
 
-@KINDS
-def test_every_string_list_map_and_number_is_bounded(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_every_string_list_map_and_number_is_bounded(kind: Kind) -> None:
     needed = {"string": {"maxLength"}, "array": {"maxItems"}, "integer": {"minimum", "maximum"}}
     unbounded = []
     for path, schema in everywhere(kind):
@@ -75,43 +77,43 @@ def test_every_string_list_map_and_number_is_bounded(kind: crd.Kind) -> None:
     assert unbounded == []
 
 
-@KINDS
-def test_every_field_is_described(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_every_field_is_described(kind: Kind) -> None:
     assert [path for path, schema in everywhere(kind) if path[-1] not in "]}" and not schema.get("description")] == []
 
 
-@KINDS
-def test_nothing_is_left_that_a_structural_schema_must_not_have(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_nothing_is_left_that_a_structural_schema_must_not_have(kind: Kind) -> None:
     for path, schema in everywhere(kind):
         assert schema["type"] in ("object", "array", "string", "integer", "boolean"), path
         assert not schema.keys() & {"$ref", "anyOf", "title", "const", "exclusiveMinimum", "exclusiveMaximum", "propertyNames"}, path
         assert not ("properties" in schema and "additionalProperties" in schema), path
 
 
-@KINDS
-def test_unknown_fields_are_kept_nowhere_but_in_what_a_stage_told(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_unknown_fields_are_kept_nowhere_but_in_what_a_stage_told(kind: Kind) -> None:
     kept = [path for path, schema in everywhere(kind) if "x-kubernetes-preserve-unknown-fields" in schema]
     assert kept == ([] if kind.name == "ModelDeployment" else ["status.stages[].result"])
 
 
 def test_only_replicas_has_a_default_in_a_spec() -> None:
-    defaults = [f"{kind.name} {path}" for kind in crd.KINDS for path, schema in walk(schemas(kind)["spec"], "spec") if "default" in schema]
+    defaults = [f"{kind.name} {path}" for kind in KINDS.values() for path, schema in walk(schemas(kind)["spec"], "spec") if "default" in schema]
     assert defaults == ["ModelDeployment spec.replicas"]
 
 
-@KINDS
-def test_a_new_object_does_not_look_done_to_kstatus(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_a_new_object_does_not_look_done_to_kstatus(kind: Kind) -> None:
     assert schemas(kind)["status"]["default"] == {"observedGeneration": -1}
 
 
-@KINDS
-def test_conditions_merge_by_type(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_conditions_merge_by_type(kind: Kind) -> None:
     conditions = schemas(kind)["status"]["properties"]["conditions"]
     assert (conditions["x-kubernetes-list-type"], conditions["x-kubernetes-list-map-keys"]) == ("map", ["type"])
 
 
-@KINDS
-def test_get_tunesmith_lists_the_kind_and_its_columns_read_fields_that_exist(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_get_tunesmith_lists_the_kind_and_its_columns_read_fields_that_exist(kind: Kind) -> None:
     manifest = crd.manifest(kind)
     assert manifest["spec"]["names"]["categories"] == ["tunesmith"]
     paths = {path.replace("[]", "") for path, _ in everywhere(kind)} | {"metadata.creationTimestamp"}
@@ -121,8 +123,8 @@ def test_get_tunesmith_lists_the_kind_and_its_columns_read_fields_that_exist(kin
         assert before + after in paths, column
 
 
-@KINDS
-def test_every_rule_says_what_to_do_and_where(kind: crd.Kind) -> None:
+@EACH_KIND
+def test_every_rule_says_what_to_do_and_where(kind: Kind) -> None:
     rules = [(path, rule) for path, schema in everywhere(kind) for rule in schema.get("x-kubernetes-validations", ())]
     assert rules
     for path, rule in rules:

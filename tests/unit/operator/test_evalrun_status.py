@@ -21,7 +21,7 @@ from tests.unit.operator.evalruns import (
 from tests.unit.operator.makers import claim, condition, refusal
 from tunesmith.core.objects import Key, Object
 from tunesmith.evalrun.api import references
-from tunesmith.status_schema import EvalRunStatus
+from tunesmith.evalrun.status_schema import EvalRunStatus
 
 JOB = Key("FineTuneJob", "team-a", "bot")
 RUNNING = (condition("Ready", "False"), condition("Stalled", "False"), condition("Succeeded", "Unknown"))

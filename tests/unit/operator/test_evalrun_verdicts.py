@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.operator.evalruns import CLAIMS, GATED, PLAIN, READY_JOB, Evaluation
 from tests.unit.operator.makers import answer
-from tunesmith.status_schema import EvalRunStatus
+from tunesmith.evalrun.status_schema import EvalRunStatus
 
 
 def gated() -> Evaluation:

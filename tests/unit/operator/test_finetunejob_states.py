@@ -12,7 +12,7 @@ from tests.unit.operator.makers import answer, checkpoint, refusal, variant
 from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object
 from tunesmith.finetunejob.status import status
-from tunesmith.status_schema import FineTuneJobStatus
+from tunesmith.finetunejob.status_schema import FineTuneJobStatus
 
 
 def test_a_new_job_begins_with_prepare_and_pins_its_image() -> None:

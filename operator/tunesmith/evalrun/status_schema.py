@@ -1,4 +1,4 @@
-"""What the status of an EvalRun may hold of its gate and its figures."""
+"""What the status of an EvalRun may hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunesmith.api.blocks import Block
-from tunesmith.api.status import BigCount, Count, Number, Word
+from tunesmith.api.status import (
+    MAX_RESULTS,
+    MAX_STAGES,
+    BigCount,
+    Count,
+    Location,
+    Number,
+    PinnedModel,
+    Time,
+    Word,
+)
+from tunesmith.stages.schema import JobStatus, Resolved
 
 Verdict = Literal["Passed", "Failed", "Inconclusive", "NoCriteria"]
 
@@ -56,3 +67,43 @@ class Overlap(Block):
     items: BigCount = Field(description="Its items.")
     equal: BigCount = Field(description="Found whole.")
     similar: BigCount = Field(description="Found in part: a stretch of thirteen words.")
+
+
+class LineageStage(Block):
+    """When a stage of the FineTuneJob ran."""
+
+    name: Word = Field(description="The stage.")
+    start_time: Time | None = Field(None, description="When it began.")
+    completion_time: Time | None = Field(None, description="When it ended.")
+
+
+class Lineage(Block):
+    """Where the model under test comes from."""
+
+    run_uri: Location = Field(alias="runURI", description="Folder of the FineTuneJob's run.")
+    stages: Annotated[list[LineageStage], Field(max_length=MAX_STAGES)] = Field(description="Its stages.")
+
+
+class EvalRunResolved(Resolved):
+    """Fixed before the first evaluation."""
+
+    output_uri: Location | None = Field(None, alias="outputURI", description="`output.uri`, or the FineTuneJob's.")
+    baselines: Annotated[list[PinnedModel], Field(max_length=8)] | None = Field(None, description="The models compared with.")
+    lineage: Lineage | None = Field(None, description="The FineTuneJob's run, for the report.")
+
+
+class EvalRunStatus(JobStatus):
+    """What was measured and judged."""
+
+    resolved: EvalRunResolved | None = Field(None, description="What the names in the spec turned out to mean.")
+    evaluated: PinnedModel | None = Field(None, description="The model under test, pinned: the verdict is about this digest.")
+    verdict: Verdict | None = Field(
+        None, description="Passed: every criterion of the gate did. Inconclusive: none failed, and not all could be decided. NoCriteria: no gate."
+    )
+    gate: Annotated[list[GateOutcome], Field(max_length=16)] | None = Field(None, description="Outcome of each criterion, in the spec's order.")
+    results: Annotated[list[MetricResult], Field(max_length=MAX_RESULTS)] | None = Field(
+        None, description="The gate's metrics first; all are at resultsURI."
+    )
+    overlap: Annotated[list[Overlap], Field(max_length=16)] | None = Field(None, description="Of each suite; absent: no training data is known.")
+    results_uri: Location | None = Field(None, alias="resultsURI", description="All results (JSON).")
+    report_uri: Location | None = Field(None, alias="reportURI", description="The report (HTML).")
