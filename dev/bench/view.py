@@ -21,7 +21,7 @@ Object = dict[str, Any]
 T = TypeVar("T")
 
 JSON, MERGE, APPLY = "application/json", "application/merge-patch+json", "application/apply-patch+yaml"
-KINDS = tuple(resource.kind for resource in RESOURCES.values() if not resource.optional)
+KINDS = tuple(resource.kind for resource in RESOURCES.values() if resource.watch == "Always")
 PATIENCE = 60.0
 """Seconds that anything may take."""
 

@@ -43,8 +43,8 @@ async def main(settings: Settings) -> None:
 
 async def operate(settings: Settings, cluster: Cluster, health: Health) -> None:
     """Watch, reconcile and take progress reports until one of them ends; kopf ends on SIGTERM."""
-    optional = [resource for resource in RESOURCES.values() if resource.optional]
-    installed = frozenset([resource.kind for resource in optional if await cluster.serves(resource)])
+    others = [resource for resource in RESOURCES.values() if resource.watch == "WhereServed"]
+    installed = frozenset([resource.kind for resource in others if await cluster.serves(resource)])
     watched = handlers.Watched()
     controller = Controller(settings, cluster, KINDS, installed, served=watched.watch)
     metrics.WORKERS.labels("tunesmith").set(settings.workers)

@@ -210,7 +210,7 @@ class Meddled:
 
     def wait_watches(self) -> None:
         """Wait until kopf watches everything: before, a list that it asks for may be what is meddled with."""
-        wanted = {resource.plural for resource in RESOURCES.values() if not resource.optional}
+        wanted = {resource.plural for resource in RESOURCES.values() if resource.watch == "Always"}
         self.space.wait(lambda: self.meddler.watched() >= wanted, "all to be watched", lambda: sorted(self.meddler.watched()))
 
     def wait(self, condition: Callable[[], Any], what: str) -> float:

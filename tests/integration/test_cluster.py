@@ -15,7 +15,7 @@ from tests.integration.operators import FINE_TUNE_JOB, Namespace
 from tunesmith.core.drift import differences, stamp
 from tunesmith.core.objects import Object
 from tunesmith.runtime.client import Cluster, Conflict, Refused, Unseen
-from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.runtime.resources import RESOURCES, trim
 from tunesmith.workload.podspec import child_metadata
 
 
@@ -117,4 +117,4 @@ async def test_a_list_comes_in_pages_and_only_what_is_ours(cluster: Cluster, spa
     assert [item["metadata"]["name"] for item in items] == [f"child-{number}" for number in range(5)]
     (version,) = {version for _, version in pages}
     assert version >= max(int(item["metadata"]["resourceVersion"]) for item in items)
-    assert items[0] == tidy(space.get("Service", "child-0") or {}, RESOURCES["Service"])
+    assert items[0] == trim(space.get("Service", "child-0") or {}, RESOURCES["Service"])

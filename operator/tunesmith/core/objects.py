@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 Object = dict[str, Any]
-"""A Kubernetes object as JSON, as the store keeps it (`resources.tidy`)."""
+"""A Kubernetes object as JSON, as the store keeps it (`resources.trim`)."""
 
 GROUP = "tunesmith.dev"
 VERSION = "v1alpha1"

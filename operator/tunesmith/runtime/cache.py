@@ -182,12 +182,12 @@ class Store:
         return frozenset(itself | ({owner} if owner else set()) | self._namers.get(key, set()))
 
     def _owner_of(self, obj: Object) -> Key | None:
-        """The key of the object of ours that `obj` belongs to: directly, or through a Job as a Workload does."""
+        """The key of the object of ours that `obj` belongs to: directly, or through another (`Resource.via`)."""
         namespace, uid = parent_of(obj)
-        if RESOURCES[obj["kind"]].optional:
+        if via := RESOURCES[obj["kind"]].via:
             names = [reference["name"] for reference in obj["metadata"].get("ownerReferences", ()) if reference["uid"] == uid]
-            jobs = [self._objects.get(Key("Job", namespace, name)) for name in names]
-            uid = next((owner_uid(job) or "" for job in jobs if job and job["metadata"]["uid"] == uid), "")
+            between = [self._objects.get(Key(via, namespace, name)) for name in names]
+            uid = next((owner_uid(each) or "" for each in between if each and each["metadata"]["uid"] == uid), "")
         owner = self._owners.get(uid)
         return owner if owner and owner.namespace == namespace else None
 

@@ -20,7 +20,7 @@ from kubernetes.aio.client.configuration import Configuration
 from tunesmith import __version__, metrics
 from tunesmith.core.objects import FIELD_MANAGER, Object
 from tunesmith.runtime.cache import owner_uid, version_of
-from tunesmith.runtime.resources import RESOURCES, Resource, tidy
+from tunesmith.runtime.resources import RESOURCES, Resource, trim
 from tunesmith.workload import unmade
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
@@ -118,7 +118,7 @@ class Cluster:
             if error.reason != "AlreadyExists":
                 raise
             return await self._ours(obj)
-        return tidy(answer, resource)
+        return trim(answer, resource)
 
     async def apply(self, obj: Object, live: Object | None) -> Object:
         """Apply `obj` server-side over `live`.
@@ -135,7 +135,7 @@ class Cluster:
             obj = {**obj, "metadata": {**metadata, "uid": live["metadata"]["uid"]}}
         path = resource.path(metadata["namespace"], metadata["name"])
         answer = await self.request("PATCH", path, obj, (("fieldManager", FIELD_MANAGER), ("force", "true")), APPLY)
-        return tidy(answer, resource)
+        return trim(answer, resource)
 
     async def delete(self, obj: Object) -> Object | None:
         """Delete `obj`, this very one. Return it as it now is, None if it is gone."""
@@ -149,14 +149,14 @@ class Cluster:
         except (NotFound, Conflict):
             return None
         pending = answer.get("metadata", {}).get("deletionTimestamp") and options.get("gracePeriodSeconds") != 0
-        return tidy(answer, resource) if pending else None
+        return trim(answer, resource) if pending else None
 
     async def write_status(self, owner: Object, status: Object) -> Object:
         """Replace the status of `owner` as it was read; Conflict if it has changed since."""
         resource, metadata = RESOURCES[owner["kind"]], owner["metadata"]
         path = resource.path(metadata["namespace"], metadata["name"], "status")
         answer = await self.request("PUT", path, {**owner, "status": status}, (("fieldManager", FIELD_MANAGER),))
-        return tidy(answer, resource)
+        return trim(answer, resource)
 
     async def confirm(self, owner: Object) -> None:
         """Ask whether `owner` still is as it was read; Conflict if it is not."""
@@ -173,7 +173,7 @@ class Cluster:
         more = ""
         while True:
             answer = await self.request("GET", resource.path(namespace), query=(*query, ("continue", more)) if more else query)
-            yield [tidy(item, resource) for item in answer["items"]], version_of(answer)
+            yield [trim(item, resource) for item in answer["items"]], version_of(answer)
             more = answer["metadata"].get("continue") or ""
             if not more:
                 return
@@ -207,7 +207,7 @@ class Cluster:
     async def _ours(self, obj: Object) -> Object:
         """The live object of `obj`'s name, if it has the same owner."""
         resource, metadata = RESOURCES[obj["kind"]], obj["metadata"]
-        live = tidy(await self.request("GET", resource.path(metadata["namespace"], metadata["name"])), resource)
+        live = trim(await self.request("GET", resource.path(metadata["namespace"], metadata["name"])), resource)
         if owner_uid(live) != owner_uid(obj):
             message = f"{obj['kind']} {metadata['name']} exists and belongs to another: delete it, or choose another name"
             raise Refused(409, "NameConflict", message)

@@ -17,7 +17,7 @@ from tunesmith.runtime.client import ApiError, Cluster, Conflict, NotFound, Refu
 from tunesmith.runtime.event_recorder import Announcer
 from tunesmith.runtime.reconcile import Reconciler
 from tunesmith.runtime.relist import relist
-from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.runtime.resources import RESOURCES, trim
 from tunesmith.runtime.workqueue import WorkQueue
 from tunesmith.settings import Settings
 from tunesmith.workload.kueue import QUEUE
@@ -48,12 +48,12 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
         served: Callable[[frozenset[str]], Awaitable[None]] = _nothing,
     ) -> None:
-        """`installed`: which optional kinds the API server has; the others are not watched. `served` takes in which namespaces are to be
-        watched, where they are named."""
+        """`installed`: which resources that are watched where they are served the API server has. `served` takes in which namespaces are
+        to be watched, where they are named."""
         self._settings = settings
         self._cluster = cluster
         self._clock = clock
-        self.watched = [resource for resource in RESOURCES.values() if not resource.optional or resource.kind in installed]
+        self.watched = [resource for resource in RESOURCES.values() if resource.watch == "Always" or resource.kind in installed]
         self.store = Store({name: kind.references for name, kind in kinds.items()})
         self.queue = WorkQueue(clock)
         self._announcer = Announcer(cluster, settings.lease.identity, _now)
@@ -69,7 +69,7 @@ class Controller:
 
     def feed(self, kind: str, event: str | None, obj: Object) -> None:
         """Take in a watch event and queue whom it concerns."""
-        seen = tidy(obj, RESOURCES[kind])
+        seen = trim(obj, RESOURCES[kind])
         self.wake(self.store.remove(seen, version_of(seen)) if event == "DELETED" else self.store.put(seen))
 
     def wake(self, keys: frozenset[Key]) -> None:

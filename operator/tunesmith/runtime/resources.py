@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from tunesmith.core.objects import API_VERSION, GROUP, MANAGED_BY, Object
 from tunesmith.kinds import KINDS
 from tunesmith.workload.podstatus import INDEX_ANNOTATION
 
+Trim = Callable[[Object], Object]
+
+
+def _whole(obj: Object) -> Object:
+    return obj
+
 
 @dataclass(frozen=True)
 class Resource:
-    """One resource type. `ours`: one of the three kinds. `selector`: only objects with these labels are watched and listed.
-
-    `optional`: another project's, watched where it is installed.
-    """
+    """One resource type, and how the operator watches it."""
 
     kind: str
     api_version: str
     plural: str
     selector: str = ""
+    """Only objects with these labels are watched and listed."""
     ours: bool = False
-    optional: bool = False
+    """Whether it is one of the three kinds."""
+    watch: Literal["Always", "WhereServed"] = "Always"
+    """WhereServed: another project's, watched where the API server had it when the operator started."""
+    via: str = ""
+    """The kind of ours that controls it, where an object of the three kinds does so only through that one."""
+    trim: Trim = _whole
+    """What is kept of an object, whose metadata is trimmed already."""
 
     @property
     def group(self) -> str:
@@ -45,54 +56,9 @@ class Resource:
         return "/".join(part for part in parts if part)
 
 
-_CHILDREN = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-
-RESOURCES: Mapping[str, Resource] = {
-    resource.kind: resource
-    for resource in (
-        *(Resource(kind.name, API_VERSION, kind.plural, ours=True) for kind in KINDS.values()),
-        Resource("Job", "batch/v1", "jobs", _CHILDREN),
-        Resource("Deployment", "apps/v1", "deployments", _CHILDREN),
-        Resource("Pod", "v1", "pods", _CHILDREN),
-        Resource("Service", "v1", "services", _CHILDREN),
-        Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies", _CHILDREN),
-        # Those that a spec names are the users' own: no label of ours is on them.
-        Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims"),
-        # Kueue's. No label says which are of our Jobs: their controllers do.
-        Resource("Workload", "kueue.x-k8s.io/v1beta2", "workloads", optional=True),
-    )
-}
-
-
 _COUNTERS = frozenset(("active", "ready", "terminating", "uncountedTerminatedPods"))
 _POD_STATUS = frozenset(("phase", "reason", "message", "startTime", "conditions"))
 _CONTAINER_STATUS = frozenset(("name", "state", "lastState", "ready", "restartCount"))
-
-
-def tidy(obj: Object, resource: Resource) -> Object:
-    """`obj` as the store keeps it: with its type (items of a LIST lack it), and of what is not one of the three kinds only what is read.
-
-    Anybody may make such objects as large as the API server lets them be, and there are many: without this a tenant would fill the memory
-    that all share. Of a pod its node, its index and its containers' states are read; of a Job, which like a pod is never written again once it
-    is made, its containers' images and what they may take, without its counters, whose changes would wake somebody each time; of a claim
-    its modes; of an optional resource, of which the store holds everybody's, owner and conditions. Of a child that no object of ours controls,
-    though it has our label, only that it is there.
-    """
-    kept = {**obj, "apiVersion": resource.api_version, "kind": resource.kind}
-    if resource.ours:
-        return kept | {"metadata": {key: value for key, value in obj["metadata"].items() if key != "managedFields"}}
-    kept["metadata"] = _tidy_metadata(obj["metadata"], resource)
-    if resource.kind == "Pod":
-        _tidy_pod(kept)
-    elif resource.kind == "PersistentVolumeClaim":
-        kept = _only(kept, spec=("accessModes",))
-    elif resource.optional:
-        kept = _only(kept, status=("conditions",))
-    elif not _is_controlled(kept):
-        kept = _only(kept)
-    elif resource.kind == "Job":
-        _tidy_job(kept)
-    return kept
 
 
 def _only(obj: Object, **fields: tuple[str, ...]) -> Object:
@@ -101,7 +67,7 @@ def _only(obj: Object, **fields: tuple[str, ...]) -> Object:
     return {name: obj[name] for name in ("apiVersion", "kind", "metadata")} | parts
 
 
-def _tidy_metadata(metadata: Object, resource: Resource) -> Object:
+def _trim_metadata(metadata: Object, resource: Resource) -> Object:
     # By finalizers the Job controller counts pods.
     dropped = {"managedFields", "annotations", "finalizers", "generateName"} | (set() if resource.selector else {"labels"})
     kept = {key: value for key, value in metadata.items() if key not in dropped}
@@ -115,7 +81,8 @@ def _is_controlled(obj: Object) -> bool:
     return any(reference.get("controller") and str(reference.get("apiVersion", API_VERSION)).startswith(f"{GROUP}/") for reference in references)
 
 
-def _tidy_pod(pod: Object) -> None:
+def _trim_pod(pod: Object) -> Object:
+    """Its node, its index and the states of its containers."""
     annotations = pod["metadata"].pop("annotations", {})
     if INDEX_ANNOTATION in annotations:
         pod["metadata"]["annotations"] = {INDEX_ANNOTATION: annotations[INDEX_ANNOTATION]}
@@ -126,12 +93,64 @@ def _tidy_pod(pod: Object) -> None:
     for name in ("containerStatuses", "initContainerStatuses"):
         if name in status:
             pod["status"][name] = [{key: value for key, value in each.items() if key in _CONTAINER_STATUS} for each in status[name] or ()]
+    return pod
 
 
-def _tidy_job(job: Object) -> None:
+def _trim_child(obj: Object) -> Object:
+    """All of it; of one that no object of ours controls, though it has our label, only that it is there."""
+    return obj if _is_controlled(obj) else _only(obj)
+
+
+def _trim_job(job: Object) -> Object:
+    """Images of its containers and what they may take: it is never written again once it is made. Its counters change with each pod."""
+    if not _is_controlled(job):
+        return _only(job)
     job["status"] = {key: value for key, value in (job.get("status") or {}).items() if key not in _COUNTERS}
     spec = job.get("spec") or {}
     containers = spec.get("template", {}).get("spec", {}).get("containers", ())
     if containers:
         kept = [{"name": each.get("name"), "image": each.get("image"), "resources": each.get("resources", {})} for each in containers]
         job["spec"] = {**spec, "template": {"spec": {"containers": kept}}}
+    return job
+
+
+def _trim_claim(claim: Object) -> Object:
+    """Its access modes."""
+    return _only(claim, spec=("accessModes",))
+
+
+def _trim_to_conditions(obj: Object) -> Object:
+    """Its conditions: the store holds everybody's."""
+    return _only(obj, status=("conditions",))
+
+
+_CHILDREN = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+
+RESOURCES: Mapping[str, Resource] = {
+    resource.kind: resource
+    for resource in (
+        *(Resource(kind.name, API_VERSION, kind.plural, ours=True) for kind in KINDS.values()),
+        Resource("Job", "batch/v1", "jobs", _CHILDREN, trim=_trim_job),
+        Resource("Deployment", "apps/v1", "deployments", _CHILDREN, trim=_trim_child),
+        Resource("Pod", "v1", "pods", _CHILDREN, trim=_trim_pod),
+        Resource("Service", "v1", "services", _CHILDREN, trim=_trim_child),
+        Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies", _CHILDREN, trim=_trim_child),
+        # Those that a spec names are the users' own: no label of ours is on them.
+        Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims", trim=_trim_claim),
+        # Kueue's. No label says which are of our Jobs: their controllers do.
+        Resource("Workload", "kueue.x-k8s.io/v1beta2", "workloads", watch="WhereServed", via="Job", trim=_trim_to_conditions),
+    )
+}
+
+
+def trim(obj: Object, resource: Resource) -> Object:
+    """Return `obj` as the store keeps it: with its type (items of a list lack it), and of what is not one of the three kinds only what is read.
+
+    Anybody may make such objects as large as the API server lets them be, and there are many: without this a tenant would fill the memory
+    that all share.
+    """
+    kept = {**obj, "apiVersion": resource.api_version, "kind": resource.kind}
+    if resource.ours:
+        return kept | {"metadata": {key: value for key, value in obj["metadata"].items() if key != "managedFields"}}
+    kept["metadata"] = _trim_metadata(obj["metadata"], resource)
+    return resource.trim(kept)

@@ -13,7 +13,7 @@ from tunesmith.core.objects import Config, Images, Key, Object, Observed, Plan
 from tunesmith.modeldeployment.build import build
 from tunesmith.modeldeployment.status import status
 from tunesmith.modeldeployment.status_schema import ModelDeploymentStatus
-from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.runtime.resources import RESOURCES, trim
 
 GOOD, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 GATED: Object = {
@@ -71,7 +71,7 @@ class World:
     def observed(self) -> Observed:
         """What the edge would hand to the core now."""
         config = Config(Images("registry.example/trainer:1", self.image), **self.settings)
-        children = tuple(tidy(child, RESOURCES[child["kind"]]) for child in copy.deepcopy([*self.children.values(), *self.pods.values()]))
+        children = tuple(trim(child, RESOURCES[child["kind"]]) for child in copy.deepcopy([*self.children.values(), *self.pods.values()]))
         return Observed(copy.deepcopy(self.owner), self.now, config, children, self.references, problem=self.problem)
 
     def step(self) -> Object:

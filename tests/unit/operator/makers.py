@@ -16,7 +16,7 @@ import yaml
 from tests.orders import orders
 from tunesmith.api.conditions import find, timestamp
 from tunesmith.core.objects import LABEL_STAGE, Config, Images, Key, Object, Observed, Plan
-from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.runtime.resources import RESOURCES, trim
 from tunesmith.stages.job import StageKey, attempt_of
 from tunesmith.workload.podspec import claims
 
@@ -125,7 +125,7 @@ class World:
 
     def observed(self) -> Observed:
         """What the edge would hand to the core now."""
-        children = tuple(tidy(child, RESOURCES[child["kind"]]) for child in copy.deepcopy(list(self.children.values())))
+        children = tuple(trim(child, RESOURCES[child["kind"]]) for child in copy.deepcopy(list(self.children.values())))
         return Observed(copy.deepcopy(self.owner), self.now, self.config, children, self.references, self.progress, self.problem, self.refusals)
 
     def step(self) -> Object:

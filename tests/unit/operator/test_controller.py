@@ -12,7 +12,7 @@ from tests.unit.operator.edge import KINDS, child, owner
 from tunesmith.core.objects import Key, Object
 from tunesmith.runtime.client import ApiError
 from tunesmith.runtime.controller import Controller
-from tunesmith.runtime.resources import RESOURCES, Resource, tidy
+from tunesmith.runtime.resources import RESOURCES, Resource, trim
 from tunesmith.settings import Settings
 from tunesmith.workload.kueue import QUEUE
 
@@ -95,5 +95,5 @@ async def test_nobody_is_asked_for_kueue_while_no_job_names_a_queue() -> None:
 
 
 def test_of_a_workload_no_spec_is_kept_since_it_holds_whole_pod_templates() -> None:
-    assert "spec" not in tidy({"metadata": {}, "spec": {"podSets": []}, "status": {}}, RESOURCES["Workload"])
-    assert "spec" in tidy(job() | {"spec": {}}, RESOURCES["Job"])
+    assert "spec" not in trim({"metadata": {}, "spec": {"podSets": []}, "status": {}}, RESOURCES["Workload"])
+    assert "spec" in trim(job() | {"spec": {}}, RESOURCES["Job"])

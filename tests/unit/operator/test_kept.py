@@ -8,14 +8,14 @@ import pytest
 
 from tests.unit.operator.edge import child, owner
 from tunesmith.core.objects import Object
-from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.runtime.resources import RESOURCES, trim
 
 LARGE = "x" * 250_000
 TUNE = owner()
 
 
 def kept(obj: Object) -> Object:
-    return tidy(obj, RESOURCES[obj["kind"]])
+    return trim(obj, RESOURCES[obj["kind"]])
 
 
 def large(kind: str, controlled: bool = False, **fields: object) -> Object:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.operator.edge import KINDS, changed, child, key, owner
 from tunesmith.core.objects import Key, Object
 from tunesmith.runtime.cache import Store
-from tunesmith.runtime.resources import RESOURCES, tidy
+from tunesmith.runtime.resources import RESOURCES, trim
 from tunesmith.stages import gpu_seconds
 from tunesmith.workload.podstatus import INDEX_ANNOTATION
 
@@ -39,9 +39,9 @@ def test_a_new_version_without_a_change_is_kept_and_wakes_nobody(store: Store) -
 def test_counters_of_a_job_are_no_change(store: Store) -> None:
     job = child("Job", "job", TUNE, status={"active": 1, "startTime": "now"})
     store.put(TUNE)
-    store.put(tidy(job, RESOURCES["Job"]))
+    store.put(trim(job, RESOURCES["Job"]))
     counted = {**job, "metadata": {**job["metadata"], "resourceVersion": "9"}, "status": {"active": 0, "startTime": "now"}}
-    assert store.put(tidy(counted, RESOURCES["Job"])) == frozenset()
+    assert store.put(trim(counted, RESOURCES["Job"])) == frozenset()
 
 
 def test_of_a_pod_no_spec_is_kept_but_its_node() -> None:
@@ -49,16 +49,16 @@ def test_of_a_pod_no_spec_is_kept_but_its_node() -> None:
     spec = {"containers": [{"name": "stage"}], "nodeName": "gpu-1"}
     pod = child("Pod", "pod", TUNE, spec=spec, status={"phase": "Running"})
     pod["metadata"] |= {"annotations": annotations, "finalizers": ["batch.kubernetes.io/job-tracking"]}
-    kept = tidy(pod, RESOURCES["Pod"])
+    kept = trim(pod, RESOURCES["Pod"])
     assert kept["spec"] == {"nodeName": "gpu-1"} and kept["status"] == {"phase": "Running"}
     assert kept["metadata"]["annotations"] == {INDEX_ANNOTATION: "1"} and "finalizers" not in kept["metadata"]
-    assert "spec" not in tidy({**pod, "spec": {"containers": []}}, RESOURCES["Pod"])
+    assert "spec" not in trim({**pod, "spec": {"containers": []}}, RESOURCES["Pod"])
 
 
 def test_of_a_job_no_template_is_kept_but_its_image_and_what_its_containers_may_take() -> None:
     resources = {"limits": {"nvidia.com/gpu": "2"}}
     template = {"metadata": {"labels": {}}, "spec": {"volumes": [], "containers": [{"name": "stage", "image": "i", "resources": resources}]}}
-    kept = tidy(child("Job", "job", TUNE, spec={"parallelism": 2, "template": template}), RESOURCES["Job"])
+    kept = trim(child("Job", "job", TUNE, spec={"parallelism": 2, "template": template}), RESOURCES["Job"])
     assert kept["spec"] == {"parallelism": 2, "template": {"spec": {"containers": [{"name": "stage", "image": "i", "resources": resources}]}}}
     assert gpu_seconds.asked(kept) == {"gpus": 4}
 
