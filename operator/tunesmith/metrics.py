@@ -10,8 +10,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from tunesmith.api.conditions import find, is_true
 from tunesmith.core.objects import Key
+from tunesmith.stages.attempt import key_of
 from tunesmith.stages.gpu_seconds import since
-from tunesmith.stages.job import key_of
 from tunesmith.workload.node_faults import NODE_REASONS
 from tunesmith.workload.podstatus import moment
 

@@ -20,7 +20,7 @@ from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object, Observed
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.stages.job import StageKey, attempt_of
+from tunesmith.stages.attempt import StageKey, attempt_of
 from tunesmith.workload import podspec as manifests
 from tunesmith.workload.observation import is_finished
 from tunesmith.workload.podstatus import is_live

@@ -18,7 +18,7 @@ from tests.integration.schema_server import MERGE, Server
 from tunesmith.api.conditions import is_true
 from tunesmith.core.objects import LABEL_STAGE, Object
 from tunesmith.runtime.resources import RESOURCES
-from tunesmith.stages.job import StageKey, job_name
+from tunesmith.stages.attempt import Attempt, StageKey
 
 REFUSED = [entry for entry in HOSTILE if entry.field]
 UNKNOWN = [entry for entry in REFUSED if entry.unknown]
@@ -139,7 +139,7 @@ def test_what_another_namespace_says_of_an_object_is_not_believed(
 def test_a_job_that_took_the_name_of_the_next_attempt_is_let_alone_and_waited_for(operator: OperatorProcess, space: Namespace) -> None:
     tune = space.create("FineTuneJob", "tune", {**FINE_TUNE_JOB, "suspend": True})
     space.wait_condition("FineTuneJob", "tune", "Suspended")
-    name = job_name(tune, StageKey("Prepare"), 1)
+    name = Attempt(tune, StageKey("Prepare"), 1).name
     spec = {"suspend": True, "template": {"spec": {"containers": [{"name": "mine", "image": "i"}], "restartPolicy": "Never"}}}
     taken = space.api.send("POST", space.path("Job"), {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec})
     assert taken.code == 201, taken.body

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from tunesmith.contract import CompareInput, EvaluateInput, JobInput, Lineage, NamedModel
 from tunesmith.core.objects import Object, Observed, Plan
 from tunesmith.evalrun.api import TESTED
 from tunesmith.evalrun.resolve import COMPARE, EVALUATE, PRECISION
-from tunesmith.stages.job import Stage, StageKey, common_input, contract_version, plan, result_of
+from tunesmith.stages.attempt import Attempt, StageKey
+from tunesmith.stages.job import Stage, contract_version, plan, result_of
 
 PERPLEXITY_MAX_LENGTH = 1024
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
     """The children that the stages in `status` need."""
-    return plan(observed, status, lambda key, attempt: _stage(observed, status, key, attempt))
+    return plan(observed, status, partial(_stage, observed, status))
 
 
-def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt: int) -> Stage:
+def _stage(observed: Observed, status: Mapping[str, Any], attempt: Attempt) -> Stage:
+    key = attempt.key
     given = dict(observed.spec.get("resources") or {})
     # Comparing reads a few JSON files: a GPU would stand idle for it.
     resources = {name: value for name, value in given.items() if name != "gpus"} if key.name == COMPARE else given
-    common = common_input(observed.owner, attempt, resources) | {"run_uri": status["resolved"]["runURI"]}
+    common = attempt.common_input(resources) | {"run_uri": status["resolved"]["runURI"]}
     make = _compare if key.name == COMPARE else _evaluate
     return Stage(
         input=make(observed.spec, status, key, common),

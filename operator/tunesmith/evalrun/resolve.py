@@ -11,7 +11,7 @@ from tunesmith.api.conditions import is_true
 from tunesmith.core.errors import InvalidSpec, NotReadyYet
 from tunesmith.core.objects import Object, Observed
 from tunesmith.evalrun.api import TESTED
-from tunesmith.stages.job import StageKey, key_of
+from tunesmith.stages.attempt import StageKey, key_of
 from tunesmith.workload.references import artifact_of, model_of, named_job, require_claims, require_hope, status_of
 
 PRECISION = "BF16"

@@ -10,8 +10,9 @@ from tunesmith import contract
 from tunesmith.core.objects import Observed, Plan
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
+from tunesmith.stages.attempt import Attempt, StageKey, key_of
 from tunesmith.stages.entries import SIZE
-from tunesmith.stages.job import Stage, StageKey, common_input, contract_version, key_of, plan, rendezvous_endpoint
+from tunesmith.stages.job import Stage, contract_version, plan
 from tunesmith.workload.podspec import MEMORY, TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS, memory_bytes
 
 TRAIN = StageKey("Train")
@@ -22,14 +23,14 @@ def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
     return plan(observed, status, partial(_stage, observed, status))
 
 
-def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt: int) -> Stage:
+def _stage(observed: Observed, status: Mapping[str, Any], attempt: Attempt) -> Stage:
     spec = observed.spec
-    training = key == TRAIN
+    training = attempt.key == TRAIN
     return Stage(
-        input=stage_input(observed, status, key, attempt),
+        input=stage_input(observed, status, attempt),
         image=status["resolved"]["images"]["trainer"],
         contract_version=contract_version(status["resolved"]),
-        resources=defaults.resources(spec, key.name),
+        resources=defaults.resources(spec, attempt.key.name),
         scheduling=spec.get("scheduling", {}),
         nodes=_size(observed, status)["nodes"] if training else 0,
         grace_period_seconds=defaults.checkpoints(spec)["gracePeriodSeconds"] if training else 30,
@@ -38,9 +39,10 @@ def _stage(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt
     )
 
 
-def stage_input(observed: Observed, status: Mapping[str, Any], key: StageKey, attempt: int) -> contract.JobInput:
+def stage_input(observed: Observed, status: Mapping[str, Any], attempt: Attempt) -> contract.JobInput:
     """What a stage is told, from the spec with its defaults and from what the stages before it told."""
-    common = common_input(observed.owner, attempt, defaults.resources(observed.spec, key.name))
+    key = attempt.key
+    common = attempt.common_input(defaults.resources(observed.spec, key.name))
     if key.name == "Prepare":
         return _prepare(observed.spec, status, common)
     common["run_uri"] = status["resolved"]["runURI"]
@@ -87,10 +89,9 @@ def _size(observed: Observed, status: Mapping[str, Any]) -> Mapping[str, Any]:
     return decided or size(observed.spec, TRAIN, {}) or {}
 
 
-def _train(observed: Observed, attempt: int, given: Mapping[str, Any], common: Mapping[str, Any]) -> contract.TrainInput:
+def _train(observed: Observed, attempt: Attempt, given: Mapping[str, Any], common: Mapping[str, Any]) -> contract.TrainInput:
     spec, nodes = observed.spec, given["nodes"]
     spread = defaults.parallelism(spec) | {"nodes": nodes}
-    endpoint = rendezvous_endpoint(observed.owner, TRAIN, attempt, nodes)
     return contract.TrainInput(
         **common,
         method=defaults.method(spec),
@@ -99,7 +100,7 @@ def _train(observed: Observed, attempt: int, given: Mapping[str, Any], common: M
         training=defaults.training(spec) | {name: value for name, value in given.items() if name != "nodes"},
         checkpoints=defaults.checkpoints(spec),
         parallelism=spread,
-        rendezvous=contract.Rendezvous(endpoint=endpoint, nodes=nodes, processes_per_node=spread["processesPerNode"]),
+        rendezvous=contract.Rendezvous(endpoint=attempt.endpoint(nodes), nodes=nodes, processes_per_node=spread["processesPerNode"]),
     )
 
 

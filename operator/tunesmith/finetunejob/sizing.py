@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.finetunejob import defaults
 from tunesmith.results import Result, TrainResult
-from tunesmith.stages.job import StageKey, stage_of
+from tunesmith.stages.attempt import StageKey, stage_of
 
 Block = dict[str, Any]
 

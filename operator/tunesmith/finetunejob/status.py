@@ -16,8 +16,9 @@ from tunesmith.finetunejob.sizing import misfit, size
 from tunesmith.finetunejob.sources import check_volumes, model_uri
 from tunesmith.results import TrainResult
 from tunesmith.stages import images
+from tunesmith.stages.attempt import StageKey, attempt_of
 from tunesmith.stages.gpu_seconds import account
-from tunesmith.stages.job import StageKey, attempt_of, result_of
+from tunesmith.stages.job import result_of
 from tunesmith.stages.summary import End, standing
 from tunesmith.stages.tracker import Ledger, fold
 from tunesmith.workload import podstatus

@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.contract import CONTRACT_VERSION
 from tunesmith.core.objects import LABEL_STAGE, Config, Object, Observed
-from tunesmith.stages.job import StageKey, key_of
+from tunesmith.stages.attempt import StageKey, key_of
 from tunesmith.stages.views import View, views_of
 from tunesmith.workload.observation import Note
 from tunesmith.workload.podstatus import container_in, container_of, is_live

@@ -20,33 +20,20 @@ result in the store. (This takes the place of a Job of its own that would read i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunesmith.api import conditions
-from tunesmith.contract import JobInput, ObjectRef, stage_json
-from tunesmith.core.objects import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Config, Object, Observed, Plan
+from tunesmith.contract import JobInput, stage_json
+from tunesmith.core.objects import LABEL_STAGE, Config, Object, Observed, Plan
 from tunesmith.stages import assembly, limits
+from tunesmith.stages.attempt import RENDEZVOUS_PORT, Attempt, StageKey, attempt_of, key_of
 from tunesmith.workload import isolation, kueue, lingering, node_faults, observation, podspec, podstatus, unmade
 
 Entry = dict[str, Any]
-RENDEZVOUS_PORT = 29500
 TRAINER = ("python", "-m", "tunesmith_trainer")
-_BASE_LENGTH = 49
-"""Leaves room for `-<attempt>-<uid5>` and an Indexed Job's `-<index>` within the 63 characters of a host name."""
-
-
-class StageKey(NamedTuple):
-    """A stage, or one part of it: `StageKey("Quantize", "w8a8")`."""
-
-    name: str
-    part: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.part}".strip()
 
 
 @dataclass(frozen=True)
@@ -68,41 +55,9 @@ class Stage:
     """Whether its pods report progress."""
 
 
-def key_of(entry: Mapping[str, Any]) -> StageKey:
-    """The stage that an entry of `status.stages` is about."""
-    return StageKey(entry["name"], entry.get("part", ""))
-
-
-def stage_of(ended: Mapping[str, Any]) -> StageKey:
-    """The stage that an entry of `status.attempts` is of."""
-    return StageKey(ended["stage"], ended.get("part", ""))
-
-
 def result_of(status: Mapping[str, Any], name: str, part: str = "") -> Mapping[str, Any] | None:
     """What a stage that succeeded told: the fields it adds to the common ones (docs/contract.md). None if it has not succeeded."""
     return next((entry["result"] for entry in status.get("stages", ()) if key_of(entry) == (name, part) and entry["state"] == "Succeeded"), None)
-
-
-def job_name(owner: Object, key: StageKey, attempt: int) -> str:
-    """Name of an attempt's Job and Service: `<name>-<stage>[-<part>]-<attempt>-<uid5>`, cut and hashed when too long."""
-    base = "-".join(word for word in (owner["metadata"]["name"], key.name.lower(), key.part) if word)
-    if len(base) > _BASE_LENGTH:
-        base = base[: _BASE_LENGTH - 7].rstrip("-") + "-" + hashlib.sha256(base.encode()).hexdigest()[:6]
-    return f"{base}-{attempt}-{owner['metadata']['uid'][:5]}"
-
-
-def rendezvous_endpoint(owner: Object, key: StageKey, attempt: int, nodes: int) -> str:
-    """Where the pods of an Indexed Job meet: at pod 0, by the name that the Service gives it. One pod needs no name service."""
-    name = job_name(owner, key, attempt)
-    return f"{name}-0.{name}:{RENDEZVOUS_PORT}" if nodes > 1 else f"localhost:{RENDEZVOUS_PORT}"
-
-
-def common_input(owner: Object, attempt: int, resources: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that every JobInput takes."""
-    meta = owner["metadata"]
-    reference = ObjectRef(kind=owner["kind"], namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
-    gpus = resources.get("gpus") or None
-    return {"attempt": attempt, "device": "GPU" if gpus else "CPU", "gpus": gpus, "object": reference}
 
 
 def contract_version(pinned: Mapping[str, Any]) -> int:
@@ -110,14 +65,7 @@ def contract_version(pinned: Mapping[str, Any]) -> int:
     return int(pinned.get("contractVersion", 1))
 
 
-def attempt_of(child: Object) -> tuple[StageKey, int]:
-    """Which attempt of which stage a child with a stage label belongs to; 0, which none is, where somebody has spoilt its label."""
-    labels = child["metadata"]["labels"]
-    number = labels.get(LABEL_ATTEMPT, "")
-    return StageKey(labels[LABEL_STAGE], labels.get(LABEL_PART, "")), int(number) if number.isdecimal() else 0
-
-
-def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey, int], Stage]) -> Plan:
+def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[Attempt], Stage]) -> Plan:
     """Make what the attempts under way need, and remove what nothing needs any more.
 
     Jobs that ended stay, for their logs and as long as `ttlSecondsAfterFinished` says; the Services of attempts before the
@@ -131,15 +79,15 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     begun = {attempt_of(child) for child in staged if child["kind"] == "Pod"}
     apply, create = [], []
     for key, entry in active.items():
-        attempt = entry["attempt"]
-        job = observed.child("Job", job_name(observed.owner, key, attempt))
-        if job is None and ("jobUID" in entry or (key, attempt) in begun):
+        attempt = Attempt(observed.owner, key, entry["attempt"])
+        job = observed.child("Job", attempt.name)
+        if job is None and ("jobUID" in entry or (key, attempt.number) in begun):
             continue  # It was deleted, and its pods are still ending: it must not come back.
         if job is None:
-            job = stage_job(observed.owner, observed.config, key, attempt, make(key, attempt), entry.get("avoidNodes", ()))
+            job = stage_job(attempt, observed.config, make(attempt), entry.get("avoidNodes", ()))
             create.append(job)
         if job["spec"].get("parallelism", 1) > 1:
-            apply.append(stage_service(observed.owner, key, attempt))
+            apply.append(stage_service(attempt))
     expired = limits.expired(observed, status)
     # First, so that no pod is open for a moment.
     apply = [isolation.stage_policy(observed.owner, observed.config), *apply] if active and observed.config.stage_policies else apply
@@ -154,7 +102,7 @@ def plan(observed: Observed, status: Mapping[str, Any], make: Callable[[StageKey
     return Plan(tuple(create), tuple(apply), tuple(delete + lost), _wake_after(observed, staged, status))
 
 
-def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage: Stage, avoid: Sequence[str] = ()) -> Object:
+def stage_job(attempt: Attempt, config: Config, stage: Stage, avoid: Sequence[str] = ()) -> Object:
     """The Job of an attempt; its pods avoid those nodes, if others can take them."""
     workload = podspec.Workload(
         image=stage.image,
@@ -164,20 +112,15 @@ def stage_job(owner: Object, config: Config, key: StageKey, attempt: int, stage:
         scheduling=stage.scheduling,
         grace_period_seconds=stage.grace_period_seconds,
         unreachable_seconds=stage.unreachable_seconds,
-        progress_path=podspec.progress_path(owner) if stage.reports else "",
+        progress_path=podspec.progress_path(attempt.owner) if stage.reports else "",
     )
-    job = podspec.stage_job(_metadata(owner, key, attempt), workload, config, stage.nodes, avoid)
+    job = podspec.stage_job(attempt.metadata, workload, config, stage.nodes, avoid)
     return kueue.queued(job, kueue.labels(stage.scheduling, bool(stage.resources.get("gpus"))))
 
 
-def stage_service(owner: Object, key: StageKey, attempt: int) -> Object:
+def stage_service(attempt: Attempt) -> Object:
     """The Service by which the pods of an attempt on several nodes meet."""
-    return podspec.headless_service(_metadata(owner, key, attempt), {podspec.JOB_LABEL: job_name(owner, key, attempt)}, RENDEZVOUS_PORT)
-
-
-def _metadata(owner: Object, key: StageKey, attempt: int) -> Object:
-    labels = {LABEL_STAGE: key.name, LABEL_ATTEMPT: str(attempt)} | ({LABEL_PART: key.part} if key.part else {})
-    return podspec.child_metadata(owner, job_name(owner, key, attempt), labels)
+    return podspec.headless_service(attempt.metadata, {podspec.JOB_LABEL: attempt.name}, RENDEZVOUS_PORT)
 
 
 def _is_superfluous(child: Object, entries: Mapping[StageKey, Entry], active: Mapping[StageKey, Entry]) -> bool:

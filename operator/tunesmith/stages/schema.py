@@ -63,7 +63,7 @@ class Queue(Block):
     message: Message | None = Field(None, description="For people; as it was when the reason came.")
 
 
-class Stage(Size):
+class StageEntry(Size):
     """One stage, or one part of it; `nodes` and the batch are its newest attempt's."""
 
     name: Word = Field(description="Prepare, Train, Finalize, Quantize, Evaluate or Compare.")
@@ -109,7 +109,7 @@ class Stage(Size):
     queue: Queue | None = Field(None, description="Where the attempt under way stands in its queue.")
 
 
-class Attempt(Size):
+class AttemptEntry(Size):
     """One attempt at a stage that has ended."""
 
     stage: Word = Field(description="The stage.")
@@ -158,8 +158,8 @@ class GPUSeconds(Block):
 class JobStatus(Status):
     """Common to the two kinds that end."""
 
-    stages: Annotated[list[Stage], Field(max_length=MAX_STAGES)] | None = Field(None, description="The stages, in the order they run.")
-    attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
+    stages: Annotated[list[StageEntry], Field(max_length=MAX_STAGES)] | None = Field(None, description="The stages, in the order they run.")
+    attempts: Annotated[list[AttemptEntry], Field(max_length=MAX_ATTEMPTS)] | None = Field(None, description="The last attempts, oldest first.")
     start_time: Time | None = Field(None, description="When its first attempt began.")
     completion_time: Time | None = Field(None, description="When it succeeded or failed for good.")
     active_seconds: BigCount | None = Field(None, description="How long attempts have run since it was made or resumed, but for the present stretch.")

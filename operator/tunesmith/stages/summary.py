@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tunesmith.api.conditions import Condition, bounded, done, stalled, suspended, told_by, working
 from tunesmith.core.errors import NotReadyYet, TunesmithError
 from tunesmith.core.objects import Observed
-from tunesmith.stages.job import key_of
+from tunesmith.stages.attempt import key_of
 from tunesmith.stages.tracker import Ledger
 
 Standing = tuple[str, tuple[Condition, ...]]

@@ -15,9 +15,10 @@ from tunesmith.api.conditions import MESSAGE_LIMIT, Condition, is_true, timestam
 from tunesmith.core.objects import Object, Observed, controller_uid
 from tunesmith.results import Result, TrainResult
 from tunesmith.stages import assembly, gpu_seconds, images, limits, out_of_memory, repeats
+from tunesmith.stages.attempt import StageKey, key_of, stage_of
 from tunesmith.stages.entries import checkpoint_of, record, tells_its_beginning
 from tunesmith.stages.failures import Outcome, Verdict, judge
-from tunesmith.stages.job import Entry, StageKey, key_of, stage_of
+from tunesmith.stages.job import Entry
 from tunesmith.stages.repeats import PATIENCE
 from tunesmith.stages.retries import Retries
 from tunesmith.stages.underway import TEXT_LIMIT, Underway, excused

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tunesmith.core.objects import LABEL_STAGE, Object
-from tunesmith.stages.job import StageKey, attempt_of
+from tunesmith.stages.attempt import StageKey, attempt_of
 from tunesmith.workload import observation, podstatus
 
 

@@ -17,7 +17,7 @@ from tests.orders import orders
 from tunesmith.api.conditions import find, timestamp
 from tunesmith.core.objects import LABEL_STAGE, Config, Images, Key, Object, Observed, Plan
 from tunesmith.runtime.resources import RESOURCES, trim
-from tunesmith.stages.job import StageKey, attempt_of
+from tunesmith.stages.attempt import StageKey, attempt_of
 from tunesmith.workload.podspec import claims
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

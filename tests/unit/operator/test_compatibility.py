@@ -14,7 +14,7 @@ from tests.unit.operator.makers import answer
 from tunesmith.contract import CONTRACT_VERSION, stage_json
 from tunesmith.core.objects import Object
 from tunesmith.results import parse_result
-from tunesmith.stages.job import StageKey
+from tunesmith.stages.attempt import Attempt, StageKey
 
 CORPUS: Object = json.loads(RECORDED.read_text())
 
@@ -58,6 +58,6 @@ def test_a_field_of_a_later_version_is_left_out_of_an_input() -> None:
     from tunesmith.finetunejob.build import stage_input
 
     life.succeed("Prepare")
-    given = stage_input(life.observed(), life.status, StageKey("Train"), 1)
+    given = stage_input(life.observed(), life.status, Attempt(life.owner, StageKey("Train"), 1))
     first, second = stage_json(given, 1), stage_json(given, 2)
     assert second == {**first, "schemaVersion": 2, "gpus": 2}

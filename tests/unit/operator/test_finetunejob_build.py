@@ -17,7 +17,7 @@ from tunesmith.finetunejob import api, defaults
 from tunesmith.finetunejob.api import Spec, references
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.stages.job import StageKey, job_name
+from tunesmith.stages.attempt import Attempt, StageKey
 from tunesmith.workload import podspec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -162,7 +162,7 @@ def test_references_are_the_named_job_and_every_claim() -> None:
 
 def test_names_stay_within_a_host_name_with_their_index_and_differ_by_part() -> None:
     owner = finetunejob("a" * 40)
-    names = {job_name(owner, StageKey("Quantize", part), 999) for part in ("b" * 40, "b" * 39 + "c", "")}
+    names = {Attempt(owner, StageKey("Quantize", part), 999).name for part in ("b" * 40, "b" * 39 + "c", "")}
     assert len(names) == 3
     assert max(len(f"{name}-255") for name in names) <= 63
 

@@ -15,8 +15,8 @@ from tunesmith.contract import CONTRACT_VERSION, stage_json
 from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build, stage_input
 from tunesmith.finetunejob.sizing import size
+from tunesmith.stages.attempt import Attempt, StageKey
 from tunesmith.stages.entries import SIZE
-from tunesmith.stages.job import StageKey
 from tunesmith.workload import podspec
 
 TRAIN = StageKey("Train")
@@ -179,7 +179,7 @@ def test_a_status_that_was_wiped_finds_the_smaller_attempt_again_as_it_is() -> N
     life.step()
     train = life.status["stages"][1]
     assert train["nodes"] == 3
-    assert stage_json(stage_input(life.observed(), life.status, StageKey("Train"), train["attempt"]), CONTRACT_VERSION) == told(life)
+    assert stage_json(stage_input(life.observed(), life.status, Attempt(life.owner, TRAIN, train["attempt"])), CONTRACT_VERSION) == told(life)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["its Job is there", "its Job is yet to be made"])

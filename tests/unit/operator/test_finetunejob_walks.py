@@ -14,7 +14,7 @@ from tests.unit.operator.makers import World, answer, finetunejob, refusal, vari
 from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
-from tunesmith.stages.job import attempt_of, key_of
+from tunesmith.stages.attempt import attempt_of, key_of
 from tunesmith.stages.tracker import ATTEMPTS_KEPT
 from tunesmith.workload.observation import is_finished
 from tunesmith.workload.podstatus import is_live
