@@ -13,8 +13,8 @@ from tunesmith.evalrun.resolve import COMPARE, EVALUATE, pin, waves, with_images
 from tunesmith.stages import images
 from tunesmith.stages.gpu_seconds import account
 from tunesmith.stages.job import result_of
-from tunesmith.stages.summary import End, standing
-from tunesmith.stages.tracker import fold
+from tunesmith.stages.summary import End, summarize
+from tunesmith.stages.tracker import track
 
 RESULTS_KEPT = 64
 
@@ -22,20 +22,20 @@ RESULTS_KEPT = 64
 def status(observed: Observed) -> Object:
     """The whole status; written if it differs from the recorded one."""
     pins, error = _pins(observed)
-    ledger = fold(observed, waves(observed.spec), hold=error is not None or bool(observed.spec.get("suspend")))
+    tracked = track(observed, waves(observed.spec), hold=error is not None or bool(observed.spec.get("suspend")))
     generation = observed.owner["metadata"]["generation"]
-    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries.spent}
-    facts |= {"gpuSeconds": used} if (used := account(observed.recorded, ledger.attempts, None)) else {}
-    pins = with_images(observed, pins, images.pinned(observed, pins["resolved"], ledger.entries, ledger.attempts)) if pins else {}
+    facts = {"stages": list(tracked.entries), "attempts": list(tracked.attempts), "retriesSpent": tracked.retries.spent}
+    facts |= {"gpuSeconds": used} if (used := account(observed.recorded, tracked.attempts, None)) else {}
+    pins = with_images(observed, pins, images.pinned(observed, pins["resolved"], tracked.entries, tracked.attempts)) if pins else {}
     outcome = _outcome(observed.spec, facts)
-    word, conditions = standing(observed, ledger, error, End("Finished", "Evaluated", _summary(outcome)) if outcome else None)
+    word, conditions = summarize(observed, tracked, error, End("Finished", "Evaluated", _summary(outcome)) if outcome else None)
     return {
         "observedGeneration": generation,
         "stage": word,
         "conditions": merge(observed.recorded.get("conditions", ()), conditions, generation, observed.now),
         **facts,
-        **ledger.times,
-        **ledger.activity,
+        **tracked.times,
+        **tracked.activity,
         **_with_digests(pins, facts),
         **outcome,
     }

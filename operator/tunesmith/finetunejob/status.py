@@ -19,8 +19,8 @@ from tunesmith.stages import images
 from tunesmith.stages.attempt import StageKey, attempt_of
 from tunesmith.stages.gpu_seconds import account
 from tunesmith.stages.job import result_of
-from tunesmith.stages.summary import End, standing
-from tunesmith.stages.tracker import Ledger, fold
+from tunesmith.stages.summary import End, summarize
+from tunesmith.stages.tracker import Tracked, track
 from tunesmith.workload import podstatus
 
 PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
@@ -42,24 +42,24 @@ def status(observed: Observed) -> dict[str, Any]:
     reported, known = _reported_checkpoint(observed), observed.recorded.get("lastCheckpoint")
     newest = max((each["step"] for each in (reported, known) if each), default=0)
     spec, hold = observed.spec, suspend or obstacle is not None
-    ledger = fold(observed, waves(spec), hold, partial(size, spec), partial(misfit, spec), newest)
-    facts = {"stages": list(ledger.entries), "attempts": list(ledger.attempts), "retriesSpent": ledger.retries.spent}
-    pinned = images.pinned(observed, resolved, ledger.entries, ledger.attempts)
+    tracked = track(observed, waves(spec), hold, partial(size, spec), partial(misfit, spec), newest)
+    facts = {"stages": list(tracked.entries), "attempts": list(tracked.attempts), "retriesSpent": tracked.retries.spent}
+    pinned = images.pinned(observed, resolved, tracked.entries, tracked.attempts)
     resolved = {name: value for name, value in resolved.items() if name != "contractVersion"} | pinned
-    facts |= {} if ledger.retries.step is None else {"retriesSpentStep": ledger.retries.step}
+    facts |= {} if tracked.retries.step is None else {"retriesSpentStep": tracked.retries.step}
     facts |= {"resolved": _prepared(resolved, facts), "artifacts": _artifacts(facts)}
-    facts |= _optional("gpuSeconds", account(observed.recorded, ledger.attempts, ledger.answers.get(StageKey("Train"))))
-    progress = _progress(observed, ledger)
+    facts |= _optional("gpuSeconds", account(observed.recorded, tracked.attempts, tracked.answers.get(StageKey("Train"))))
+    progress = _progress(observed, tracked)
     # With what is written anyway and not oftener: a report by itself is worth no write.
     after = {**facts, "progress": progress}
     before = {"progress": None, "attempts": [], "retriesSpent": 0, **observed.recorded}
     written = any(after[name] != before[name] for name in ("progress", "attempts", "retriesSpent"))
-    facts |= _optional("lastCheckpoint", _told_checkpoint(ledger) or (reported if written else None) or known) | _optional("progress", progress)
-    stage, conditions = standing(observed, ledger, obstacle, _end(ledger, facts))
+    facts |= _optional("lastCheckpoint", _told_checkpoint(tracked) or (reported if written else None) or known) | _optional("progress", progress)
+    stage, conditions = summarize(observed, tracked, obstacle, _end(tracked, facts))
     return (
         facts
-        | ledger.times
-        | ledger.activity
+        | tracked.times
+        | tracked.activity
         | {
             "observedGeneration": observed.owner["metadata"]["generation"],
             "stage": stage,
@@ -110,9 +110,9 @@ def _artifacts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [artifact for entry in facts["stages"] for artifact in entry.get("result", {}).get("artifacts", ())]
 
 
-def _told_checkpoint(ledger: Ledger) -> Any:
+def _told_checkpoint(tracked: Tracked) -> Any:
     """The newest that an attempt told of which has just ended; one that was interrupted tells of it too."""
-    told = ledger.answers.get(StageKey("Train"))
+    told = tracked.answers.get(StageKey("Train"))
     found = told.checkpoint if isinstance(told, TrainResult) else None
     return dump(found) if found else None
 
@@ -132,17 +132,17 @@ def _reported_checkpoint(observed: Observed) -> Any:
     return {"step": int(step), "uri": f"{folder}/checkpoints/attempt-{attempt}/step-{int(step)}"} if attempt and folder else None
 
 
-def _progress(observed: Observed, ledger: Ledger) -> Any:
+def _progress(observed: Observed, tracked: Tracked) -> Any:
     """The report worth a write: reports come every few seconds, and each status write wakes every watcher of the object."""
     before, report = observed.recorded.get("progress"), observed.progress
-    told = ledger.answers.get(StageKey("Train"))
+    told = tracked.answers.get(StageKey("Train"))
     if told and told.outcome == "Succeeded" and (report or before):
         # The last report comes too soon after the one before it to be written by itself.
         return _shown(report or before or {}, observed) | {"progressPercentage": 100, "estimatedRemainingSeconds": 0}
-    if ledger.stage != "Train" or not (report or before):
+    if tracked.stage != "Train" or not (report or before):
         return before
     if report is None or not _is_current(report, observed):
-        return _left(report or before or {}, before, _told_checkpoint(ledger) or observed.recorded.get("lastCheckpoint"), observed)
+        return _left(report or before or {}, before, _told_checkpoint(tracked) or observed.recorded.get("lastCheckpoint"), observed)
     if before:
         moved = abs(report.get("progressPercentage", 0) - before.get("progressPercentage", 0))
         if moved < PROGRESS_STEP or observed.now - podstatus.moment(before["lastUpdatedTime"]) < PROGRESS_EVERY:
@@ -179,9 +179,9 @@ def _shown(report: Mapping[str, Any], observed: Observed) -> dict[str, Any]:
     return kept | _optional("metrics", metrics) | {"lastUpdatedTime": timestamp(observed.now)}
 
 
-def _end(ledger: Ledger, facts: Mapping[str, Any]) -> End | None:
+def _end(tracked: Tracked, facts: Mapping[str, Any]) -> End | None:
     """What is told of a job that has made all that was asked for."""
-    if not ledger.succeeded:
+    if not tracked.succeeded:
         return None
     made = ", ".join(artifact["name"] for artifact in facts["artifacts"])
     warnings = len(facts["resolved"].get("warnings", ()))

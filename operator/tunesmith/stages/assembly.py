@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tunesmith.core.objects import Object
-from tunesmith.stages.failures import Verdict
+from tunesmith.stages.failures import Classification
 from tunesmith.workload.node_faults import node_of
 from tunesmith.workload.observation import obstacle
 from tunesmith.workload.podstatus import has_begun, index_of, is_live, is_running, scheduled_at
@@ -51,13 +51,15 @@ def release(job: Object, entry: Mapping[str, Any], pods: Sequence[Object], refus
     return REASON, f"{lacking}, so the nodes of the others are released and asked for again{why}"
 
 
-def excused(verdict: Verdict, entry: Mapping[str, Any], job: Object | None, pods: Sequence[Object]) -> Verdict:
+def excused(verdict: Classification, entry: Mapping[str, Any], job: Object | None, pods: Sequence[Object]) -> Classification:
     """The verdict on an attempt that ended; that its pods did not meet says nothing where not all of them had begun."""
     number = wanted(job, entry)
     absent = number - len({index_of(pod) for pod in pods if has_begun(pod)})
     if verdict.outcome != "Later" or verdict.reason not in _GAVE_UP or entry["state"] != "Pending" or not absent:
         return verdict
-    return Verdict("Wait", REASON, f"{absent} of {number} pods did not begin while the others waited for them: {verdict.message}", verdict.result)
+    return Classification(
+        "Wait", REASON, f"{absent} of {number} pods did not begin while the others waited for them: {verdict.message}", verdict.result
+    )
 
 
 def pause(doubled: timedelta, uid: str, attempt: int) -> timedelta:

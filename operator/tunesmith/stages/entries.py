@@ -8,14 +8,14 @@ from typing import Any
 
 from tunesmith.api.conditions import MESSAGE_LIMIT, timestamp
 from tunesmith.results import Result, TrainResult
-from tunesmith.stages.failures import Verdict
+from tunesmith.stages.failures import Classification
 from tunesmith.workload import node_faults
 
 SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
 """What may differ from one attempt to the next."""
 
 
-def record(entry: Mapping[str, Any], verdict: Verdict, now: datetime, newest: int) -> dict[str, Any]:
+def record(entry: Mapping[str, Any], verdict: Classification, now: datetime, newest: int) -> dict[str, Any]:
     """The record of the attempt under way of a stage's `entry`, which ended so. `newest`: step of the newest checkpoint known of; 0: none."""
     blamed = verdict.faulty or verdict.outcome in ("Retry", "Later", "OutOfMemory")
     nodes = node_faults.avoid((*(verdict.nodes if blamed else ()), *entry.get("suspectNodes", ())), ())

@@ -21,7 +21,7 @@ Outcome = Literal["Succeeded", "Failed", "Retry", "OutOfMemory", "Later", "Wait"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Classification:
     """How an attempt ended, and so what comes next.
 
     Failed: no other attempt can mend it. Retry: the program failed; one of `retries` is spent. OutOfMemory: again with less at a time.
@@ -108,7 +108,7 @@ class _Ending:
     """When its container ended; empty if it had none."""
 
 
-def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
+def classify(stage: str, pods: Sequence[Object], disruption: str) -> Classification:
     """How an attempt ended that has no live pod. `disruption`: what was seen of one while its pods lived (they may be gone by now).
 
     Success is read from the result of pod 0 alone.
@@ -118,7 +118,7 @@ def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
     results = {index: parse_result(stage, _message(pod)) for index, pod in newest.items()}
     first = results.get(0)
     if first and first.outcome == "Succeeded":
-        return Verdict("Succeeded", "Succeeded", result=first, nodes=tuple(node_faults.nodes_of((newest[0],))))
+        return Classification("Succeeded", "Succeeded", result=first, nodes=tuple(node_faults.nodes_of((newest[0],))))
     endings = [_placed(ending, pod) for index, pod in newest.items() if (ending := _ending(pod, results[index]))]
     if disruption := disruption or disruption_of(pods):
         pressed = [_placed(_Ending(_Cause.DISRUPTION, "Disrupted", disruption, faulty=True), pod) for pod in pods if node_faults.was_evicted(pod)]
@@ -128,7 +128,7 @@ def judge(stage: str, pods: Sequence[Object], disruption: str) -> Verdict:
     cause = min(endings, key=lambda ending: (ending.cause, not (ending.result and ending.result.fingerprint)))
     saved = next((result for result in results.values() if result and result.interrupted), None)
     alike = sorted((each for each in endings if (each.cause, each.faulty) == (cause.cause, cause.faulty)), key=lambda each: each.time)
-    return Verdict(
+    return Classification(
         _OUTCOMES[cause.cause],
         cause.reason,
         cause.message,

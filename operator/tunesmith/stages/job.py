@@ -1,6 +1,6 @@
 """Stages: which attempt of which is due, what became of it, and the objects it needs. Used by FineTuneJob and EvalRun.
 
-`ledger.fold` (called from a kind's `status`) turns the recorded entries and the observed children into new entries; `plan`
+`tracker.track` (called from a kind's `status`) turns the recorded entries and the observed children into new entries; `plan`
 (called from its `build`) makes the children that the entries ask for. An entry of `status.stages`:
 
     {name, part?, state, attempt, startTime?, completionTime?, result?, reason?, message?}      and, while an attempt is under way:

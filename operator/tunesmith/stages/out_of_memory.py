@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.stages.entries import SIZE
-from tunesmith.stages.failures import LESS_MEMORY, Verdict
+from tunesmith.stages.failures import LESS_MEMORY, Classification
 
 Entry = Mapping[str, Any]
 
 
-def with_less(entry: Entry, verdict: Verdict, limit: str, sizing: Callable[[dict[str, Any]], Entry | None]) -> tuple[Verdict, dict[str, Any]]:
+def with_less(
+    entry: Entry, verdict: Classification, limit: str, sizing: Callable[[dict[str, Any]], Entry | None]
+) -> tuple[Classification, dict[str, Any]]:
     """The verdict, and what the next attempt is held to: half the rows at a time, if the stage has such and more than one.
 
     The rows of a stage with GPUs lie in their memory: fewer of them leave the host no more. `limit`: of host memory, empty if not known.

@@ -1,6 +1,6 @@
 """When an attempt's end shows that no further attempt can help: the same has been met before, or too often without progress.
 
-All of it follows from what is on record of a stage's attempts (`status.attempts`), of which the newest `ledger.ATTEMPTS_KEPT` are kept.
+All of it follows from what is on record of a stage's attempts (`status.attempts`), of which the newest `tracker.ATTEMPTS_KEPT` are kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.stages.entries import resumed_from
-from tunesmith.stages.failures import Verdict
+from tunesmith.stages.failures import Classification
 from tunesmith.workload.node_faults import NODE_REASONS, listed
 
 Entry = Mapping[str, Any]
@@ -26,7 +26,7 @@ SAME_NODE = 3
 """So often the same fault of a device is met at the same step on one node: nothing else fits, or the fault is not the node's."""
 
 
-def hopeless(verdict: Verdict, before: Sequence[Entry], newest: int) -> str:
+def hopeless(verdict: Classification, before: Sequence[Entry], newest: int) -> str:
     """Why no further attempt can help; empty if one may.
 
     `before`: the stage's ended attempts, oldest first. `newest`: step of the newest checkpoint that is known of.
@@ -45,7 +45,7 @@ def hopeless(verdict: Verdict, before: Sequence[Entry], newest: int) -> str:
     return f"{len(alike) + 1} attempts ended so without a new checkpoint{where}"
 
 
-def taken_away(verdict: Verdict, entry: Entry, newest: int) -> dict[str, int]:
+def taken_away(verdict: Classification, entry: Entry, newest: int) -> dict[str, int]:
     """`{taken, takenStep}` of an entry whose attempt was taken away: how often one was since the newest checkpoint. Empty if it was not."""
     if verdict.outcome != "Free" or verdict.reason not in TAKEN:
         return {}
@@ -60,7 +60,7 @@ def hunted(taken: int) -> str:
     return f"was taken away {taken} times without a new checkpoint; make checkpoints more often, or have it run where it may stay"
 
 
-def alike_from_one_checkpoint(verdict: Verdict, before: Sequence[Entry], newest: int) -> list[Entry]:
+def alike_from_one_checkpoint(verdict: Classification, before: Sequence[Entry], newest: int) -> list[Entry]:
     """The attempts that ended for the same reason, newest first, back to the last one before a new checkpoint.
 
     An attempt that names no checkpoint, since it ended before it trained or was killed, has made none either, as far as is known.
@@ -75,7 +75,7 @@ def alike_from_one_checkpoint(verdict: Verdict, before: Sequence[Entry], newest:
     return [ended for ended in found if ended["reason"] == verdict.reason]
 
 
-def _is_same(verdict: Verdict, ended: Entry) -> bool:
+def _is_same(verdict: Classification, ended: Entry) -> bool:
     """Whether an attempt before met the same error at the same step, and both, or neither, blame a device."""
     result = verdict.result
     if verdict.memory == "Host":
@@ -86,7 +86,7 @@ def _is_same(verdict: Verdict, ended: Entry) -> bool:
     return bool((result.fingerprint, result.step) == (ended.get("fingerprint"), ended.get("step")))
 
 
-def _on_other_nodes(verdict: Verdict, before: Sequence[Entry]) -> str:
+def _on_other_nodes(verdict: Classification, before: Sequence[Entry]) -> str:
     """Why a fault of a device is none of a node's: the same error at the same step was met on another node, or too often on one."""
     if verdict.reason == "CommunicationFailed" and verdict.result and verdict.result.step is None:
         # All processes wait at one place for a network that does not work: before the first step that place proves nothing.

@@ -17,7 +17,7 @@ from tunesmith.results import Result, TrainResult
 from tunesmith.stages import assembly, gpu_seconds, images, limits, out_of_memory, repeats
 from tunesmith.stages.attempt import StageKey, key_of, stage_of
 from tunesmith.stages.entries import checkpoint_of, record, tells_its_beginning
-from tunesmith.stages.failures import Outcome, Verdict, judge
+from tunesmith.stages.failures import Classification, Outcome, classify
 from tunesmith.stages.job import Entry
 from tunesmith.stages.repeats import PATIENCE
 from tunesmith.stages.retries import Retries
@@ -52,8 +52,8 @@ _OVER = ("Succeeded", "Failed", "Stopped")
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """What `fold` found."""
+class Tracked:
+    """What `track` found."""
 
     entries: tuple[Entry, ...]
     """`status.stages`."""
@@ -98,34 +98,34 @@ class Ledger:
         return ({"startTime": started} if started else {}) | ({"completionTime": ended} if over and ended else {})
 
 
-def fold(
+def track(
     observed: Observed,
     waves: Sequence[Sequence[StageKey]],
     hold: bool,
     sizing: Sizing = lambda key, entry: {},
     check: Check = lambda key, entry, result, ended: "",
     checkpoint: int = 0,
-) -> Ledger:
+) -> Tracked:
     """Follow the stages under way and begin those that are due.
 
     The stages of a wave run side by side, waves one after another. `hold`: begin nothing (suspended, or something named is missing).
     `checkpoint`: step of the newest checkpoint that is on record, or that the attempt under way has reported.
     """
-    book = _Book(observed, sizing, check, checkpoint)
-    hold = hold or book.failing
+    tracker = _Tracker(observed, sizing, check, checkpoint)
+    hold = hold or tracker.failing
     for key in (key for wave in waves for key in wave):
-        book.follow(key, hold)
-    if any(entry["state"] == "Failed" for entry in book.entries.values()):
-        book.stop()
-    due = next((wave for wave in waves if any(book.entries[key]["state"] != "Succeeded" for key in wave)), waves[-1])
+        tracker.follow(key, hold)
+    if any(entry["state"] == "Failed" for entry in tracker.entries.values()):
+        tracker.stop()
+    due = next((wave for wave in waves if any(tracker.entries[key]["state"] != "Succeeded" for key in wave)), waves[-1])
     if not hold:
         for key in due:
-            book.begin(key)
-    return book.close(due)
+            tracker.begin(key)
+    return tracker.close(due)
 
 
-class _Book:
-    """The entries while `fold` goes over them. Retries are one budget of all stages, so the stages cannot be folded apart."""
+class _Tracker:
+    """The entries while `track` goes over them. Retries are one budget of all stages, so the stages cannot be folded apart."""
 
     def __init__(self, observed: Observed, sizing: Sizing, check: Check, checkpoint: int) -> None:
         recorded = observed.recorded
@@ -193,10 +193,10 @@ class _Book:
             ours = [pod for pod in pods if made_by in (None, controller_uid(pod))]
             ours += lingering.revived(entry.get("ends", ()), ours, made_by)
             disruption = entry.get("disruption", "") or ("" if deleted or pods or ours else observation.ALL_DELETED)
-            verdict = excused(judge(key.name, ours, disruption), entry, deleted)
+            verdict = excused(classify(key.name, ours, disruption), entry, deleted)
             self._end(key, assembly.excused(verdict, entry, job, ours), ours, job)
 
-    def _end(self, key: StageKey, verdict: Verdict, pods: Sequence[Object], job: Object | None) -> None:
+    def _end(self, key: StageKey, verdict: Classification, pods: Sequence[Object], job: Object | None) -> None:
         entry, waits = self.entries[key], verdict.outcome == "Wait"
         used = gpu_seconds.used(entry, () if waits else pods, self.now)
         self.unseen = max(self.unseen, used["runningSeconds"] - entry.get("ranSeconds", 0))
@@ -230,14 +230,14 @@ class _Book:
         self.ended.append(record(entry, verdict, self.now, self.retries.newest) | used)
         self._settle(key, verdict, within | fewer)
 
-    def _weighed(self, entry: Entry, verdict: Verdict, before: Sequence[Entry]) -> Verdict:
+    def _weighed(self, entry: Entry, verdict: Classification, before: Sequence[Entry]) -> Classification:
         """The verdict, given what was met before."""
         taken = {} if self.observed.spec.get("suspend") else repeats.taken_away(verdict, entry, self.retries.newest)
         entry |= taken
         why = repeats.hopeless(verdict, before, self.retries.newest) or (repeats.hunted(entry["taken"]) if taken else "")
         return replace(verdict, outcome="Failed", message=f"{why}: {verdict.message}") if why else verdict
 
-    def _avoiding(self, key: StageKey, verdict: Verdict) -> tuple[Verdict, Entry]:
+    def _avoiding(self, key: StageKey, verdict: Classification) -> tuple[Classification, Entry]:
         """The verdict; the nodes that are at fault are kept for the next attempt, if there is to be one, and named.
 
         One that was to be avoided and was taken all the same is all that there was: the next attempt does without it, where it may be smaller.
@@ -253,7 +253,7 @@ class _Book:
             return replace(verdict, message=told), {}
         return replace(verdict, message=f"{told}, with {size['nodes']} nodes"), {"nodesLimit": size["nodes"]}
 
-    def _settle(self, key: StageKey, verdict: Verdict, within: Entry) -> None:
+    def _settle(self, key: StageKey, verdict: Classification, within: Entry) -> None:
         """Put down what becomes of the stage after that end of its attempt."""
         entry, reason, message = self.entries[key], verdict.reason, verdict.message[:MESSAGE_LIMIT]
         if verdict.outcome == "Succeeded" and verdict.result:
@@ -279,19 +279,19 @@ class _Book:
         doubled: timedelta = timing.backoff * 2 ** min(failures - 1, 10)
         return min(doubled, timing.backoff_limit)
 
-    def _is_hopeless(self, entry: Entry, verdict: Verdict) -> bool:
+    def _is_hopeless(self, entry: Entry, verdict: Classification) -> bool:
         """Whether there is to be no other attempt."""
         spent = verdict.outcome == "Retry" and self.retries.exhausted
         return verdict.outcome == "Failed" or spent or (verdict.outcome == "Later" and entry["failures"] > PATIENCE)
 
-    def _checked(self, key: StageKey, verdict: Verdict) -> Verdict:
+    def _checked(self, key: StageKey, verdict: Classification) -> Classification:
         """The verdict, with a success that is none taken for what it is."""
         wrong = self.check(key, self.entries[key], verdict.result, self.ended) if verdict.outcome == "Succeeded" and verdict.result else ""
         if not wrong or verdict.result is None:
             return verdict
         # What lies in the store since an earlier attempt says nothing of this one's node.
         nodes = verdict.nodes if verdict.result.attempt == self.entries[key]["attempt"] else ()
-        return Verdict("Later", "DeviceUnavailable", wrong, nodes=nodes, faulty=True)
+        return Classification("Later", "DeviceUnavailable", wrong, nodes=nodes, faulty=True)
 
     def begin(self, key: StageKey) -> None:
         """Start the next attempt, unless something of an earlier one may still be alive or it is too early."""
@@ -317,12 +317,12 @@ class _Book:
                 self.ended.append(record(entry, _STOPPED, self.now, self.retries.newest) | gpu_seconds.used(entry, pods, self.now))
         self.entries = {key: entry if entry["state"] in _OVER else _settled(entry, state="Stopped") for key, entry in self.entries.items()}
 
-    def close(self, due: Sequence[StageKey]) -> Ledger:
-        """The ledger; `due` is the wave whose doings are told."""
+    def close(self, due: Sequence[StageKey]) -> Tracked:
+        """The tracked; `due` is the wave whose doings are told."""
         busy = sum(view.busy() for view in self.views.values())
         activity = limits.activity(self.observed, tuple(self.entries.values()), self.unseen)
         target = self._limit(due, busy, activity)
-        return Ledger(
+        return Tracked(
             entries=tuple(self.entries.values()),
             attempts=tuple(self.ended[-ATTEMPTS_KEPT:]),
             retries=self.retries,
@@ -361,7 +361,7 @@ class _Book:
         return Note("Waiting", "has not begun")
 
 
-_STOPPED = Verdict("Free", "Stopped", "another stage failed")
+_STOPPED = Classification("Free", "Stopped", "another stage failed")
 
 
 def _forget_waiting(entry: Entry) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object
 from tunesmith.stages import assembly, images
-from tunesmith.stages.failures import Outcome, Verdict
+from tunesmith.stages.failures import Classification, Outcome
 from tunesmith.workload import lingering, node_faults, observation
 
 Entry = dict[str, Any]
@@ -104,15 +104,15 @@ def is_held(job: Object) -> bool:
     return "deletionTimestamp" in job["metadata"] or bool(job["spec"].get("suspend"))
 
 
-def excused(verdict: Verdict, entry: Entry, deleted: bool) -> Verdict:
+def excused(verdict: Classification, entry: Entry, deleted: bool) -> Classification:
     """The verdict on an attempt that we ended, or a person did: how its pods took that does not count, but for a success and bad input."""
     if verdict.outcome in ("Succeeded", "Failed") or "ends" in entry:
         return verdict
     if "ending" in entry:
         # Where nodes are short it goes on at once with fewer; where one cannot start a pod, as after any fault of a node's.
         outcome = _OF_ENDING.get(entry["ending"]["reason"], "Later")
-        return Verdict(outcome, entry["ending"]["reason"], entry["ending"]["message"], verdict.result)
-    return Verdict("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
+        return Classification(outcome, entry["ending"]["reason"], entry["ending"]["message"], verdict.result)
+    return Classification("Free", "JobDeleted", "its Job was deleted") if deleted and verdict.outcome != "Free" else verdict
 
 
 def _ending(reason: str, message: str) -> Entry:

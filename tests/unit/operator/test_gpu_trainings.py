@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, avoided, last, placed, trained
 from tests.unit.operator.makers import answer
-from tests.unit.operator.test_verdicts import ended, over, told
+from tests.unit.operator.test_failures import ended, over, told
 from tunesmith.core.objects import Object
 from tunesmith.stages.repeats import STANDSTILL
 

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.operator import evalruns
 from tests.unit.operator.finetunejobs import FAILED, FAILING, SUCCEEDED, WORKING, Life, trained
 from tests.unit.operator.makers import START, checkpoint, claim, refusal, staged, unplace
-from tests.unit.operator.test_verdicts import over, told
+from tests.unit.operator.test_failures import over, told
 from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object
 

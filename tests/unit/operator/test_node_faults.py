@@ -12,7 +12,7 @@ import pytest
 from tests.unit.operator import evalruns
 from tests.unit.operator.finetunejobs import TWO_NODES, Life, avoided, last, placed, trained
 from tests.unit.operator.makers import checkpoint, refusal
-from tests.unit.operator.test_verdicts import NO_CDI, NO_CGROUP, PEER, SAVED, ended, over, rejected, told
+from tests.unit.operator.test_failures import NO_CDI, NO_CGROUP, PEER, SAVED, ended, over, rejected, told
 from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object
 from tunesmith.stages.repeats import PATIENCE, STANDSTILL

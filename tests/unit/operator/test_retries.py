@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.operator.finetunejobs import Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal
-from tests.unit.operator.test_verdicts import ended, over, told
+from tests.unit.operator.test_failures import ended, over, told
 from tunesmith.core.objects import Object
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.operator.finetunejobs import FAILED, Life, trained
 from tests.unit.operator.makers import checkpoint
+from tests.unit.operator.test_failures import SAVED, over, rejected, told
 from tests.unit.operator.test_retries import again, reports
-from tests.unit.operator.test_verdicts import SAVED, over, rejected, told
 from tunesmith.core.objects import Object
 from tunesmith.stages.repeats import AT_ONCE, PATIENCE
 

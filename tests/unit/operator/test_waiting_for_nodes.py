@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.operator.finetunejobs import WORKING, Life, last, trained
 from tests.unit.operator.makers import unplace
-from tests.unit.operator.test_verdicts import PEER, over
+from tests.unit.operator.test_failures import PEER, over
 from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object
 from tunesmith.stages.repeats import PATIENCE

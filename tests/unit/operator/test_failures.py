@@ -11,7 +11,7 @@ from tests.unit.operator.finetunejobs import TWO_NODES, Life, trained
 from tests.unit.operator.makers import answer, checkpoint, refusal
 from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object
-from tunesmith.stages.failures import judge
+from tunesmith.stages.failures import classify
 from tunesmith.stages.repeats import STANDSTILL
 
 
@@ -280,7 +280,7 @@ def test_even_patience_with_the_surroundings_has_an_end() -> None:
 def test_a_pod_that_the_job_made_again_counts_instead_of_the_older_one() -> None:
     metadata = {"annotations": {"batch.kubernetes.io/job-completion-index": "0"}}
     older, newer = ({"metadata": metadata | {"name": name, "creationTimestamp": f"2026-01-01T00:00:0{name}Z"}} for name in "12")
-    verdict = judge("Train", [{**newer, "status": told(69, "StoreUnavailable")}, {**older, "status": told(70, "InternalError")}], "")
+    verdict = classify("Train", [{**newer, "status": told(69, "StoreUnavailable")}, {**older, "status": told(70, "InternalError")}], "")
     assert verdict.reason == "StoreUnavailable"
 
 
@@ -319,6 +319,6 @@ def test_a_failed_job_whose_pods_are_all_gone_had_one_deleted_which_costs_nothin
 
 
 def test_success_is_read_from_the_first_pod_alone() -> None:
-    assert judge("Train", [], "").outcome == "Retry"
+    assert classify("Train", [], "").outcome == "Retry"
     pods = [{"metadata": {"name": "x"}, "status": ended(0, answer("Train"))}]
-    assert judge("Train", pods, "PreemptionByScheduler").outcome == "Succeeded"
+    assert classify("Train", pods, "PreemptionByScheduler").outcome == "Succeeded"
