@@ -17,6 +17,7 @@ from tunesmith.modeldeployment.readiness import deployment_of, is_stuck
 from tunesmith.modeldeployment.rendering import ANNOTATION, Rendering, recorded
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, child_name, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import drain_left
+from tunesmith.modeldeployment.scaling import replicas_of
 from tunesmith.workload import kueue, observation
 from tunesmith.workload.podspec import Workload, child_metadata, patience, pod_template
 
@@ -136,7 +137,7 @@ def _render(observed: Observed, revision: Revision, metadata: Object) -> Renderi
 
 def _deployment(observed: Observed, revision: Revision, metadata: Object, rendering: Rendering) -> Object:
     spec = {
-        "replicas": observed.spec.get("replicas", 1),
+        "replicas": replicas_of(observed.spec),
         "revisionHistoryLimit": 1,
         "selector": {"matchLabels": selector(observed.owner, revision.name)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},

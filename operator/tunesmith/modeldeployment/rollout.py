@@ -16,6 +16,7 @@ from tunesmith.core.objects import Observed
 from tunesmith.modeldeployment.gate import Judgement, Model
 from tunesmith.modeldeployment.readiness import failure_of, is_complete
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, in_state, inputs_of, name_of
+from tunesmith.modeldeployment.scaling import replicas_of
 from tunesmith.workload.podstatus import moment
 
 
@@ -64,7 +65,7 @@ def advance(observed: Observed, revisions: list[Revision], wanted: Revision | No
 
 def _promote(observed: Observed, revisions: list[Revision]) -> list[Revision]:
     """Make the Candidate Active once all its pods are ready, of which there is one, and no older revision is still on its way out."""
-    candidate, replicas = in_state(revisions, "Candidate"), observed.spec.get("replicas", 1)
+    candidate, replicas = in_state(revisions, "Candidate"), replicas_of(observed.spec)
     if candidate is None or in_state(revisions, "Draining") or not replicas or not is_complete(observed, candidate, replicas):
         return revisions
     if in_state(revisions, "Active") is None and _selected(observed) != candidate.name:

@@ -11,6 +11,7 @@ from tunesmith.modeldeployment.gate import Judgement, Model, judge, resolve
 from tunesmith.modeldeployment.readiness import count, deployment_of, failure_of, is_complete, obstacle_of, ready_pods
 from tunesmith.modeldeployment.revision import Revision, in_state, recorded_revisions, selector
 from tunesmith.modeldeployment.rollout import advance, find, want
+from tunesmith.modeldeployment.scaling import replicas_of
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _tell(observed: Observed, wish: _Wish, revisions: list[Revision]) -> _Told:
 
 
 def _tell_of_pods(observed: Observed, revision: Revision, serves: Revision | None) -> _Told:
-    replicas, ready = observed.spec.get("replicas", 1), ready_pods(observed, revision)
+    replicas, ready = replicas_of(observed.spec), ready_pods(observed, revision)
     if revision.state == "Active" and is_complete(observed, revision, replicas):
         reason = "Serving" if replicas else "ScaledToZero"
         return _Told(reason, done(reason, f"revision {revision.name} serves with {ready} of {replicas} pods"))
