@@ -33,7 +33,7 @@ SPACE = 15 << 30
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BUILD_TOOLS = ("usr/bin/make", "usr/bin/pip3", "opt/uv")
 COMPILERS = ("usr/bin/gcc", "usr/bin/g++")
-# What a pod's container has beside its image's own variables (operator/tunesmith/pods.py).
+# What a pod's container has beside its image's own variables (operator/tunesmith/workload/podspec.py).
 POD_VARIABLES = {"HOME": "/home/tunesmith", "TMPDIR": "/tmp", "TRITON_CACHE_DIR": "/tmp/triton", "TORCH_EXTENSIONS_DIR": "/tmp/torch_extensions"}
 COMPILES = paths.REPOSITORY / "dev/gpu/compiles.py"
 # $1 is the image's root, $2 the folder to show it at; the rest is the program and its arguments.

@@ -30,9 +30,9 @@ OTHER_SETTINGS = ("--set=images.pullPolicy=Always", "--set=imagePullSecrets={mir
 PRESENT = ("-m", "tunesmith")
 LATER = """
 import runpy
-from tunesmith import pods
+from tunesmith.workload import podspec
 from tunesmith.modeldeployment import build
-pods.USER, build.GRACE_PERIOD_SECONDS = 1000, 60
+podspec.USER, build.GRACE_PERIOD_SECONDS = 1000, 60
 runpy.run_module("tunesmith", run_name="__main__")
 """
 """The operator as a later version may be: it renders pods and the orders of the serving ones otherwise."""
