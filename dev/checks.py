@@ -155,8 +155,8 @@ def run(part: str) -> bool:
         left = deadline - start if deadline else None
         command = [interpreter, *arguments, *(_for_pytest(path, limit) if "pytest" in arguments else ())]
         # The same modules are imported by hundreds of processes: each would compile them.
-        told = os.environ | variables | {junit.COMMIT: commit, "PYTHONDONTWRITEBYTECODE": ""}
-        status = run_within(left, command, told)
+        given = os.environ | variables | {junit.COMMIT: commit, "PYTHONDONTWRITEBYTECODE": ""}
+        status = run_within(left, command, given)
         done.append(junit.Command(f"python {' '.join(arguments)}", time.monotonic() - start, status))
     if part not in WRITERS:
         _write_down(part, commit, done)

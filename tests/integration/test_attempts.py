@@ -22,7 +22,7 @@ WHOLE = FINE_TUNE_JOB | {"scheduling": {"tolerations": TOLERATIONS}}
 METADATA: Object = {"name": "apart", "labels": {}}
 CONFIG = Config(Images("trainer:1", "serving:1"))
 REPLACED = 90
-"""Seconds from a node's stop to the pod that takes its pod's place: 30 to 50 by attempts.py's reckoning where the control plane gives a
+"""Seconds from a node's stop to the pod that takes its pod's place: 30 to 50 by observation.py's reckoning where the control plane gives a
 node up after 20 s (conftest.py), the rest a busy machine's. That it is no more with the default, 50 s, is looked at where the nodes are
 real (tests/e2e/test_drills.py)."""
 

@@ -1,1 +1,1 @@
-"""Values, errors and comparisons that know nothing of Kubernetes' objects."""
+"""Plain objects and values, errors, and comparisons, on which all other folders rest."""

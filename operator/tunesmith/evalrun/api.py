@@ -29,8 +29,6 @@ from tunesmith.api.blocks import (
 )
 from tunesmith.workload.podspec import claims
 
-KIND = "EvalRun"
-PLURAL = "evalruns"
 TESTED = "tested"
 PERPLEXITY_METRICS = {"perplexity": False, "bits_per_byte": False, "stopped": True}
 """What a perplexity suite measures, and whether more of it is better."""

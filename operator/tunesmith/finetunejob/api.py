@@ -32,7 +32,6 @@ from tunesmith.workload.podspec import claims
 GPUMemory = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}(\.[0-9]{1,3})?(Mi|Gi|Ti|M|G|T)$", min_length=1, max_length=32)]
 
 KIND = "FineTuneJob"
-PLURAL = "finetunejobs"
 
 
 class Dataset(DataSource):

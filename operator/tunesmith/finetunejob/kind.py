@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tunesmith.api.kind import AGE, READY, STAGE, WHY, Kind, column
-from tunesmith.finetunejob.api import KIND, PLURAL, RULES, Spec, references
+from tunesmith.finetunejob.api import KIND, RULES, Spec, references
 from tunesmith.finetunejob.build import build
 from tunesmith.finetunejob.status import status
 from tunesmith.finetunejob.status_schema import FineTuneJobStatus
 
 FINE_TUNE_JOB = Kind(
     KIND,
-    PLURAL,
+    "finetunejobs",
     Spec,
     FineTuneJobStatus,
     (

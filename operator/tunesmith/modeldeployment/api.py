@@ -10,9 +10,6 @@ from pydantic import ConfigDict, Field
 from tunesmith.api.blocks import Block, ModelSource, Overrides, Reference, Resources, Scheduling, rules, union
 from tunesmith.workload.podspec import claims
 
-KIND = "ModelDeployment"
-PLURAL = "modeldeployments"
-
 
 class Gate(Block):
     """EvalRuns that must have passed for the very digest that is to be served."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tunesmith.api.kind import AGE, READY, STAGE, WHY, Kind, column, condition
-from tunesmith.modeldeployment.api import KIND, PLURAL, Spec, references
+from tunesmith.modeldeployment.api import Spec, references
 from tunesmith.modeldeployment.build import build
 from tunesmith.modeldeployment.status import status
 from tunesmith.modeldeployment.status_schema import ModelDeploymentStatus
 
 MODEL_DEPLOYMENT = Kind(
-    KIND,
-    PLURAL,
+    "ModelDeployment",
+    "modeldeployments",
     Spec,
     ModelDeploymentStatus,
     (

@@ -1,4 +1,4 @@
-"""One attempt at one stage: what it is called, and which of its stage's it is."""
+"""One attempt at one stage: its number, its names and labels, and how they are read back from a child."""
 
 from __future__ import annotations
 

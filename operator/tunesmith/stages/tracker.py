@@ -1,6 +1,6 @@
 """Folds what is recorded of an object's stages and what is observed of their children into a new record.
 
-All decisions about stages are made here, so that they are on record before `stages.plan` acts on them.
+All decisions about stages are made here, so that they are on record before `job.plan` acts on them.
 """
 
 from __future__ import annotations

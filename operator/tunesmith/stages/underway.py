@@ -1,6 +1,6 @@
 """What to put on record of an attempt under way: that the operator ends it, and why; nodes that cannot start its pods or do not end them.
 
-An attempt with `ending` in its entry is ended by `stages.plan`, which deletes its Job. How its pods took that says nothing about it.
+An attempt with `ending` in its entry is ended by `job.plan`, which deletes its Job. How its pods took that says nothing about it.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ def test_a_pod_that_waits_for_a_readiness_gate_is_not_taken_for_one_whose_node_i
 
 
 def test_the_next_attempt_of_a_stopped_node_begins_within_85_seconds_of_the_stop() -> None:
-    """The slowest that the control plane's defaults allow (attempts.py); 5 s are left for its pods to start."""
+    """The slowest that the control plane's defaults allow (observation.py); 5 s are left for its pods to start."""
     life = trained()
     stopped = life.now
     life.later(60 + podspec.TRAINING_UNREACHABLE_SECONDS)
