@@ -100,8 +100,12 @@ def init_containers(pod: Object) -> list[dict[str, Any]]:
 
 
 def scheduled(pod: Object) -> dict[str, Any]:
-    """The pod's condition PodScheduled; empty if nobody has looked for a node yet."""
-    return next((condition for condition in conditions_of(pod) if condition["type"] == "PodScheduled"), {})
+    """The pod's condition PodScheduled; empty if nobody has looked for a node yet.
+
+    A scheduler that looked for a node while another bound the pod may write last: a pod that has a node is scheduled all the same.
+    """
+    condition = next((condition for condition in conditions_of(pod) if condition["type"] == "PodScheduled"), {})
+    return {**condition, "status": "True"} if condition and (pod.get("spec") or {}).get("nodeName") else condition
 
 
 def status_of(item: Object) -> dict[str, Any]:

@@ -188,6 +188,17 @@ def test_a_restart_of_the_operator_changes_nothing() -> None:
     assert (last(life)["reason"], life.status["stages"][1]["waits"]) == ("PodsMissing", 1)
 
 
+def test_a_pod_that_has_a_node_runs_though_a_scheduler_that_came_late_says_that_there_is_none() -> None:
+    life = life_of()
+    life.run("Train")
+    for pod in life.pods("Train"):
+        unplace(pod, life.now)
+        pod["spec"] = {"nodeName": pod["metadata"]["name"]}
+        pod["status"] |= {"phase": "Running"}
+    life.later(QUARTER + 1).step()
+    assert life.states()["Train"] == "Running"
+
+
 def test_pods_of_which_one_is_not_made_do_not_run() -> None:
     life = tried(life_of(), without=0)
     del life.children["Pod", life.pods("Train")[3]["metadata"]["name"]]
