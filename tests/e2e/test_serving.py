@@ -127,11 +127,12 @@ def test_neither_more_nor_fewer_replicas_fail_a_request(one: Rolling) -> None:
 
 def test_what_cannot_be_served_leaves_the_old_revision_serving_and_says_so(one: Rolling) -> None:
     (old,) = one.revisions()
-    ungated = {name: {key: value for key, value in deployment(name).items() if key != "gate"} for name in ("broken", "changed")}
+    ungated = {name: {key: value for key, value in deployment(name).items() if key != "gate"} for name in ("broken", "changed", "two")}
     cases = {
         "GateFailed": deployment("two") | {"gate": {"evalRunRefs": [{"name": "tiny-bad"}]}},
         "DigestMismatch": ungated["changed"],
-        "EngineFailed": ungated["broken"],
+        "InvalidModel": ungated["broken"],
+        "EngineFailed": ungated["two"] | {"engine": {"vllm": {"maxModelLen": 100_000}}},
         "OutOfMemory": deployment("two") | {"resources": {"cpu": "200m", "memory": "400Mi"}},
     }
     with one.watched() as got:

@@ -90,11 +90,15 @@ def _kinds(config: Any) -> set[str]:
 
 
 def build(config: Any, device: str) -> Any:
-    """Return a model of a configuration, with random weights in 32 bits or, on the device meta, without memory for them."""
+    """Return a model of a configuration, with random weights in 32 bits or, on the device meta, without memory for them.
+
+    The weights are the same every time: what is tried on them must not come out well at one time and badly at another.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device(device):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
 
 
