@@ -265,6 +265,12 @@ class Life:
         wanted = {"stage": "Serving", "readyReplicas": count}
         await self.until(lambda: wanted.items() <= self.status("ModelDeployment", "serve").items(), f"{count} pods to serve")
 
+        def available() -> bool:
+            return all(each["status"].get("availableReplicas") == count for each in self.view.all(self.namespace, "Deployment"))
+
+        # The watch that has shown the operator its Deployment may be ahead of ours.
+        await self.until(available, f"a Deployment to be seen with {count} pods")
+
     async def revisions(self, *states: str) -> None:
         """Wait until the revisions are in these states, their Deployments as many as they."""
 
