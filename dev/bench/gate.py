@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tunesmith_trainer import statistics
-from tunesmith_trainer.statistics import Column, bootstrap, p_of_less, share
+from tunesmith_trainer.gate import statistics
+from tunesmith_trainer.gate.statistics import Column, bootstrap, p_of_less, share
 
 SEED = 12
 CONFIDENCE = 0.95

@@ -1,6 +1,6 @@
 """A training process that shards although it is alone, and says of what its parameters are: what torchrun starts in the step `fsdp`.
 
-The product trains without FSDP where a process has nobody to share with (tunesmith_trainer/strategy.py). Here its code is to be run on
+The product trains without FSDP where a process has nobody to share with (tunesmith_trainer/training/strategy.py). Here its code is to be run on
 the one GPU that there is. The arguments are torchrun's for a Python interpreter: `-u -m MODULE`.
 """
 
@@ -26,10 +26,10 @@ def report(measure: Any) -> Any:
 
 def main(arguments: list[str]) -> None:
     """Run the module that the interpreter's arguments name."""
-    from tunesmith_trainer import sharding, strategy
+    from tunesmith_trainer.training import sharding_check, strategy
 
     vars(strategy)["in_effect"] = lambda stage: stage.parallelism
-    vars(sharding)["measure"] = report(sharding.measure)
+    vars(sharding_check)["measure"] = report(sharding_check.measure)
     module = arguments[arguments.index("-m") + 1]
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -95,8 +95,8 @@ class Measured:
     def estimate(self, case: Case, **blocks: Any) -> int:
         """What Prepare says, with the precision of the case; `blocks` of the run are changed."""
         from tests.trainer import bench
-        from tunesmith_trainer import memory
         from tunesmith_trainer.contract import Run
+        from tunesmith_trainer.training import memory
 
         run = Run.model_validate(bench.run_block(**case.blocks() | blocks))
         with computing_in(case):
@@ -160,14 +160,14 @@ def started(start: Callable[[], None]) -> Any:
 @contextmanager
 def computing_in(case: Case) -> Iterator[None]:
     """Have trainings, and estimates, use autocast on the CPU where GPUs would: with a frozen base too."""
-    from tunesmith_trainer import loop, settings
+    from tunesmith_trainer.training import arguments, loop
 
-    real = settings.training_arguments
+    real = arguments.training_arguments
 
-    def changed(*arguments: Any, **named: Any) -> dict[str, Any]:
-        return dict(real(*arguments, **named)) | {"bf16": case.mixed}
+    def changed(*given: Any, **named: Any) -> dict[str, Any]:
+        return dict(real(*given, **named)) | {"bf16": case.mixed}
 
-    with mock.patch.object(loop, "training_arguments", changed), mock.patch.object(settings, "training_arguments", changed):
+    with mock.patch.object(loop, "training_arguments", changed), mock.patch.object(arguments, "training_arguments", changed):
         yield
 
 

@@ -59,9 +59,9 @@ def train(number: int) -> None:
     from torch.distributed.tensor import DTensor
 
     from tests.trainer import bench
-    from tunesmith_trainer import footprint, loop
     from tunesmith_trainer.contract import TrainInput
-    from tunesmith_trainer.vitals import Vitals
+    from tunesmith_trainer.training import footprint, loop
+    from tunesmith_trainer.training.watchdog import Vitals
 
     class Meter(footprint.Meter):  # type: ignore[misc]
         def count(self, tensor: Any) -> None:

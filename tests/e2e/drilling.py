@@ -22,7 +22,7 @@ _WORKERS = """
 import os, signal, time
 def commands():
     return {int(name): open(f"/proc/{name}/cmdline", "rb").read() for name in os.listdir("/proc") if name.isdigit()}
-workers = [pid for pid, line in commands().items() if b"-m\\0tunesmith_trainer.worker" in line]
+workers = [pid for pid, line in commands().items() if b"-m\\0tunesmith_trainer.training.worker" in line]
 """
 """For the pod's python: its training processes. (torchrun's own arguments name that module too, but not after -m.)"""
 KILL = _WORKERS + "[os.kill(pid, signal.SIGKILL) for pid in workers]"

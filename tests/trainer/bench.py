@@ -154,9 +154,9 @@ def training_alone(store):
     from accelerate.state import AcceleratorState, GradientState
     from torch import distributed
 
-    from tunesmith_trainer import loop, strategy
     from tunesmith_trainer.contract import TrainInput
-    from tunesmith_trainer.vitals import Vitals
+    from tunesmith_trainer.training import loop, strategy
+    from tunesmith_trainer.training.watchdog import Vitals
 
     scratch = store.folder / "alone"
 
@@ -212,7 +212,7 @@ class Bench:
 
     def run(self, value):
         """Run a stage in this process; returns its exit code and its termination message."""
-        from tunesmith_trainer.stage import main
+        from tunesmith_trainer.runner import main
 
         settings = self.settings(value)
         with pytest.MonkeyPatch.context() as patch:

@@ -26,8 +26,8 @@ def nats(model, ids, labels):
 
 def rows_of(folder, path, max_length, only_assistant=True):
     """A data file's rows as training reads them: token ids and labels, cut at the maximum length."""
-    from tunesmith_trainer import loop
-    from tunesmith_trainer.dataset import Cut
+    from tunesmith_trainer.data.dataset import Cut
+    from tunesmith_trainer.training import loop
 
     encoded = loop.encoded_rows(str(path), str(folder), only_assistant, Cut(max_length, "start"))
     return [SimpleNamespace(ids=row["input_ids"][:max_length], labels=row["labels"][:max_length]) for row in encoded]

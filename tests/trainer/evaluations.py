@@ -4,10 +4,10 @@ import json
 import math
 
 from tests.trainer.bench import GOLDEN
-from tunesmith_trainer import items
 from tunesmith_trainer.contract_eval import Metric
-from tunesmith_trainer.items import Figure, Item, Measured
-from tunesmith_trainer.overlap import marks_of
+from tunesmith_trainer.suites import items
+from tunesmith_trainer.suites.items import Figure, Item, Measured
+from tunesmith_trainer.suites.overlap import marks_of
 
 PERPLEXITY, ACCURACY = "heldOut/perplexity", "support/support_choice/acc"
 TOKENS = 20

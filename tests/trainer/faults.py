@@ -33,7 +33,7 @@ def install():
 
 def watch_steps(fault, reached):
     """Do the deed when the step is reached."""
-    from tunesmith_trainer.stopping import SaveAndStop
+    from tunesmith_trainer.training.stopping import SaveAndStop
 
     moment = fault.get("in", "on_step_end")
     before = getattr(SaveAndStop, moment)

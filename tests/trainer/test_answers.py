@@ -8,8 +8,11 @@ import pytest
 
 from dev.rows import WORDS, write_rows
 from tests.trainer import bench
-from tunesmith_trainer import answers, chat, evaluate, finalize, generation, quantize
-from tunesmith_trainer.model import load_tokenizer
+from tunesmith_trainer import evaluate, finalize, quantize
+from tunesmith_trainer.data import chat
+from tunesmith_trainer.model import generation
+from tunesmith_trainer.model.base import load_tokenizer
+from tunesmith_trainer.suites import answers
 
 pytestmark = pytest.mark.timeout(600)
 # As a base model's: it ends a text, and nothing ends a turn. transformers loads a temperature without do_sample, and does not save it.

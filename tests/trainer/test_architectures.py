@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from tests.trainer.bench import ROOT
-from tunesmith_trainer import rehearsal
+from tunesmith_trainer.training import rehearsal
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 RECORD = ROOT / "tests/trainer/recorded/architectures.json"

@@ -6,9 +6,10 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.bench import prepare_input
-from tunesmith_trainer import calibration, dataset
+from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.model import load_tokenizer
+from tunesmith_trainer.model.base import load_tokenizer
+from tunesmith_trainer.quantization import calibration
 from tunesmith_trainer.spec import Variant
 
 GPTQ = {"scheme": "W8A8", "algorithm": "GPTQ"}

@@ -12,10 +12,10 @@ import pytest
 
 from dev.cluster.ports import free_port
 from tests.trainer import bench
-from tunesmith_trainer import stage, train
+from tunesmith_trainer import runner, train
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.tail import Tail
-from tunesmith_trainer.vitals import outcome_path
+from tunesmith_trainer.training.tail import Tail
+from tunesmith_trainer.training.watchdog import outcome_path
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -94,7 +94,7 @@ def test_a_stage_whose_module_cannot_be_imported_says_so(store, monkeypatch):
     def fail(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(stage.importlib, "import_module", fail)
+    monkeypatch.setattr(runner.importlib, "import_module", fail)
     code, result = store.run(bench.train_input(prepared, free_port()))
     assert (code, result["reason"], len(result["fingerprint"])) == (70, "InternalError", 12)
 

@@ -5,7 +5,7 @@ import yaml
 
 from tests.trainer.bench import GOLDEN, ROOT
 from tunesmith_trainer import contract
-from tunesmith_trainer.stage import load
+from tunesmith_trainer.runner import load
 
 RESULTS = {
     "Prepare": contract.PrepareResult,

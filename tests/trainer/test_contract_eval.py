@@ -5,7 +5,7 @@ import pytest
 from tests.trainer.bench import GOLDEN
 from tunesmith_trainer import contract_eval
 from tunesmith_trainer.result import TERMINATION_LIMIT, cut
-from tunesmith_trainer.stage import load
+from tunesmith_trainer.runner import load
 
 RESULTS = {
     "Quantize": contract_eval.QuantizeResult,

@@ -8,13 +8,17 @@ from dev.rows import write_rows
 from tests.trainer.bench import make_tokenizer, prepare_input, run_block, training
 from tests.trainer.templates import shipped
 from tests.trainer.test_templates import ANSWER, LAST, PROBES, QUESTION, SECOND
-from tunesmith_trainer import calibration, dataset, loop, perplexity, prepare, result
-from tunesmith_trainer.chat import Encoder
+from tunesmith_trainer import prepare, result
 from tunesmith_trainer.contract import Run
 from tunesmith_trainer.contract_eval import Perplexity
+from tunesmith_trainer.data import dataset
+from tunesmith_trainer.data.chat import Encoder
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.settings import kept_part
+from tunesmith_trainer.quantization import calibration
 from tunesmith_trainer.spec import Method, Training
+from tunesmith_trainer.suites import perplexity
+from tunesmith_trainer.training import loop
+from tunesmith_trainer.training.arguments import kept_part
 
 CHAT = {"messages": [{"role": "user", "content": "red dog"}, {"role": "assistant", "content": "blue cat old tree river stone"}]}
 
@@ -178,7 +182,7 @@ def strips(tmp_path, tiny_model):
 
 
 def test_training_perplexity_and_calibration_read_the_same_rows(tmp_path, strips, monkeypatch):
-    from tunesmith_trainer.model import load_tokenizer
+    from tunesmith_trainer.model.base import load_tokenizer
 
     monkeypatch.setenv("TUNESMITH_PVC_ROOT", str(tmp_path))
     write_rows(tmp_path / "data" / "train.jsonl", [PROBES["think"], PROBES["turns"]])
@@ -208,7 +212,7 @@ REFUSING = "{{ raise_exception('roles must alternate') }}"
 def test_template_refuses_row_is_the_datas_fault_in_every_stage_and_names_the_row(tmp_path, tiny_model, monkeypatch, stage):
     import shutil
 
-    from tunesmith_trainer.model import load_tokenizer
+    from tunesmith_trainer.model.base import load_tokenizer
 
     monkeypatch.setenv("TUNESMITH_PVC_ROOT", str(tmp_path))
     folder = shutil.copytree(tiny_model, tmp_path / "model")

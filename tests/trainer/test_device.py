@@ -13,11 +13,12 @@ import torch
 from dev.cluster.ports import free_port
 from tests.trainer import bench
 from tests.trainer.models import evaluate_input, quantize_input
-from tunesmith_trainer import device, group, stage
+from tunesmith_trainer import device, runner
 from tunesmith_trainer.contract import TrainInput
 from tunesmith_trainer.contract_eval import EvaluateInput
 from tunesmith_trainer.device import Facts, Gpu, Wanted, problem
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.training import group
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0))
 T4 = Gpu("Tesla T4", (7, 5))
@@ -156,7 +157,7 @@ def test_more_processes_than_gpus_are_a_wrong_setting_and_no_matter_of_the_node(
         bench.train_input({"runURI": "pvc://models/run", "model": {"uri": "pvc://models/base", "digest": "sha256:" + "0" * 64}}, 1, processes=3), 2
     )
     with pytest.raises(StageError, match="3 processes of a pod cannot share 2 GPUs") as caught:
-        stage.require_devices(TrainInput.model_validate(value))
+        runner.require_devices(TrainInput.model_validate(value))
     assert (caught.value.reason, caught.value.exit_code) == ("InvalidSettings", 64)
 
 

@@ -14,7 +14,7 @@ def process(rank, folder, told):
 
     from torch import distributed
 
-    from tunesmith_trainer import exchange
+    from tunesmith_trainer.training import exchange
 
     meeting = f"file://{folder}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=len(VALUES), timeout=timedelta(seconds=60))

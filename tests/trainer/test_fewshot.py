@@ -6,9 +6,10 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.models import evaluate_input
-from tunesmith_trainer import evaluate, harness
+from tunesmith_trainer import evaluate
 from tunesmith_trainer.contract_eval import Harness
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.suites import harness
 
 WORDS = "amber birch cedar dune ember fjord grove haven".split()
 TASK = """\

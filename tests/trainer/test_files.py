@@ -6,8 +6,8 @@ import json
 import pytest
 
 from tests.trainer.bench import make_tokenizer
-from tunesmith_trainer import dataset, files
-from tunesmith_trainer.chat import Encoder
+from tunesmith_trainer.data import dataset, files
+from tunesmith_trainer.data.chat import Encoder
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.spec import Preparation
 

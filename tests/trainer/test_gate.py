@@ -3,11 +3,11 @@ import math
 import pytest
 
 from tunesmith_trainer.contract_eval import Metric
-from tunesmith_trainer.criterion import Criterion
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.gate import Measurement, judge, short, verdict
-from tunesmith_trainer.items import Figure, Measured, Sample
-from tunesmith_trainer.statistics import Column
+from tunesmith_trainer.gate.criterion import Criterion
+from tunesmith_trainer.gate.judging import Measurement, judge, short, verdict
+from tunesmith_trainer.gate.statistics import Column
+from tunesmith_trainer.suites.items import Figure, Measured, Sample
 
 PATH = "s/t/m"
 LN_V = math.log(49152)

@@ -7,8 +7,9 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.models import SUITES, TASK, evaluate_input, write_task
-from tunesmith_trainer import answers, evaluate, harness, items
+from tunesmith_trainer import evaluate
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.suites import answers, harness, items
 
 BASE = "pvc://models/base"
 GROUP = "group: things\ntask: [colours, shades]\naggregate_metric_list:\n- {metric: acc, aggregation: mean, weight_by_size: %s}\n"

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.harness_tasks import copy_tasks
+from tunesmith_trainer.suites.harness_tasks import copy_tasks
 
 TASK = """\
 task: colours

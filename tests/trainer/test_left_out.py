@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.trainer import bench
-from tunesmith_trainer import stage
+from tunesmith_trainer import runner
 from tunesmith_trainer.contract import FinalizeInput, PrepareInput, TrainInput
 
 TRAINING = {"baseQuantization": "NF4"}, {"training": {**bench.run_block()["training"], "overrides": {"optim": "adamw_bnb_8bit"}}}
@@ -16,13 +16,13 @@ TRAINING = {"baseQuantization": "NF4"}, {"training": {**bench.run_block()["train
 def inputs(**changes):
     prepared = {"runURI": "pvc://models/out/run", "model": {"uri": "pvc://models/base", "digest": "sha256:" + "0" * 64}}
     train = bench.train_input(prepared, 29500, **changes) | ({"baseQuantization": "NF4"} if "baseQuantization" in changes else {})
-    return stage.parse(PrepareInput, bench.prepare_input(**changes)), stage.parse(TrainInput, train)
+    return runner.parse(PrepareInput, bench.prepare_input(**changes)), runner.parse(TrainInput, train)
 
 
 def test_what_training_does_not_use_is_left_out_of_prepare_train_and_finalize():
     checkpoint = {"checkpoint": {"uri": "pvc://models/out/run/checkpoints/attempt-1/step-4", "step": 4}}
     prepare, train = inputs()
-    finalize = stage.parse(FinalizeInput, bench.finalize_input(train.model_dump(mode="json", by_alias=True), checkpoint))
+    finalize = runner.parse(FinalizeInput, bench.finalize_input(train.model_dump(mode="json", by_alias=True), checkpoint))
     assert [each.unused for each in (prepare, train, finalize)] == [{"bitsandbytes", "sklearn"}] * 3
 
 
@@ -33,7 +33,7 @@ def test_bitsandbytes_is_there_for(changes):
 
 def test_what_is_left_out_seems_not_to_be_installed_and_what_is_imported_stays(monkeypatch):
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    stage.leave_out(["colorsys", "json"])
+    runner.leave_out(["colorsys", "json"])
     try:
         assert importlib.util.find_spec("colorsys") is None
         with pytest.raises(ModuleNotFoundError):
@@ -44,7 +44,8 @@ def test_what_is_left_out_seems_not_to_be_installed_and_what_is_imported_stays(m
 
 
 def test_without_them_training_imports_neither_them_nor_the_compiler():
-    program = "import sys; from tunesmith_trainer import contract, stage; stage.leave_out(contract.UNUSED); import tunesmith_trainer.loop; "
+    program = "import sys; from tunesmith_trainer import contract, runner; runner.leave_out(contract.UNUSED); "
+    program += "import tunesmith_trainer.training.loop; "
     program += "print([name for name in ('bitsandbytes', 'sklearn', 'torch._inductor.compile_fx') if sys.modules.get(name)])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

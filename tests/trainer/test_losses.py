@@ -85,7 +85,7 @@ def test_loss_by_hand_the_training_loss_is_the_mean_over_all_tokens_whatever_is_
 
 
 def test_a_run_that_goes_on_has_the_sums_of_the_steps_before(tmp_path):
-    from tunesmith_trainer.losses import Ledger, Sums
+    from tunesmith_trainer.training.losses import Ledger, Sums
 
     first = Ledger(SimpleNamespace(take=lambda: Sums(nats=6.0, trained=4, real=9)))
     first.settle()
@@ -100,7 +100,7 @@ def test_a_run_that_goes_on_has_the_sums_of_the_steps_before(tmp_path):
 
 
 def test_the_loss_of_a_run_that_an_older_image_began_is_unknown(tmp_path, capsys):
-    from tunesmith_trainer.losses import Ledger, Sums
+    from tunesmith_trainer.training.losses import Ledger, Sums
 
     ledger = Ledger(SimpleNamespace(take=lambda: Sums(nats=2.0, trained=1, real=5)))
     ledger.load(tmp_path)

@@ -7,10 +7,10 @@ import pytest
 
 from tests.bench import memory as benchmark
 from tests.trainer import bench
-from tunesmith_trainer import footprint, memory
 from tunesmith_trainer.contract import Pods, Run
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.footprint import Batch, Footprint
+from tunesmith_trainer.training import footprint, memory
+from tunesmith_trainer.training.footprint import Batch, Footprint
 
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2048}
 # Llama 3.1 8B, but for its number of layers.

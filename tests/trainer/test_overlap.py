@@ -1,7 +1,7 @@
 import pytest
 
-from tunesmith_trainer.items import Item
-from tunesmith_trainer.overlap import Found, find, marks_of, marks_of_document
+from tunesmith_trainer.suites.items import Item
+from tunesmith_trainer.suites.overlap import Found, find, marks_of, marks_of_document
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 

@@ -3,11 +3,12 @@ import math
 import pytest
 
 from dev.rows import write_rows
-from tunesmith_trainer import evaluate, items, perplexity
+from tunesmith_trainer import evaluate
 from tunesmith_trainer.contract_eval import Perplexity
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.model import load_tokenizer
-from tunesmith_trainer.perplexity import Row, Score
+from tunesmith_trainer.model.base import load_tokenizer
+from tunesmith_trainer.suites import items, perplexity
+from tunesmith_trainer.suites.perplexity import Row, Score
 
 
 def row(length):

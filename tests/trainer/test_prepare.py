@@ -207,8 +207,8 @@ def test_an_override_that_cannot_be_is_refused(store, key, value, complaint):
 
 
 def test_an_override_is_passed_on(store):
-    from tunesmith_trainer.settings import training_arguments
     from tunesmith_trainer.spec import Method, Training
+    from tunesmith_trainer.training.arguments import training_arguments
 
     wanted = Training.model_validate(training(overrides={"adam_beta1": "0.8", "packing_strategy": '"bfd_split"'}))
     method = Method.model_validate({"sft": {"packing": True, "assistantOnlyLoss": True}})
@@ -254,7 +254,7 @@ def test_assistant_only_loss_needs_conversations(store):
 
 
 def test_equal_rows_validate_or_train_but_never_both():
-    from tunesmith_trainer import dataset
+    from tunesmith_trainer.data import dataset
 
     rows = [*conversations(40), *conversations(40)]
     train, validation = dataset.split(rows, 0.1, 17)

@@ -11,10 +11,11 @@ import pytest
 
 from dev.cluster.ports import free_port
 from dev.cluster.processes import wait_until
-from tunesmith_trainer import checkpoint, fence, store
+from tunesmith_trainer import store
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.publication import Place, Publisher, copy_file
-from tunesmith_trainer.vitals import Vitals
+from tunesmith_trainer.training import checkpoint, fence
+from tunesmith_trainer.training.uploader import Place, Publisher, copy_file
+from tunesmith_trainer.training.watchdog import Vitals
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "sub/.metadata", "trainer_state.json")
 
@@ -230,7 +231,7 @@ def first_process(writer, monkeypatch):
 
 @pytest.mark.usefixtures("first_process")
 def test_training_does_not_begin_anew_because_the_volume_is_away_for_a_moment(writer, monkeypatch):
-    from tunesmith_trainer.start import find_start
+    from tunesmith_trainer.training.start import find_start
 
     monkeypatch.setenv("TUNESMITH_STORE_PATIENCE_SECONDS", "60")
     writer.save(10)
@@ -243,7 +244,7 @@ def test_training_does_not_begin_anew_because_the_volume_is_away_for_a_moment(wr
 
 @pytest.mark.usefixtures("first_process")
 def test_training_does_not_begin_anew_where_the_volume_stays_away(writer):
-    from tunesmith_trainer.start import find_start
+    from tunesmith_trainer.training.start import find_start
 
     writer.save(10)
     writer.run.rename(writer.run.with_name("away"))
@@ -262,7 +263,7 @@ def test_an_outage_that_lasts_ends_the_attempt_and_writes_nothing_where_the_volu
 
 
 def test_the_loss_curve_goes_on_where_training_does_and_over_a_write_cut_in_half(writer):
-    from tunesmith_trainer.progress import MetricsFile
+    from tunesmith_trainer.training.progress import MetricsFile
 
     path = writer.run / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
@@ -282,7 +283,7 @@ def test_the_loss_curve_goes_on_where_training_does_and_over_a_write_cut_in_half
 
 
 def test_the_loss_curve_outlives_every_outage_that_training_outlives(writer, monkeypatch):
-    from tunesmith_trainer import progress
+    from tunesmith_trainer.training import progress
 
     monkeypatch.setattr(progress, "OUTAGE_PAUSE_SECONDS", 0.01)
     given_up, persevere = threading.Semaphore(0), store.persevere
@@ -310,7 +311,7 @@ def test_the_loss_curve_outlives_every_outage_that_training_outlives(writer, mon
 
 
 def test_the_loss_curve_of_a_training_that_ends_in_an_outage_is_given_up(writer, capsys):
-    from tunesmith_trainer.progress import MetricsFile
+    from tunesmith_trainer.training.progress import MetricsFile
 
     metrics = MetricsFile(writer.run / "metrics.jsonl", writer.claim)
     writer.run.rename(writer.run.with_name("away"))
@@ -320,7 +321,7 @@ def test_the_loss_curve_of_a_training_that_ends_in_an_outage_is_given_up(writer,
 
 
 def test_a_superseded_attempt_writes_no_more_into_the_loss_curve(tmp_path, capsys):
-    from tunesmith_trainer.progress import MetricsFile
+    from tunesmith_trainer.training.progress import MetricsFile
 
     old = Writer(tmp_path, attempt=1)
     metrics = MetricsFile(old.run / "metrics.jsonl", old.claim)

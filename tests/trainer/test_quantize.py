@@ -4,8 +4,10 @@ import shutil
 import pytest
 
 from tests.trainer.models import VARIANTS, quantize_input
-from tunesmith_trainer import calibration, compression, effect, evaluate, fidelity, quantize, store
+from tunesmith_trainer import evaluate, quantize, store
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.model import fidelity
+from tunesmith_trainer.quantization import calibration, compression, measure
 
 LINEARS = 14
 """Of the tiny model's two layers, without the head."""
@@ -37,7 +39,7 @@ def test_the_effect_is_read_from_the_weights_and_not_from_what_the_config_claims
     claims = json.loads((in_zoo.root / "models" / "run" / "variants" / "w8a8" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(claims))
     (tmp_path / "model.safetensors").symlink_to(in_zoo.root / "models" / "base" / "model.safetensors")
-    assert effect.measure(tmp_path).quantized_modules == 0
+    assert measure.measure(tmp_path).quantized_modules == 0
 
 
 def test_a_quantization_that_changed_nothing_is_an_error(in_zoo, monkeypatch):
@@ -166,7 +168,7 @@ def test_smoothquant_identity_a_model_that_smoothing_changes_is_not_quantized(in
 def test_heads_routers_and_what_is_not_the_text_models_stay_as_they_are():
     from transformers import Gemma3Config, GPTNeoXConfig, JambaConfig, Qwen2MoeConfig
 
-    from tunesmith_trainer import shrink
+    from tunesmith_trainer.model import shrink
 
     small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     mixture = {"num_key_value_heads": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "num_experts": 4}

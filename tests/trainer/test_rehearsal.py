@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from tests.trainer import bench
-from tunesmith_trainer import rehearsal, shrink
+from tunesmith_trainer.model import shrink
+from tunesmith_trainer.training import rehearsal
 
 APART = "llama mistral mixtral qwen2 qwen3 qwen3_moe gemma2 gemma3_text phi3 gpt_neox gpt2 gptj olmo2 granite cohere2 deepseek_v3 glm4 lfm2".split()
 # By attention without the rows' positions (ALiBi, or positions that are counted from an attention mask), or by a state that goes on.

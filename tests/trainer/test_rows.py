@@ -5,9 +5,9 @@ import pytest
 from tests.trainer.bench import make_tokenizer
 from tests.trainer.templates import shipped, tokenizer
 from tests.trainer.test_templates import ANSWER, CALL, FOUND, LAST, QUESTION, SECOND, TOOLS, trained
-from tunesmith_trainer import formats
-from tunesmith_trainer.chat import Encoder
-from tunesmith_trainer.dataset import texts
+from tunesmith_trainer.data import formats
+from tunesmith_trainer.data.chat import Encoder
+from tunesmith_trainer.data.dataset import texts
 from tunesmith_trainer.errors import RowError
 
 SHIPPED = shipped()

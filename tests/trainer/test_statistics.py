@@ -8,8 +8,8 @@ from scipy import stats
 
 from dev.bench import gate as simulation
 from tests.trainer.bench import ROOT
-from tunesmith_trainer import statistics
-from tunesmith_trainer.statistics import Column, bootstrap, difference_of_shares, needed, p_of_less, share
+from tunesmith_trainer.gate import statistics
+from tunesmith_trainer.gate.statistics import Column, bootstrap, difference_of_shares, needed, p_of_less, share
 
 ALPHA = 0.05
 LN_V = math.log(49152)

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from tunesmith_trainer import failure, result, stage
+from tunesmith_trainer import failure, result, runner
 from tunesmith_trainer import store as pvc
 from tunesmith_trainer.errors import StageError
 
@@ -125,11 +125,11 @@ def test_a_finished_result_counts_only_while_its_artefact_is_there(folder, root)
 def test_sigterm_is_no_error_of_the_model_to_those_who_expect_one():
     def load_a_broken_model():
         try:
-            stage._interrupt(signal.SIGTERM, None)
+            runner._interrupt(signal.SIGTERM, None)
         except Exception as error:
             raise AssertionError("taken for a library's error") from error
 
-    with pytest.raises(stage.Interruption) as caught:
+    with pytest.raises(runner.Interruption) as caught:
         load_a_broken_model()
     refused = failure.classify(caught.value)
     assert (refused.reason, refused.exit_code) == ("Interrupted", 75)

@@ -220,23 +220,23 @@ def test_a_training_that_is_ddp_where_fsdp_was_asked_for_ends_after_its_first_st
     ],
 )
 def test_what_is_held_is_compared_with_what_was_asked_for(strategy, weights, state, refused):
-    from tunesmith_trainer import sharding
     from tunesmith_trainer.contract import Sharding
     from tunesmith_trainer.spec import Parallelism
+    from tunesmith_trainer.training import sharding_check
 
     held = Sharding(parameter_bytes_per_rank=weights, optimizer_bytes_per_rank=state, total_parameter_bytes=400, trainable_parameters=100)
     asked = Parallelism.model_validate({"nodes": 1, "processesPerNode": 2} | strategy)
     if refused is None:
-        sharding.check(held, asked, 2)
+        sharding_check.check(held, asked, 2)
     else:
         with pytest.raises(StageError, match=refused):
-            sharding.check(held, asked, 2)
+            sharding_check.check(held, asked, 2)
 
 
 def test_a_base_that_should_be_in_four_bits_and_is_not_is_refused():
     import torch
 
-    from tunesmith_trainer.sharding import MeasureSharding
+    from tunesmith_trainer.training.sharding_check import MeasureSharding
 
     measuring = MeasureSharding(SimpleNamespace(base_quantization="NF4", device="CPU"), None)
     with pytest.raises(StageError, match="no weight is quantized"):

@@ -9,10 +9,12 @@ import pytest
 from datasets.exceptions import DatasetGenerationError
 
 from tests.trainer import bench
-from tunesmith_trainer import generation, harness, harness_tasks, model, rehearsal, settings
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import classify
+from tunesmith_trainer.model import base, generation
 from tunesmith_trainer.spec import Method, Training
+from tunesmith_trainer.suites import harness, harness_tasks
+from tunesmith_trainer.training import arguments, rehearsal
 
 UNREADABLE = "/proc/self/mem"
 """Opens, and gives EIO when it is read from its start."""
@@ -39,9 +41,9 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "load"),
     [
-        ("tokenizer.json", model.load_tokenizer),
-        ("tokenizer_config.json", model.load_tokenizer),
-        ("config.json", model.inspect),
+        ("tokenizer.json", base.load_tokenizer),
+        ("tokenizer_config.json", base.load_tokenizer),
+        ("config.json", base.inspect),
         ("generation_config.json", generation.check),
     ],
 )
@@ -59,7 +61,7 @@ def test_a_file_of_the_model_that_the_volume_does_not_give_is_the_volumes_fault(
 def test_a_file_of_the_model_that_is_wrong_is_the_users_still(folder):
     (folder / "tokenizer.json").write_text("no JSON")
     with pytest.raises(StageError) as caught:
-        model.load_tokenizer(folder)
+        base.load_tokenizer(folder)
     assert caught.value.reason == "InvalidModel"
 
 
@@ -91,7 +93,7 @@ def test_settings_and_tasks_are_not_blamed_for_it_either(monkeypatch, error, rea
 
     monkeypatch.setattr(sft_config, "SFTConfig", raiser(error))
     with pytest.raises(StageError) as caught:
-        settings.check(
+        arguments.check(
             Training.model_validate(bench.training()), Method.model_validate({"sft": {"packing": False, "assistantOnlyLoss": False}}), None
         )
     assert caught.value.reason == reason

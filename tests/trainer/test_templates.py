@@ -7,7 +7,7 @@ import pytest
 
 from tests.trainer.bench import make_tokenizer
 from tests.trainer.templates import MISTRAL, VICUNA, ZEPHYR, shipped, tokenizer
-from tunesmith_trainer import chat
+from tunesmith_trainer.data import chat
 from tunesmith_trainer.errors import RowError, StageError
 
 SHIPPED = shipped()

@@ -1,6 +1,6 @@
 import pytest
 
-from tunesmith_trainer.timeline import Span, duration, timeline
+from tunesmith_trainer.report.timeline import Span, duration, timeline
 
 
 def span(name, start, end, day="22"):

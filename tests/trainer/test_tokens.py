@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerFast
 from dev.rows import WORDS
 from tests.trainer.bench import CHATML, make_tokenizer
 from tests.trainer.templates import MISTRAL, VICUNA, tokenizer
-from tunesmith_trainer.chat import Encoder
+from tunesmith_trainer.data.chat import Encoder
+from tunesmith_trainer.data.tokens import Words
 from tunesmith_trainer.errors import RowError
-from tunesmith_trainer.tokens import Words
 
 SPACE = "\u2581"  # SentencePiece's space
 STYLES = {

@@ -124,7 +124,8 @@ def test_a_failure_of_a_worker_goes_before_its_peers_echo(tmp_path):
 
 
 def test_a_checkpoint_that_is_damaged_is_passed_over(tmp_path):
-    from tunesmith_trainer import checkpoint, store
+    from tunesmith_trainer import store
+    from tunesmith_trainer.training import checkpoint
 
     for attempt, step in ((1, 10), (2, 20), (2, 30)):
         folder = checkpoint.attempt_folder(tmp_path, attempt) / f"step-{step}"
@@ -175,7 +176,7 @@ def operator(tmp_path, monkeypatch):
 
 def play(monkeypatch, steps, seconds_a_step, interrupted_at=None, resumed_from=0, published=lambda: None):
     """Tell a ProgressReport of a training, on a clock of its own."""
-    from tunesmith_trainer import progress
+    from tunesmith_trainer.training import progress
 
     clock = itertools.count(0, seconds_a_step)
     now = next(clock)

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from tests.trainer import bench
-from tunesmith_trainer import model, settings, shrink, trial
 from tunesmith_trainer.contract import PrepareInput
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.model import base, shrink
+from tunesmith_trainer.training import arguments, trial
 
 FULL = {"adapter": None}
 
@@ -30,7 +31,7 @@ def run_of(**changes):
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model):
-    return model.load_tokenizer(tiny_model)
+    return base.load_tokenizer(tiny_model)
 
 
 SEEN_LATE = {
@@ -89,7 +90,7 @@ def test_settings_seen_late_are_refused_by_prepare(tiny_model, tokenizer, what):
     changes, words = SEEN_LATE[what]
     run = run_of(**changes)
     with pytest.raises(StageError) as refused:
-        settings.check(run.training, run.method, run.adapter)
+        arguments.check(run.training, run.method, run.adapter)
         trial.check(tiny_model, run, tokenizer)
     assert refused.value.exit_code == 64
     assert words in refused.value.message
@@ -112,17 +113,17 @@ def test_settings_seen_late_are_refused_by_prepare(tiny_model, tokenizer, what):
 )
 def test_settings_that_train_takes_are_not_refused(tiny_model, tokenizer, changes):
     run = run_of(**changes)
-    settings.check(run.training, run.method, run.adapter)
+    arguments.check(run.training, run.method, run.adapter)
     trial.check(tiny_model, run, tokenizer)
 
 
 def test_settings_seen_late_leave_no_batch_where_the_last_one_is_dropped():
     run = run_of(**override("dataloader_drop_last", "true", perDeviceTrainBatchSize=4))
-    settings.check_batches(run, 3, 4)
+    arguments.check_batches(run, 3, 4)
     with pytest.raises(StageError, match="dataloader_drop_last: 3 sequences do not fill a batch of 4") as refused:
-        settings.check_batches(run, 3, 3)
+        arguments.check_batches(run, 3, 3)
     assert refused.value.reason == "InvalidOverrides"
-    settings.check_batches(run_of(), 1, 1)
+    arguments.check_batches(run_of(), 1, 1)
 
 
 MOE = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -139,7 +140,7 @@ def adapted(kind, **changes):
     """What PEFT adapts of an architecture's tiny model; raises what `check_adapter` raises."""
     from peft import get_peft_model
 
-    from tunesmith_trainer.loop import lora_config
+    from tunesmith_trainer.training.loop import lora_config
 
     config = mixture(kind)
     adapter = run_of(**lora(**changes)).adapter
@@ -159,7 +160,7 @@ def test_moe_experts_that_are_named_so_are_changed_by_their_adapter_and_by_what_
     from peft import get_peft_model
 
     from tunesmith_trainer.finalize import merge
-    from tunesmith_trainer.loop import lora_config
+    from tunesmith_trainer.training.loop import lora_config
 
     ids = torch.arange(8, 60).unsqueeze(0)
     adapter = run_of(**lora(targetModules=["gate_proj", "up_proj", "down_proj"])).adapter

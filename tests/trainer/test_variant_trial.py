@@ -2,8 +2,9 @@
 
 import pytest
 
-from tunesmith_trainer import evaluate, variant_trial
+from tunesmith_trainer import evaluate
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.quantization import variant_trial
 from tunesmith_trainer.spec import Quantization, Variant
 
 SMALL = {

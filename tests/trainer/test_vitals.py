@@ -9,13 +9,13 @@ import time
 import pytest
 
 from tests.trainer.bench import ROOT
-from tunesmith_trainer import vitals
-from tunesmith_trainer.vitals import Ward
+from tunesmith_trainer.training import watchdog
+from tunesmith_trainer.training.watchdog import Ward
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from tunesmith_trainer.vitals import Vitals
+from tunesmith_trainer.training.watchdog import Vitals
 own = Vitals()
 own.start(Path(sys.argv[1]))
 own.begin(7)
@@ -39,7 +39,7 @@ def load():
 @pytest.fixture
 def ward(tmp_path, monkeypatch, request):
     monkeypatch.setenv("TUNESMITH_HUNG_SECONDS", "3")
-    monkeypatch.setattr(vitals, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.2)
     return Ward(tmp_path, first_rank=2, processes=getattr(request, "param", 1))
 
 
@@ -48,7 +48,7 @@ def start(ward, tmp_path):
     processes = []
 
     def begin(what):
-        command = [sys.executable, "-c", PROGRAM, str(vitals.path_for(tmp_path, len(processes))), what]
+        command = [sys.executable, "-c", PROGRAM, str(watchdog.path_for(tmp_path, len(processes))), what]
         processes.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "trainer-image")}))
         return processes[-1]
 

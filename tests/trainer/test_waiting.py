@@ -12,31 +12,32 @@ from torch import distributed
 from dev.cluster.ports import free_port
 from tests.trainer.bench import ROOT
 from tests.trainer.test_vitals import await_beat, watch
-from tunesmith_trainer import device, vitals
+from tunesmith_trainer import device
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.group import Meeting, check_placed, mismatch
-from tunesmith_trainer.vitals import STALLED_SECONDS, Patient, Vitals, Ward, stalled_seconds
+from tunesmith_trainer.training import watchdog
+from tunesmith_trainer.training.group import Meeting, check_placed, mismatch
+from tunesmith_trainer.training.watchdog import STALLED_SECONDS, Patient, Vitals, Ward, stalled_seconds
 
 PROGRAM = """
 import os, sys, threading, time
 from pathlib import Path
 from types import SimpleNamespace
 from torch import distributed
-from tunesmith_trainer.vitals import Vitals
+from tunesmith_trainer.training.watchdog import Vitals
 own = Vitals()
 report, what, run = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 rank = int(os.environ["RANK"])
 
 def find_start():
-    from tunesmith_trainer import start
-    from tunesmith_trainer.publication import Place
+    from tunesmith_trainer.training import start
+    from tunesmith_trainer.training.uploader import Place
     own.start(report)
     start.find_start(Place(run, 1, 2), own)
 
 def upload():
     from tunesmith_trainer import store
-    from tunesmith_trainer.fence import Fence
-    from tunesmith_trainer.publication import Place, Publisher
+    from tunesmith_trainer.training.fence import Fence
+    from tunesmith_trainer.training.uploader import Place, Publisher
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     publisher = Publisher(Place(run, 1, 2), Fence(run, "x"), run / f"staging-{rank}", own)
     own.phase = "saving"
@@ -48,7 +49,7 @@ def upload():
     publisher.wait()
 
 def tokenize():
-    from tunesmith_trainer.group import Meeting
+    from tunesmith_trainer.training.group import Meeting
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     meeting = Meeting(own)
     own.start(report)
@@ -62,7 +63,7 @@ def tokenize():
 @pytest.fixture
 def ward(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_PATIENT_SECONDS", "3")
-    monkeypatch.setattr(vitals, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.2)
     return Ward(tmp_path, first_rank=1, processes=1)
 
 
@@ -76,7 +77,7 @@ def run(tmp_path):
         place |= {"PYTHONPATH": str(ROOT / "trainer-image"), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         for rank in range(2):
             ranks = {"RANK": str(rank), "LOCAL_RANK": "0" if what == "upload" else str(rank)}
-            report = vitals.path_for(tmp_path, 0) if rank else tmp_path / "first.json"
+            report = watchdog.path_for(tmp_path, 0) if rank else tmp_path / "first.json"
             if what == "find_start" and rank == 0:
                 started.append(distributed.TCPStore("127.0.0.1", int(place["MASTER_PORT"]), is_master=True, wait_for_workers=False))
                 continue
@@ -233,9 +234,9 @@ def test_what_a_mapped_file_brings_moves_data_on_a_store_that_the_kernel_does_no
     path = tmp_path / "weights"
     path.write_bytes(b"1" * (64 << 20))  # in memory from here on, so nothing is read of any disk
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        before = vitals._moved(psutil.Process())
+        before = watchdog._moved(psutil.Process())
         assert all(mapped[place] == 49 for place in range(0, len(mapped), mmap.PAGESIZE))
-        assert vitals._moved(psutil.Process()) - before > 1 << 20
+        assert watchdog._moved(psutil.Process()) - before > 1 << 20
 
 
 def test_one_whose_children_end_is_as_busy_as_it_is_itself():

@@ -7,8 +7,8 @@ import pytest
 
 from tests.trainer import bench
 from tests.trainer.models import SUITES, evaluate_input
-from tunesmith_trainer import loading, shrink, weights
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.model import loading, shrink, weights
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4096\n"
 URI = "pvc://models/base"

@@ -20,7 +20,7 @@ def main(plan):
     """Run every training of the plan to its end."""
     import deepspeed.runtime.zero.stage3  # noqa: F401
 
-    import tunesmith_trainer.loop  # noqa: F401
+    import tunesmith_trainer.training.loop  # noqa: F401
 
     for play in plan:
         port = free_port()
@@ -48,7 +48,7 @@ def start(play, rank, port):
     try:
         if play.get("stopAt") and rank == play["processes"] - 1:
             stop_at(play["stopAt"])
-        from tunesmith_trainer import strategy, worker
+        from tunesmith_trainer.training import strategy, worker
 
         meeting = be_launcher(port) if rank == 0 else None
         if play.get("untouched"):
@@ -66,17 +66,18 @@ def be_launcher(port):
     """Do in the first process what its launcher and torchrun do before it starts: claim the run, and open the store to meet at."""
     from torch.distributed import TCPStore
 
-    from tunesmith_trainer import fence, stage, store
+    from tunesmith_trainer import runner, store
     from tunesmith_trainer.contract import TrainInput
+    from tunesmith_trainer.training import fence
 
-    parsed = stage.parse(TrainInput, stage.read_file())
+    parsed = runner.parse(TrainInput, runner.read_file())
     os.environ["TUNESMITH_LAUNCH"] = fence.claim(parsed, store.path_of(parsed.run_uri)).launch
     return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
 
 
 def stop_at(step):
     """Have this process be told to stop after a step, as by a node that is drained."""
-    from tunesmith_trainer import loop
+    from tunesmith_trainer.training import loop
 
     class Stopping(loop.ProgressReport):
         def on_step_begin(self, args, state, control, **_):

@@ -20,7 +20,7 @@ def serve(path):
     # What takes so long.
     import torch.distributed.run  # noqa: F401
 
-    import tunesmith_trainer.loop  # noqa: F401
+    import tunesmith_trainer.training.loop  # noqa: F401
 
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)

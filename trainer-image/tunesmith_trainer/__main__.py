@@ -2,6 +2,6 @@
 
 import sys
 
-from tunesmith_trainer.stage import main
+from tunesmith_trainer.runner import main
 
 sys.exit(main(own_process=True))

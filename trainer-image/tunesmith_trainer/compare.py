@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import dataset, items, overlap, report, store
+from tunesmith_trainer import store
 from tunesmith_trainer.contract_eval import (
     CompareAnswer,
     CompareInput,
@@ -18,9 +18,12 @@ from tunesmith_trainer.contract_eval import (
     Metric,
     Overlap,
 )
-from tunesmith_trainer.criterion import OVERLAP
+from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.gate import Decision, Measurement, Measurements, judge, short, verdict
+from tunesmith_trainer.gate.criterion import OVERLAP
+from tunesmith_trainer.gate.judging import Decision, Measurement, Measurements, judge, short, verdict
+from tunesmith_trainer.report import page
+from tunesmith_trainer.suites import items, overlap
 
 INPUT = CompareInput
 EXTRA_RESULTS = 20
@@ -42,9 +45,9 @@ def run(stage: CompareInput) -> CompareAnswer:
     baselines = {model.name: figures[model.name] for model in stage.baselines}
     decisions = [judge(criterion, tested, baselines) for criterion in stage.gate]
     folder = store.path_of(stage.run_uri)
-    whole = report.Comparison(stage, evaluations, decisions, verdict(decisions), overlaps, unlike_tokens(stage, measured))
+    whole = page.Comparison(stage, evaluations, decisions, verdict(decisions), overlaps, unlike_tokens(stage, measured))
     store.write_json(folder / "results.json", document(whole))
-    store.write_bytes(folder / "report.html", report.render(whole).encode())
+    store.write_bytes(folder / "report.html", page.render(whole).encode())
     return CompareAnswer(
         verdict=whole.verdict,
         gate=[outcome(decision) for decision in decisions],
@@ -139,7 +142,7 @@ def results(stage: CompareInput, evaluations: dict[str, EvaluateResult]) -> list
     ]
 
 
-def document(whole: report.Comparison) -> dict[str, Any]:
+def document(whole: page.Comparison) -> dict[str, Any]:
     """Return what results.json holds: every figure of every model in full, the gate and its outcome."""
     stage = whole.stage
     return {

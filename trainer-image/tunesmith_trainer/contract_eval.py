@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunesmith_trainer.contract import Answer, Artifact, Digest, Fidelity, ModelReference, Result, StageInput
-from tunesmith_trainer.criterion import Criterion
+from tunesmith_trainer.gate.criterion import Criterion
 from tunesmith_trainer.spec import Contract, DataSource, Natural, Positive, Variant
 
 Precision = Literal["BF16", "FP32"]

@@ -17,14 +17,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import answers, gate_check, generation, harness, items, loading, perplexity, result, store
+from tunesmith_trainer import result, store
 from tunesmith_trainer.contract import Device
 from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, ItemsFile, Metric, Precision, Suite
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import ADVICE
-from tunesmith_trainer.harness import Tasks
-from tunesmith_trainer.items import Measured
-from tunesmith_trainer.model import load_tokenizer, refuse_unsafe
+from tunesmith_trainer.gate import checks
+from tunesmith_trainer.model import generation, loading
+from tunesmith_trainer.model.base import load_tokenizer, refuse_unsafe
+from tunesmith_trainer.suites import answers, harness, items, perplexity
+from tunesmith_trainer.suites.harness import Tasks
+from tunesmith_trainer.suites.items import Measured
 
 INPUT = EvaluateInput
 DTYPES = {"BF16": "bfloat16", "FP32": "float32"}
@@ -45,7 +48,7 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
     with tempfile.TemporaryDirectory() as workspace, one_day():
         # First of all: a model's digest alone may take an hour.
         tasks = {suite.name: harness.load(suite.harness, Path(workspace) / suite.name) for suite in stage.suites if suite.harness}
-        gate_check.check(stage.gate or [], stage.suites, tasks)
+        checks.check(stage.gate or [], stage.suites, tasks)
         folder, digest = store.verify(stage.model.uri, stage.model.digest)
         refuse_unsafe(folder, stage.model.uri)
         embeddings = loading.check(folder, stage.model.uri)

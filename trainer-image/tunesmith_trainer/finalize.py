@@ -10,11 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import calibration, card, checkpoint, dataset, fidelity, generation, loading, store
+from tunesmith_trainer import store
 from tunesmith_trainer.contract import Artifact, Fidelity, FinalizeAnswer, FinalizeInput, StageInput
+from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.model import load_config, load_tokenizer
-from tunesmith_trainer.weights import quantization
+from tunesmith_trainer.model import card, fidelity, generation, loading
+from tunesmith_trainer.model.base import load_config, load_tokenizer
+from tunesmith_trainer.model.weights import quantization
+from tunesmith_trainer.quantization import calibration
+from tunesmith_trainer.training import checkpoint
 
 INPUT: type[StageInput] = FinalizeInput
 # Files that make up a tokenizer. They are copied, not saved anew: the artefact speaks the base model's own template.

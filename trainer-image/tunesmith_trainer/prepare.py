@@ -10,27 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import (
-    calibration,
-    compression,
-    dataset,
-    generation,
-    loading,
-    memory,
-    model,
-    quantize,
-    rehearsal,
-    result,
-    settings,
-    store,
-    strategy,
-    trial,
-    variant_trial,
-)
-from tunesmith_trainer.chat import Encoder
+from tunesmith_trainer import quantize, result, store
 from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
+from tunesmith_trainer.data import dataset
+from tunesmith_trainer.data.chat import Encoder
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.model import base, generation, loading
+from tunesmith_trainer.quantization import calibration, compression, variant_trial
 from tunesmith_trainer.spec import DataSource, Preparation
+from tunesmith_trainer.training import arguments, memory, rehearsal, strategy, trial
 
 INPUT: type[StageInput] = PrepareInput
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
@@ -69,22 +57,22 @@ def run(stage: PrepareInput) -> PrepareAnswer:
     source = store.existing(wanted.model.uri)
     for item in [*_sources(wanted), *_calibrations(wanted).values()]:
         store.existing(item.uri)
-    model.refuse_unsafe(source, wanted.model.uri)
+    base.refuse_unsafe(source, wanted.model.uri)
     loading.refuse_quantized(source, wanted.model.uri)
     embeddings = loading.check(source, wanted.model.uri)
-    facts = model.inspect(source)
-    model.check_length(facts, wanted.training.max_length)
+    facts = base.inspect(source)
+    base.check_length(facts, wanted.training.max_length)
     strategy.check(wanted)
-    settings.check(wanted.training, wanted.method, wanted.adapter)
+    arguments.check(wanted.training, wanted.method, wanted.adapter)
     rehearsal.check(source, facts.architecture, wanted)
     generation.check(source)
     widest = check_variants(source, facts.architecture, wanted)
-    tokenizer = model.load_tokenizer(source)
+    tokenizer = base.load_tokenizer(source)
     loading.check_tokens(tokenizer, embeddings, wanted.model.uri)
     encoder = _encoder(wanted, tokenizer)
     trial.check(source, wanted, tokenizer)
     data = read_data(wanted, encoder)
-    settings.check_batches(wanted, len(data.train), sum(item.sequences or 0 for item in data.datasets))
+    arguments.check_batches(wanted, len(data.train), sum(item.sequences or 0 for item in data.datasets))
     device = stage.pods.train.device if stage.pods else "GPU"
     need = memory.device_need(source, wanted, device, data.longest)
     hosts = memory.hosts(source, wanted, device, need)
@@ -171,7 +159,7 @@ def _encoder(wanted: Run, tokenizer: Any) -> Encoder:
 
 def read_data(wanted: Run, encoder: Encoder) -> Data:
     """Read all datasets and split off the validation rows."""
-    cut = dataset.Cut(wanted.training.max_length, settings.kept_part(wanted.training, wanted.method))
+    cut = dataset.Cut(wanted.training.max_length, arguments.kept_part(wanted.training, wanted.method))
     rule = dataset.Filter(wanted.preparation, encoder, cut)
     resolved, rows, ends, longest = [], [], {}, 0
     for item in wanted.datasets:

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import calibration, compression, dataset, fidelity, generation, loading, store
+from tunesmith_trainer import store
 from tunesmith_trainer.contract import Artifact, Device, Fidelity
 from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
+from tunesmith_trainer.data import dataset
 from tunesmith_trainer.device import node
-from tunesmith_trainer.effect import measure
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
-from tunesmith_trainer.fidelity import Distance
-from tunesmith_trainer.model import load_tokenizer
+from tunesmith_trainer.model import fidelity, generation, loading
+from tunesmith_trainer.model.base import load_tokenizer
+from tunesmith_trainer.model.fidelity import Distance
+from tunesmith_trainer.quantization import calibration, compression
+from tunesmith_trainer.quantization.measure import measure
 from tunesmith_trainer.spec import Quantization
 
 INPUT = QuantizeInput

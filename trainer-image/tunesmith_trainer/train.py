@@ -20,14 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tunesmith_trainer import agent, device_errors, fence, store
-from tunesmith_trainer import stage as stages
+from tunesmith_trainer import device_errors, store
+from tunesmith_trainer import runner as stages
 from tunesmith_trainer.contract import Answer, StageInput, TrainAnswer, TrainInput
 from tunesmith_trainer.device_errors import SYMPTOMS, Meaning
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import PLACELESS, explained, stable_hash
-from tunesmith_trainer.tail import Tail
-from tunesmith_trainer.vitals import Ward, outcome_path
+from tunesmith_trainer.training import fence, torchrun
+from tunesmith_trainer.training.tail import Tail
+from tunesmith_trainer.training.watchdog import Ward, outcome_path
 
 INPUT: type[StageInput] = TrainInput
 # How long a pod waits for the others once all of them are on a node, and how long until they are: the operator ends an attempt before that.
@@ -39,7 +40,7 @@ LAUNCHER_SECONDS = 5
 FAILED_SECONDS = 10
 # How long a pod that only lost its peers waits before it says so. The first pod that ends ends the Job, and what the others would
 # have told is lost with them: the one that knows why must be the first. Longer than FAILED_SECONDS, what a checkpoint under way is
-# given (publication.py) and its node's way to its end.
+# given (uploader.py) and its node's way to its end.
 ECHO_SECONDS = 30
 POLL_SECONDS = 0.2
 # What a library or the interpreter writes that ends its own process; NCCL's watchdog does not.
@@ -197,7 +198,7 @@ class Launcher:
         return [
             sys.executable,
             "-m",
-            "tunesmith_trainer.agent",
+            "tunesmith_trainer.training.torchrun",
             f"--nnodes={rendezvous.nodes}",
             f"--nproc-per-node={rendezvous.processes_per_node}",
             f"--node-rank={self.node}",
@@ -207,7 +208,7 @@ class Launcher:
             f"--shutdown-timeout={grace}",
             "--max-restarts=0",
             "--module",
-            "tunesmith_trainer.worker",
+            "tunesmith_trainer.training.worker",
         ]
 
     def environment(self) -> dict[str, str]:
@@ -254,15 +255,15 @@ class Launcher:
         lost = self.ward.first_lost()
         if lost:
             local_rank, step = lost
-            name = agent.signal_of(self.reports, local_rank)
+            name = torchrun.signal_of(self.reports, local_rank)
             place = {} if step is None else {"step": step}
             if failure := last_words(self.stage.device, name, self.tail.lines):
                 failure.details.update(place)
                 return failure
             how = f"was ended by {name}" if name else "was killed or crashed"
             message = f"the training process of {self.ward.name(local_rank)} {how} without a word (out of memory, a signal, a native library); {log}"
-            return StageError("ProcessLost", message, place | agent.crash(name))
-        told = agent.read(self.reports, {rank for rank in range(len(self.ward.patients)) if outcome_path(self.reports, rank).exists()})
+            return StageError("ProcessLost", message, place | torchrun.crash(name))
+        told = torchrun.read(self.reports, {rank for rank in range(len(self.ward.patients)) if outcome_path(self.reports, rank).exists()})
         if told and told.reason == "PeerUnavailable":
             # torchrun starts its workers when all nodes have met; the first pod's name is there before its image is.
             message = f"no training process began here: another pod of the attempt did not come within {rendezvous_seconds()} s; {log}"

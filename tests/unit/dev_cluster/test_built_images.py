@@ -38,7 +38,7 @@ def test_a_good_image_has_no_faults(tmp_path: Path) -> None:
         ("mnt/pip.conf", "left by the build"),
         ("etc/apt/sources.list.d/x.sources", "left by the build"),
         ("usr/lib/python3.11/asyncio/events.py", "/usr/lib/python3.11/asyncio is compiled by each process"),
-        ("app/tunesmith_trainer/stage.py", "/app/tunesmith_trainer is compiled by each process"),
+        ("app/tunesmith_trainer/runner.py", "/app/tunesmith_trainer is compiled by each process"),
     ],
 )
 def test_what_does_not_belong_into_an_image_is_told(tmp_path: Path, file: str, told: str) -> None:

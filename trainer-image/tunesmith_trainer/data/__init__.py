@@ -1,0 +1,1 @@
+"""Rows of data: read, checked, and made into tokens."""

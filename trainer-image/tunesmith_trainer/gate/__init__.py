@@ -1,0 +1,1 @@
+"""The gate: criteria, bounds and outcomes. Pure."""

@@ -1,0 +1,1 @@
+"""How a variant is made, and what was done to it."""

@@ -1,0 +1,1 @@
+"""What an evaluation measures, and the items that its figures are made of."""
