@@ -36,7 +36,7 @@ def broken(tmp_path):
 
 
 # A process of the first tells nothing at all; one of the second has its handlers and its vitals when it fails.
-@pytest.mark.parametrize("module", ["vitals.py", "loop.py"])
+@pytest.mark.parametrize("module", ["training/watchdog.py", "training/loop.py"])
 def test_processes_that_cannot_be_imported_are_a_bug_on_every_node_and_the_same_one_each_time(store, broken, zygote, module):
     prepared = store.run(bench.prepare_input())[1]
     python = zygote | broken(module)
@@ -55,7 +55,7 @@ def test_processes_that_cannot_be_imported_are_a_bug_on_every_node_and_the_same_
 def test_a_node_whose_processes_die_at_once_is_the_one_with_the_bug(store, broken, zygote):
     prepared = store.run(bench.prepare_input())[1]
     value = bench.train_input(prepared, free_port(), nodes=2)
-    pods = [store.start(value, 0, **zygote | broken("vitals.py")), store.start(value, 1, **zygote)]
+    pods = [store.start(value, 0, **zygote | broken("training/watchdog.py")), store.start(value, 1, **zygote)]
     (code, bug), (other, echo) = [pod.wait() for pod in pods]
     assert (code, bug["reason"], other, echo["reason"]) == (70, "InternalError", 69, "PeerUnavailable")
     assert "exit code 1 before it told anything" in bug["message"]

@@ -112,7 +112,7 @@ def test_one_whose_own_store_stands_still_is_hung(ward, run):
     await_beat(ward)
     found = watch(ward, 60)
     assert found.reason == "Hung"
-    assert "publication.py" in found.message
+    assert "uploader.py" in found.message
     assert "fingerprint" not in found.details
 
 

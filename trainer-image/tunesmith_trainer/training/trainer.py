@@ -24,7 +24,7 @@ FALSE_SPEEDS = ("train_samples_per_second", "train_steps_per_second")
 class Trainer(SFTTrainer):
     """SFTTrainer with checkpoints in the run's layout: saved on the node, complete in the store when their manifest is written.
 
-    Their form is the same for all strategies (state.py), so the next attempt may have another number of processes.
+    Their form is the same for all strategies (full_state.py), so the next attempt may have another number of processes.
     """
 
     publisher: Publisher
