@@ -246,7 +246,7 @@ def test_the_report_shows_curves_mask_settings_digests_and_versions(full_page):
     ],
 )
 def test_a_difference_is_coloured_by_the_metrics_direction(tested, base, higher, text, tone):
-    found = page.delta(Metric(metric="m", value=tested, higher_is_better=higher), Metric(metric="m", value=base, higher_is_better=higher))
+    found = report.delta(Metric(metric="m", value=tested, higher_is_better=higher), Metric(metric="m", value=base, higher_is_better=higher))
     assert (re.sub(r"\.0+(?= )", "", found.text), found.tone) == (text, tone)
 
 
@@ -255,4 +255,4 @@ def test_a_difference_is_coloured_by_the_metrics_direction(tested, base, higher,
     [("512.7806712286301", "512.78"), ("0.2", "0.2"), ("0", "0"), ("123456.7", "123460"), ("1e-8", "1e-8"), ("-0.00012345678", "-0.00012346")],
 )
 def test_figures_are_shown_in_plain_notation_with_five_digits(value, shown):
-    assert page.figure(value) == shown
+    assert report.figure(value) == shown
