@@ -13,6 +13,7 @@ from tests.trainer.evaluations import golden, held_out, support
 from tunesmith_trainer import compare
 from tunesmith_trainer.contract_eval import Metric
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.report import page as report
 from tunesmith_trainer.result import TERMINATION_LIMIT, cut
 
 EVIL = "<script>alert('owned')</script>"
