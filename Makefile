@@ -40,15 +40,15 @@ lint types unit integration integration-long trainer trainer-long serving e2e ro
 
 .PHONY: bench-operator
 bench-operator: ## requests, latency, CPU and memory of the operator at 200 and 1000 FineTuneJobs (ARGS="--sizes 50 --idle 20" for a short run)
-	PYTHONPATH=operator $$($(PYTHON) -m dev.venv operator) -m tests.bench.operator $(ARGS)
+	PYTHONPATH=operator:contract $$($(PYTHON) -m dev.venv operator) -m tests.bench.operator $(ARGS)
 
 .PHONY: bench-goodput
 bench-goodput: ## a simulated week of training on 8 nodes that fail, through the real attempt code (ARGS="--every-steps 50")
-	PYTHONPATH=operator $$($(PYTHON) -m dev.venv operator) -m tests.bench.goodput $(ARGS)
+	PYTHONPATH=operator:contract $$($(PYTHON) -m dev.venv operator) -m tests.bench.goodput $(ARGS)
 
 .PHONY: bench-crash
 bench-crash: ## kill the operator around each write of a life; all must end alike (ARGS="--only NAME" repeats one, "--sample 20" takes fewer)
-	PYTHONPATH=operator $$($(PYTHON) -m dev.venv operator) -m dev.bench.crash $(ARGS)
+	PYTHONPATH=operator:contract $$($(PYTHON) -m dev.venv operator) -m dev.bench.crash $(ARGS)
 
 .PHONY: bench-train
 bench-train: ## the Train stage's speed beside the same TRL script by hand, and what its checkpoints cost (ARGS="--steps 20 --every 5 --repeats 1" for a short run)
@@ -56,11 +56,11 @@ bench-train: ## the Train stage's speed beside the same TRL script by hand, and 
 
 .PHONY: bench-gate
 bench-gate: ## how often a gate passes and fails what it must not, simulated (ARGS="--samples 200" for a short run)
-	PYTHONPATH=trainer-image $$($(PYTHON) -m dev.venv trainer) -m dev.bench.gate $(ARGS)
+	PYTHONPATH=trainer-image:contract $$($(PYTHON) -m dev.venv trainer) -m dev.bench.gate $(ARGS)
 
 .PHONY: bench-memory
 bench-memory: ## Prepare's estimate of a step's memory beside real steps on the CPU (ARGS="--only llama" for one architecture, "--only shared" for strategies)
-	PYTHONPATH=trainer-image $$($(PYTHON) -m dev.venv trainer) -m tests.bench.memory $(ARGS)
+	PYTHONPATH=trainer-image:contract $$($(PYTHON) -m dev.venv trainer) -m tests.bench.memory $(ARGS)
 
 .PHONY: generate
 generate: ## write what is generated: CRDs, the chart's copies, docs/api.md

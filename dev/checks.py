@@ -30,7 +30,7 @@ PYTEST = ["-m", "pytest", "-q", "--durations=5"]
 # Whole files, in the order in which they are collected: each folder's conftest.py has the longest first.
 TWO_WORKERS = ["--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder"]
 # Workers whose matrix products each take both cores keep one another waiting: they take twice the CPU time.
-TRAINER = {"PYTHONPATH": "trainer-image", "OMP_NUM_THREADS": "1"}
+TRAINER = {"PYTHONPATH": "trainer-image:contract", "OMP_NUM_THREADS": "1"}
 E2E = ["-m", "pytest", "-v", "--durations=10"]
 # pyproject.toml leaves tests out that are marked so: they run in `make test-all` alone.
 LONG = ["-m", "long"]
@@ -54,7 +54,7 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     "build": (HOST, {}, [["-m", "dev.cluster", "build"], ["-m", "dev.cluster", "tool", "helm"]]),
     "lint": (
         "operator",
-        {"PYTHONPATH": "operator"},
+        {"PYTHONPATH": "operator:contract"},
         [
             ["-m", "ruff", "check", "."],
             ["-m", "ruff", "format", "--check", "."],
@@ -66,7 +66,7 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     # Each worker has a control plane of its own: more than half of the time such tests wait.
     "integration": ("operator", {}, [[*PYTEST, *TWO_WORKERS, "tests/integration"]]),
     "trainer": ("trainer", TRAINER, [[*PYTEST, *TWO_WORKERS, "tests/trainer"]]),
-    "serving": ("serving", {"PYTHONPATH": "serving-image"}, [[*PYTEST, *TWO_WORKERS, "tests/serving"]]),
+    "serving": ("serving", {"PYTHONPATH": "serving-image:contract"}, [[*PYTEST, *TWO_WORKERS, "tests/serving"]]),
     # The chain is one long step of the first test that needs it.
     "e2e": (
         "operator",
@@ -84,12 +84,12 @@ PARTS: dict[str, tuple[str, dict[str, str], list[list[str]]]] = {
     # One row more of a table each, or the same for longer.
     "integration-long": ("operator", {}, [[*PYTEST, *LONG, "tests/integration"]]),
     "trainer-long": ("trainer", TRAINER, [[*PYTEST, *LONG, "tests/trainer"]]),
-    "crash": ("operator", {"PYTHONPATH": "operator"}, [["-m", "dev.bench.crash"]]),
+    "crash": ("operator", {"PYTHONPATH": "operator:contract"}, [["-m", "dev.bench.crash"]]),
     "down": ("operator", {}, [["-m", "pytest", "-v", "tests/e2e_down"]]),
     "fmt": ("operator", {}, [["-m", "ruff", "format", "."], ["-m", "ruff", "check", "--fix", "."]]),
     "generate": (
         "operator",
-        {"PYTHONPATH": "operator"},
+        {"PYTHONPATH": "operator:contract"},
         [["-m", "tunesmith.crd", "crds"], ["-m", "tunesmith.crd", "helm/tunesmith/files/crds"], ["-m", "dev.api_reference", "docs/api.md"]],
     ),
 }

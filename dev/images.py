@@ -24,10 +24,12 @@ from typing import Any
 
 from dev.cluster import environments, packages, paths, preflight, rootfs, tools
 from dev.cluster.errors import ClusterError
-from dev.cluster.images import BASE_IMAGE, NamedArchive, base_image
+from dev.cluster.images import BASE_IMAGE, CONTRACT, NamedArchive, base_image
 from dev.cluster.tools import Report
 
 USER = "65532:65532"
+IGNORED = ".dockerignore"
+"""What is no part of the images' build context, the repository."""
 SPACE = 15 << 30
 """Bytes that the largest image takes while it is built: the environment, and again as its layer; less after that, for the archive."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -65,7 +67,7 @@ class Part:
 PARTS = {
     part.name: part
     for part in (
-        Part("operator", ("kopf", "kubernetes.aio", "pydantic", "prometheus_client", "tunesmith")),
+        Part("operator", ("kopf", "kubernetes.aio", "pydantic", "prometheus_client", "tunesmith", "tunesmith_contract")),
         Part("trainer", ("torch", "transformers", "trl", "peft", "llmcompressor", "lm_eval", "tunesmith_trainer"), compiles=True),
         # For CPUs, where vLLM compiles nothing. The lock for GPUs brings the compiler with it (Containerfile).
         Part("serving", ("torch", "vllm", "tunesmith_serving")),
@@ -79,8 +81,9 @@ def root() -> Path:
 
 
 def image_key(part: Part, repository: Path = paths.REPOSITORY) -> str:
-    """A short hash over the base, the version that it is labelled with, and every file of the part's folder that git knows or would know."""
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", part.folder]
+    """A short hash over the base, the version that it is labelled with, and every file of the part's folder and the contract's that git
+    knows or would know."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", part.folder, CONTRACT, IGNORED]
     names = subprocess.run(listing, cwd=repository, capture_output=True, text=True, check=True).stdout.split("\0")
     digest = hashlib.sha256(f"{rootfs.base_key()} {chart_version(repository)}".encode())
     for name in sorted(name for name in names if name and (repository / name).is_file()):
@@ -202,7 +205,8 @@ def _build(part: Part, image: str, target: Path, report: Report) -> None:
             *arguments,
             *host_arguments(buildah.folder / "settings", cache),
             f"--tag={image}",
-            str(paths.REPOSITORY / part.folder),
+            f"--file={part.folder}/Containerfile",
+            str(paths.REPOSITORY),
         )
         size = check(part, image, buildah)
         write_archive(image, target, buildah)

@@ -36,7 +36,7 @@ class Nursery:
     """The client's side, in asyncio."""
 
     async def __aenter__(self) -> Self:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "operator")))}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "operator", ROOT / "contract")))}
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(sys.executable, "-m", "dev.bench.nursery", stdin=pipe, stdout=pipe, env=environment)
         self._orders = itertools.count()

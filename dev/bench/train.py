@@ -72,7 +72,11 @@ class Bench:
     def call(self, arguments: list[str], **extra: str) -> str:
         """Run the trainer's python; returns what it printed, and ends the benchmark with that where it failed."""
         threads = str(max(1, (os.cpu_count() or 1) // self.chosen.processes))
-        environment = os.environ | {"PYTHONPATH": f"{ROOT / 'trainer-image'}:{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads} | extra
+        environment = (
+            os.environ
+            | {"PYTHONPATH": f"{ROOT / 'trainer-image'}:{ROOT / 'contract'}:{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
+            | extra
+        )
         done = subprocess.run([self.interpreter, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             sys.exit(f"{' '.join(arguments)} failed with {done.returncode}:\n{done.stdout[-4000:]}")

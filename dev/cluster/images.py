@@ -7,7 +7,7 @@ import hashlib
 import py_compile
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,27 +36,20 @@ class ThinImage:
     """One of our images: where its code lies and which environment it runs with."""
 
     name: str
-    code: str
-    """The code's folder in the repository."""
-    target: str
-    """Where the code lies in the image."""
+    packages: Sequence[str]
+    """Folders in the repository; each lies in /app of the image."""
     entrypoint: Sequence[str]
 
+    def layer(self, repository: Path) -> dict[str, Path]:
+        """What lies where in the image."""
+        return {f"app/{Path(package).name}": repository / package for package in self.packages}
 
+
+CONTRACT = "contract/tunesmith_contract"
 THIN_IMAGES = (
-    ThinImage("operator", "operator/tunesmith", "app/tunesmith", ("python", "-m", "tunesmith")),
-    ThinImage(
-        "trainer",
-        "trainer-image/tunesmith_trainer",
-        "app/tunesmith_trainer",
-        ("python", "-m", "tunesmith_trainer"),
-    ),
-    ThinImage(
-        "serving",
-        "serving-image/tunesmith_serving",
-        "app/tunesmith_serving",
-        ("python", "-m", "tunesmith_serving"),
-    ),
+    ThinImage("operator", ("operator/tunesmith", CONTRACT), ("python", "-m", "tunesmith")),
+    ThinImage("trainer", ("trainer-image/tunesmith_trainer", CONTRACT), ("python", "-m", "tunesmith_trainer")),
+    ThinImage("serving", ("serving-image/tunesmith_serving", CONTRACT), ("python", "-m", "tunesmith_serving")),
 )
 
 
@@ -129,21 +122,22 @@ def build_thin_images(repository: Path = paths.REPOSITORY, report: Report = prin
     code thus loads in a moment.
     """
     base = base_layer(report)
-    return [_thin_image(image, repository / image.code, base) for image in THIN_IMAGES if (repository / image.code).is_dir()]
+    return [_thin_image(image, image.layer(repository), base) for image in THIN_IMAGES if (repository / image.packages[0]).is_dir()]
 
 
-def _thin_image(image: ThinImage, code: Path, base: Layer) -> NamedArchive:
+def _thin_image(image: ThinImage, code: Mapping[str, Path], base: Layer) -> NamedArchive:
     folder = paths.images_root() / f"thin-{image.name}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock"), tempfile.TemporaryDirectory(dir=folder) as scratch:
-        layer = write_layer({image.target: code}, Path(scratch) / "code.tar")
+        layer = write_layer(code, Path(scratch) / "code.tar")
         # The archive lacks the base, so it goes with that one alone.
         tag = hashlib.sha256(f"{base.digest} {layer.digest}".encode()).hexdigest()[:12]
         name = f"localhost/tunesmith-{image.name}:{tag}"
         target = folder / f"{tag}.tar"
         if not target.exists():
             _remove_older(folder, keep=8)
-            compiled = write_layer({image.target: _compiled(code, Path(scratch) / "compiled")}, Path(scratch) / "compiled.tar", stable=False)
+            places = {target: _compiled(source, Path(scratch) / "compiled" / target) for target, source in code.items()}
+            compiled = write_layer(places, Path(scratch) / "compiled.tar", stable=False)
             write_archive(target, name, [base, layer, compiled], thin_config(image), omit={base.digest})
     return NamedArchive(name, target)
 

@@ -71,7 +71,7 @@ class Shop:
         path.write_text(json.dumps(value))
         own = {"TUNESMITH_PVC_ROOT": str(self.store), "TUNESMITH_STAGE_FILE": str(path), "TUNESMITH_TERMINATION_LOG": f"{path}.result"}
         own |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TUNESMITH_NODE": socket.gethostname(), "TUNESMITH_ECHO_SECONDS": "0"}
-        path_to = os.pathsep.join(filter(None, [str(ROOT / "trainer-image"), os.environ.get("PYTHONPATH", "")]))
+        path_to = os.pathsep.join(filter(None, [str(ROOT / "trainer-image"), str(ROOT / "contract"), os.environ.get("PYTHONPATH", "")]))
         environment = os.environ | self.variables | own | {"PYTHONPATH": path_to, "PYTHONUNBUFFERED": "1"} | variables
         with open(f"{path}.log", "w") as log:
             return subprocess.Popen([sys.executable, "-m", "tunesmith_trainer"], env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)

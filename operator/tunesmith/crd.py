@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from tunesmith.api.blocks import Rule, rule
 from tunesmith.api.kind import Kind
 from tunesmith.core.objects import GROUP, VERSION
 from tunesmith.kinds import KINDS
+from tunesmith_contract.base import Rule, rule
 
 Schema = dict[str, Any]
 
@@ -51,7 +51,10 @@ COPIED = (
     "required",
 )
 HANDLED = frozenset(
-    ("title", "default", "const", "crd_default", "items", "properties", "additionalProperties", "patternProperties", "propertyNames", "$defs")
+    ("title", "default", "const", "items", "properties", "additionalProperties", "patternProperties", "propertyNames", "$defs")
+) | frozenset(
+    # Marks that the contract's fields and ours carry.
+    ("crd_default", "decided", "since", "inFile")
 )
 
 
@@ -61,9 +64,9 @@ def structural(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> 
     unknown = flat.keys() - HANDLED - set(COPIED)
     if unknown:
         raise ValueError(f"no structural form is known for {sorted(unknown)}")
-    out: Schema = {key: flat[key] for key in COPIED if key in flat}
-    if "description" in out:
-        out["description"] = " ".join(out["description"].split())
+    text = " ".join([*flat.get("description", "").split(), *_default(flat)])
+    described = {**flat, "description": text} if text else flat
+    out: Schema = {key: described[key] for key in COPIED if key in described}
     if "const" in flat:
         out["enum"] = [flat["const"]]
     if flat.get("crd_default"):
@@ -79,6 +82,15 @@ def structural(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> 
         out["additionalProperties"] = structural(values, definitions)
         out["x-kubernetes-validations"] = [*out.get("x-kubernetes-validations", ()), *key_rules]
     return out
+
+
+def _default(flat: Mapping[str, Any]) -> list[str]:
+    """The sentence in a field's description that tells its default, where it has one; the schema's own defaults show in the schema."""
+    value = flat.get("default")
+    if value is None or value == {} or flat.get("crd_default"):
+        return []
+    text = ", ".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+    return [f"Default: {text}."]
 
 
 def _flatten(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schema:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tunesmith_contract.stages import ServeInput
 from tunesmith_serving import device, overrides
-from tunesmith_serving.contract import ServeInput
 
 # `vllm serve`, without relying on PATH. The older module vllm.entrypoints.openai.api_server is deprecated.
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")

@@ -1,17 +1,6 @@
-"""The ways in which serving can fail, and the exit code of each (sysexits.h, docs/contract.md)."""
+"""The ways in which serving can fail; `tunesmith_contract.reasons` has their exit codes."""
 
-EXIT_CODES = {
-    "SourceNotFound": 64,
-    "InvalidOverrides": 64,
-    "InvalidSettings": 64,
-    "InvalidModel": 65,
-    "UnsafeWeights": 65,
-    "DigestMismatch": 65,
-    "StoreUnavailable": 69,
-    "DeviceUnavailable": 69,
-    "EngineFailed": 70,
-    "InternalError": 70,
-}
+from tunesmith_contract.reasons import EXIT_CODES
 
 
 class ServeError(Exception):

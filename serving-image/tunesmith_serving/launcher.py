@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tunesmith_contract.stages import ServeInput
 from tunesmith_serving import device, drain, engine, machine, result, whole
-from tunesmith_serving.contract import ServeInput
 from tunesmith_serving.errors import ServeError
 from tunesmith_serving.probes import Answer, ModelCheck, ProbeServer
 from tunesmith_serving.process import EngineProcess, describe_exit

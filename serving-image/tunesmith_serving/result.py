@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tunesmith_serving.contract import ServeFailure
+from tunesmith_contract.results import Failure
 from tunesmith_serving.errors import ServeError
 
 MESSAGE_LIMIT = 1024
@@ -25,9 +25,11 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def failure(error: ServeError, start_time: str) -> ServeFailure:
+def failure(error: ServeError, start_time: str) -> Failure:
     """Return the result that tells of `error`."""
-    return ServeFailure(
+    return Failure(
+        stage="Serve",
+        outcome="Failed",
         start_time=start_time,
         completion_time=timestamp(),
         exit_code=error.exit_code,
@@ -36,7 +38,7 @@ def failure(error: ServeError, start_time: str) -> ServeFailure:
     )
 
 
-def encode(result: ServeFailure) -> bytes:
+def encode(result: Failure) -> bytes:
     """Return the result as JSON of at most 2048 bytes: the message is cut, never the JSON."""
     limit = MESSAGE_LIMIT
     while True:
@@ -48,7 +50,7 @@ def encode(result: ServeFailure) -> bytes:
         limit //= 2
 
 
-def write_termination(result: ServeFailure) -> None:
+def write_termination(result: Failure) -> None:
     """Write the termination message; where that is impossible, the log has it all the same."""
     content = encode(result)
     print(content.decode(), file=sys.stderr, flush=True)

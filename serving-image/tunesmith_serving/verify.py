@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tunesmith_serving.contract import ModelReference
+from tunesmith_contract.stages import UnpinnedModel
 from tunesmith_serving.errors import ServeError
 
 SCHEME = "pvc://"
@@ -145,7 +145,7 @@ def _read_digest(folder: Path, uri: str) -> tuple[str, int]:
     return _digest(content), sum(entry.size for entry in entries.values())
 
 
-def verify(model: ModelReference) -> Verified:
+def verify(model: UnpinnedModel) -> Verified:
     """Read every file of the model and return its folder and digest.
 
     Raises ServeError: SourceNotFound; DigestMismatch when a file or the whole differs from what was asked for;

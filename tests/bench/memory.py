@@ -95,7 +95,7 @@ class Measured:
     def estimate(self, case: Case, **blocks: Any) -> int:
         """What Prepare says, with the precision of the case; `blocks` of the run are changed."""
         from tests.trainer import bench
-        from tunesmith_trainer.contract import Run
+        from tunesmith_contract.stages import Run
         from tunesmith_trainer.training import memory
 
         run = Run.model_validate(bench.run_block(**case.blocks() | blocks))

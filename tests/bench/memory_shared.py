@@ -59,7 +59,7 @@ def train(number: int) -> None:
     from torch.distributed.tensor import DTensor
 
     from tests.trainer import bench
-    from tunesmith_trainer.contract import TrainInput
+    from tunesmith_contract.stages import TrainInput
     from tunesmith_trainer.training import footprint, loop
     from tunesmith_trainer.training.watchdog import Vitals
 

@@ -191,9 +191,10 @@ def expect_lost_there_only(got: Object, gone: float) -> None:
 def load_other_serving_image() -> str:
     """Another serving image on the development cluster's nodes, with the same code but for a comment; its name."""
     with tempfile.TemporaryDirectory() as scratch:
-        code = Path(scratch) / "serving-image/tunesmith_serving"
-        shutil.copytree(ROOT / "serving-image/tunesmith_serving", code, ignore=shutil.ignore_patterns("__pycache__"))
-        with (code / "__init__.py").open("a") as file:
+        code = "serving-image/tunesmith_serving"
+        for folder in (code, images.CONTRACT):
+            shutil.copytree(ROOT / folder, Path(scratch) / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        with (Path(scratch) / code / "__init__.py").open("a") as file:
             file.write("# Another image.\n")
         (built,) = images.build_thin_images(Path(scratch), report=lambda _: None)
         Cluster().load([built.archive], lambda _: None)

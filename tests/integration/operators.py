@@ -49,7 +49,7 @@ class OperatorProcess:
         self.ca = secrets.path("ca.crt")
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT / "operator"),
+            "PYTHONPATH": f"{ROOT}/operator:{ROOT}/contract",
             "KUBECONFIG": str(rights.kubeconfig(control_plane)),
             "TUNESMITH_LEASE_NAMESPACE": rights.SYSTEM,
             "TUNESMITH_TRAINER_IMAGE": "trainer:1",

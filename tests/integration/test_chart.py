@@ -268,7 +268,7 @@ def operator_environment(machine: Machine, folder: Path) -> dict[str, str]:
     kubeconfig = str(kubeconfig_of_the_operator(machine, folder))
     # Long, so that a machine that stands still for some seconds ends no operator.
     lease = {"TUNESMITH_LEASE_DURATION_SECONDS": "20", "TUNESMITH_LEASE_DEADLINE_SECONDS": "15"}
-    return base | placed | ports | lease | {"PYTHONPATH": str(ROOT / "operator"), "KUBECONFIG": kubeconfig, "HOME": str(folder)}
+    return base | placed | ports | lease | {"PYTHONPATH": f"{ROOT}/operator:{ROOT}/contract", "KUBECONFIG": kubeconfig, "HOME": str(folder)}
 
 
 def is_ready(environment: Mapping[str, str]) -> bool:

@@ -98,7 +98,7 @@ class Running:
         paths = {"TUNESMITH_STAGE_FILE": str(stage_file), "TUNESMITH_TERMINATION_LOG": str(self.termination)}
         start = f"import sys; from tunesmith_serving.launcher import main; sys.exit(main({engine!r}))"
         command = [sys.executable, "-c", start] if engine else [sys.executable, "-m", "tunesmith_serving"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "serving-image"), **paths, **env}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}/serving-image:{ROOT}/contract", **paths, **env}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.serving.conftest import golden_stage
+from tunesmith_contract.stages import ServeInput
 from tunesmith_serving import engine, overrides
-from tunesmith_serving.contract import ServeInput
 from tunesmith_serving.errors import ServeError
 from tunesmith_serving.machine import available_cpus
 

@@ -10,8 +10,8 @@ import pytest
 
 from dev.cluster.processes import wait_until
 from tests.serving.conftest import get, golden_stage, plain_stage
+from tunesmith_contract.stages import ServeInput
 from tunesmith_serving import device, drain, launcher, machine
-from tunesmith_serving.contract import ServeInput
 from tunesmith_serving.errors import ServeError
 from tunesmith_serving.launcher import TEARDOWN_SECONDS
 from tunesmith_serving.process import cause, describe_exit
@@ -198,7 +198,7 @@ def test_a_pod_that_asked_for_gpus_and_has_none_never_starts_an_engine(launch):
 
 
 def test_an_image_for_gpus_says_what_is_wrong_with_the_devices(monkeypatch):
-    stage = ServeInput.model_validate(golden_stage(device="GPU", gpus=2, engine={"vllm": {"tensorParallelSize": 2}}))
+    stage = ServeInput.model_validate(golden_stage(device="GPU", gpus=2, engine={"vllm": {"tensorParallelSize": 2, "overrides": {}}}))
     monkeypatch.setattr(machine, "vllm_is_for_cpus", lambda: False)
     with pytest.raises(ServeError, match="none can be used: Found no NVIDIA driver") as caught:
         launcher.require_devices(stage)
@@ -213,7 +213,7 @@ def test_an_image_for_gpus_says_what_is_wrong_with_the_devices(monkeypatch):
 
 def test_overrides_are_refused_before_the_model_is_read(launch, model):
     (model / "config.json").unlink()
-    stage = plain_stage(engine={"vllm": {"overrides": {"middleware": "x.y"}}})
+    stage = plain_stage(engine={"vllm": {"tensorParallelSize": 1, "overrides": {"middleware": "x.y"}}})
 
     running = launch(stage=stage)
 

@@ -23,7 +23,7 @@ def said(tmp_path_factory):
     root = tmp_path_factory.mktemp("variants")
     found = subprocess.run([sys.executable, "-m", "dev.venv", "trainer"], cwd=ROOT, check=True, capture_output=True, text=True)
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HOME": str(root)}
-    paths = {"PYTHONPATH": f"{ROOT}/trainer-image:{ROOT}"}
+    paths = {"PYTHONPATH": f"{ROOT}/trainer-image:{ROOT}/contract:{ROOT}"}
     write = [found.stdout.split()[-1], str(HERE / "write_variants.py"), str(root)]
     subprocess.run(write, env=offline | paths, check=True, capture_output=True)
     asked = (root / "said.json").read_text()

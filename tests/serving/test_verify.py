@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.serving.conftest import MODEL_URI, ROOT, write_manifest
-from tunesmith_serving.contract import ModelReference
+from tunesmith_contract.stages import UnpinnedModel
 from tunesmith_serving.errors import ServeError
 from tunesmith_serving.verify import MANIFEST, path_of, refuse_unsafe_weights, verify
 
@@ -17,17 +17,17 @@ DIGEST = "sha256:61043d816660d11e1d21bad63facab9ac6b5ba04d48c41ac4ae92e03c473d30
 
 def refusal(digest=None, uri=MODEL_URI):
     with pytest.raises(ServeError) as refused:
-        verify(ModelReference(uri=uri, digest=digest))
+        verify(UnpinnedModel(uri=uri, digest=digest))
     return refused.value.reason, refused.value.message
 
 
 def in_the_trainer(code):
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "trainer-image")}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}/trainer-image:{ROOT}/contract"}
     return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip()
 
 
 def test_an_intact_artefact_has_the_digest_of_its_manifest(model):
-    verified = verify(ModelReference(uri=MODEL_URI, digest=DIGEST))
+    verified = verify(UnpinnedModel(uri=MODEL_URI, digest=DIGEST))
 
     assert (verified.folder, verified.digest, verified.size_bytes) == (model, DIGEST, 7004)
     assert re.search(r"MB hashed in [\d.]+ s \(\d+ MB/s\)$", str(verified))
@@ -36,7 +36,7 @@ def test_an_intact_artefact_has_the_digest_of_its_manifest(model):
 def test_a_folder_without_a_manifest_has_the_digest_that_its_manifest_would_have(model):
     (model / MANIFEST).unlink()
 
-    assert verify(ModelReference(uri=MODEL_URI, digest=DIGEST)).digest == DIGEST
+    assert verify(UnpinnedModel(uri=MODEL_URI, digest=DIGEST)).digest == DIGEST
 
 
 def test_a_manifest_is_canonical_json_over_the_loadable_files(model):
@@ -58,7 +58,7 @@ def test_the_trainer_image_refuses_the_files_beside_a_model_that_are_refused_her
     (model / name).parent.mkdir(exist_ok=True)
     (model / name).write_text("x")
     try:
-        here = verify(ModelReference(uri=MODEL_URI)).digest
+        here = verify(UnpinnedModel(uri=MODEL_URI)).digest
     except ServeError as error:
         here = error.reason
     code = (
@@ -74,7 +74,7 @@ def test_cards_reports_and_hidden_files_may_change(model):
     for name in ("README.md", "report.html", ".gitattributes"):
         (model / name).write_text("changed")
 
-    assert verify(ModelReference(uri=MODEL_URI)).digest == DIGEST
+    assert verify(UnpinnedModel(uri=MODEL_URI)).digest == DIGEST
 
 
 def test_a_flipped_byte_is_found(model):

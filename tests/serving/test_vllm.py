@@ -64,7 +64,10 @@ def requests_running(running):
 
 def test_vllm_serves_a_model_tells_nobody_what_is_said_and_finishes_its_requests_on_sigterm(tmp_path, tiny_llama):
     model = {"uri": "pvc://models/tiny", "digest": tiny_llama}
-    stage = plain_stage(gracePeriodSeconds=600) | {"model": model, "engine": {"vllm": {"maxModelLen": 2048}}}
+    stage = plain_stage(gracePeriodSeconds=600) | {
+        "model": model,
+        "engine": {"vllm": {"maxModelLen": 2048, "tensorParallelSize": 1, "overrides": {}}},
+    }
     running = Running(tmp_path, stage, None, {"HOME": str(tmp_path)})
     try:
         running.wait_ready(START_SECONDS)
@@ -99,7 +102,8 @@ def test_vllm_serves_a_model_tells_nobody_what_is_said_and_finishes_its_requests
 
 
 def test_a_setting_that_vllm_refuses_is_told_in_its_own_words(tmp_path, tiny_llama):
-    stage = plain_stage() | {"model": {"uri": "pvc://models/tiny"}, "engine": {"vllm": {"maxModelLen": 100_000}}}
+    engine = {"vllm": {"maxModelLen": 100_000, "tensorParallelSize": 1, "overrides": {}}}
+    stage = plain_stage() | {"model": {"uri": "pvc://models/tiny"}, "engine": engine}
 
     running = Running(tmp_path, stage, None, {})
     try:

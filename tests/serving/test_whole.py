@@ -69,7 +69,7 @@ def test_a_model_is_compared_with_its_config_and_its_tokenizer_as_far_as_transfo
     # One process for all: most of what it does is to import transformers.
     code = "import sys; from pathlib import Path; from tunesmith_serving import whole; print([whole.main(Path(name)) for name in sys.argv[1:]])"
     command = [sys.executable, "-c", code, llama, *folders.values()]
-    said = subprocess.check_output(command, text=True, env=os.environ | {"PYTHONPATH": str(ROOT / "serving-image")}).splitlines()
+    said = subprocess.check_output(command, text=True, env=os.environ | {"PYTHONPATH": f"{ROOT}/serving-image:{ROOT}/contract"}).splitlines()
     assert said[-1] == str([0, whole.UNFIT, whole.UNFIT, whole.UNKNOWN])
     assert f"lm_head.weight is {beyond} x 64 in the files and 400 x 64 by config.json" in said[-4]
     assert said[-3].startswith(f"the model has embeddings for {beyond} tokens, and the tokenizer more ('<new>' is {beyond})")

@@ -154,7 +154,7 @@ def training_alone(store):
     from accelerate.state import AcceleratorState, GradientState
     from torch import distributed
 
-    from tunesmith_trainer.contract import TrainInput
+    from tunesmith_contract.stages import TrainInput
     from tunesmith_trainer.training import loop, strategy
     from tunesmith_trainer.training.watchdog import Vitals
 
@@ -232,7 +232,7 @@ class Pod:
     def __init__(self, settings):
         self.message = Path(settings["TUNESMITH_TERMINATION_LOG"])
         self.log = self.message.with_name("log")
-        environment = os.environ | settings | {"PYTHONPATH": str(ROOT / "trainer-image")}
+        environment = os.environ | settings | {"PYTHONPATH": f"{ROOT}/trainer-image:{ROOT}/contract"}
         with self.log.open("w") as log:
             command = [settings.get("ZYGOTE_PYTHON", sys.executable), "-m", "tunesmith_trainer"]
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -92,7 +92,7 @@ def zygote(tmp_path_factory):
     script = folder / "python"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {zygote_module.__file__} "$@"\n')
     script.chmod(0o755)
-    environment = os.environ | bench.LAUNCH | {"PYTHONPATH": f"{bench.ROOT}/trainer-image:{bench.ROOT}"}
+    environment = os.environ | bench.LAUNCH | {"PYTHONPATH": f"{bench.ROOT}/trainer-image:{bench.ROOT}/contract:{bench.ROOT}"}
     command = [sys.executable, zygote_module.__file__, "serve", str(folder / "socket")]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"

@@ -4,7 +4,7 @@ import json
 import math
 
 from tests.trainer.bench import GOLDEN
-from tunesmith_trainer.contract_eval import Metric
+from tunesmith_contract.results import Metric
 from tunesmith_trainer.suites import items
 from tunesmith_trainer.suites.items import Figure, Item, Measured
 from tunesmith_trainer.suites.overlap import marks_of

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from dev.rows import write_rows
+from tunesmith_trainer import store
+from tunesmith_trainer.errors import StageError
 
 OBJECT = {"kind": "EvalRun", "namespace": "team-a", "name": "support-bot-eval", "uid": "6f1c"}
 NAMES = "red green blue one two three cat dog bird runs sleeps eats".split()
@@ -50,11 +52,19 @@ def write_task(folder, count=24):
     (folder / "colours.yaml").write_text(TASK)
 
 
+def pinned(uri):
+    """A model's folder with its digest; with another where there is no such folder."""
+    try:
+        return {"uri": uri, "digest": store.verify(uri, None)[1]}
+    except StageError:
+        return {"uri": uri, "digest": "sha256:" + "0" * 64}
+
+
 def quantize_input(name, quantization, model="pvc://models/base"):
     """Quantize's stage file."""
     return {
         "schemaVersion": 2, "stage": "Quantize", "attempt": 1, "device": "CPU", "object": OBJECT | {"kind": "FineTuneJob"},
-        "runURI": "pvc://models/run", "model": {"uri": model}, "variant": {"name": name, "quantization": quantization},
+        "runURI": "pvc://models/run", "model": pinned(model), "variant": {"name": name, "quantization": quantization},
         "training": {"maxLength": 64},
     }  # fmt: skip
 

@@ -68,7 +68,7 @@ def tuned(tmp_path_factory, tiny_model):
         common = {key: stage[key] for key in ("schemaVersion", "attempt", "device", "object", "runURI")}
         stage = common | {
             "stage": "Quantize",
-            "model": {"uri": merged.uri},
+            "model": {"uri": merged.uri, "digest": merged.digest},
             "variant": {"name": "small", "quantization": small},
             "training": {"maxLength": 64},
         }
@@ -244,7 +244,7 @@ def test_an_end_token_that_the_vocabulary_has_not_is_only_one_that_never_comes(t
 
 
 def test_conversations_are_asked_up_to_their_last_answers_those_with_short_ones_first_and_long_ones_never(tmp_path, tiny_model, monkeypatch):
-    from tunesmith_trainer.contract_eval import Perplexity
+    from tunesmith_contract.evaluation import Perplexity
 
     store = store_of(tmp_path, tiny_model)
     monkeypatch.setenv("TUNESMITH_PVC_ROOT", str(store.root))

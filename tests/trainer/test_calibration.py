@@ -6,11 +6,11 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.bench import prepare_input
+from tunesmith_contract.quantization import Variant
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model.base import load_tokenizer
 from tunesmith_trainer.quantization import calibration
-from tunesmith_trainer.spec import Variant
 
 GPTQ = {"scheme": "W8A8", "algorithm": "GPTQ"}
 SAMPLES = GPTQ | {"numCalibrationSamples": 5}

@@ -8,14 +8,16 @@ from dev.rows import write_rows
 from tests.trainer.bench import make_tokenizer, prepare_input, run_block, training
 from tests.trainer.templates import shipped
 from tests.trainer.test_templates import ANSWER, LAST, PROBES, QUESTION, SECOND
+from tunesmith_contract.data import Preparation
+from tunesmith_contract.evaluation import Perplexity
+from tunesmith_contract.methods import Method
+from tunesmith_contract.stages import Run
+from tunesmith_contract.training import Training
 from tunesmith_trainer import prepare, result
-from tunesmith_trainer.contract import Run
-from tunesmith_trainer.contract_eval import Perplexity
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.data.chat import Encoder
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.quantization import calibration
-from tunesmith_trainer.spec import Method, Training
 from tunesmith_trainer.suites import perplexity
 from tunesmith_trainer.training import loop
 from tunesmith_trainer.training.arguments import kept_part
@@ -38,7 +40,7 @@ def data(tmp_path, monkeypatch):
             for name, (data_format, rows) in sets.items():
                 write_rows(tmp_path / "data" / f"{name}.jsonl", rows)
                 datasets.append({"name": name, "uri": f"pvc://data/{name}.jsonl", "format": data_format})
-            block = {"datasets": datasets, "validation": validation, "preparation": {"minTokens": 0}}
+            block = {"datasets": datasets, "validation": validation, "preparation": None}
             method = {"sft": {"packing": packing, "assistantOnlyLoss": answers}}
             wanted = Run.model_validate(run_block(**block, method=method, training=training(maxLength=max_length, overrides=overrides or {})))
             found = prepare.read_data(wanted, prepare._encoder(wanted, tokenizer))
@@ -80,7 +82,6 @@ def test_the_names_in_a_result_are_bounded_and_its_counts_are_whole(data):
         write_rows(data.root / "data" / "many" / f"{number:02}-{'x' * 200}.jsonl", [CHAT | {f"column_{number}": 1}])
     source = dataset.Source("many", "pvc://data/many", "Messages")
     encoder = Encoder(make_tokenizer(), answers=True)
-    from tunesmith_trainer.spec import Preparation
 
     found = prepare.resolve(dataset.load(source, dataset.Filter(Preparation(), encoder, dataset.Cut(256))), encoder)
     assert (found.file_count, len(found.files), len(found.ignored_columns)) == (30, 20, 20)

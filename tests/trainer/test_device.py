@@ -13,11 +13,11 @@ import torch
 from dev.cluster.ports import free_port
 from tests.trainer import bench
 from tests.trainer.models import evaluate_input, quantize_input
+from tunesmith_contract.stages import EvaluateInput, TrainInput
 from tunesmith_trainer import device, runner
-from tunesmith_trainer.contract import TrainInput
-from tunesmith_trainer.contract_eval import EvaluateInput
 from tunesmith_trainer.device import Facts, Gpu, Wanted, problem
 from tunesmith_trainer.errors import StageError
+from tunesmith_trainer.stage_input import needs_bf16, processes_per_pod
 from tunesmith_trainer.training import group
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0))
@@ -164,9 +164,9 @@ def test_more_processes_than_gpus_are_a_wrong_setting_and_no_matter_of_the_node(
 def test_what_a_stage_asks_of_its_gpus_is_read_of_its_input():
     value = bench.train_input({"runURI": "pvc://models/run", "model": {"uri": "pvc://models/base", "digest": "sha256:" + "0" * 64}}, 1, processes=4)
     train = TrainInput.model_validate(on_gpus(value, 4))
-    assert (train.gpus, train.processes_per_pod, train.needs_bf16) == (4, 4, True)
+    assert (train.gpus, processes_per_pod(train), needs_bf16(train)) == (4, 4, True)
     evaluate = EvaluateInput.model_validate(evaluate_input("pvc://models/base", precision="FP32"))
-    assert (evaluate.gpus, evaluate.processes_per_pod, evaluate.needs_bf16) == (None, 1, False)
+    assert (evaluate.gpus, processes_per_pod(evaluate), needs_bf16(evaluate)) == (None, 1, False)
 
 
 def test_a_training_process_that_accelerate_would_put_on_the_cpu_is_refused_before_a_weight_is_loaded(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.models import SUITES, evaluate_input, write_task
+from tunesmith_contract.results import Metric
 from tunesmith_trainer import evaluate, store
-from tunesmith_trainer.contract_eval import Metric
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.suites import answers, harness, perplexity
 from tunesmith_trainer.suites.harness_tasks import copy_tasks

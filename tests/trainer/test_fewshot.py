@@ -6,8 +6,8 @@ import pytest
 
 from dev.rows import write_rows
 from tests.trainer.models import evaluate_input
+from tunesmith_contract.evaluation import Harness
 from tunesmith_trainer import evaluate
-from tunesmith_trainer.contract_eval import Harness
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.suites import harness
 

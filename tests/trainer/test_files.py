@@ -6,10 +6,10 @@ import json
 import pytest
 
 from tests.trainer.bench import make_tokenizer
+from tunesmith_contract.data import Preparation
 from tunesmith_trainer.data import dataset, files
 from tunesmith_trainer.data.chat import Encoder
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.spec import Preparation
 
 
 def pair(number, where="a"):

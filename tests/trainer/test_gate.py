@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from tunesmith_trainer.contract_eval import Metric
+from tunesmith_contract.evaluation import Criterion
+from tunesmith_contract.results import Metric
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.gate.criterion import Criterion
 from tunesmith_trainer.gate.judging import Measurement, judge, short, verdict
 from tunesmith_trainer.gate.statistics import Column
 from tunesmith_trainer.suites.items import Figure, Measured, Sample

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from tests.trainer import bench
+from tunesmith_contract.stages import FinalizeInput, PrepareInput, TrainInput
 from tunesmith_trainer import runner
-from tunesmith_trainer.contract import FinalizeInput, PrepareInput, TrainInput
+from tunesmith_trainer.stage_input import unused
 
 TRAINING = {"baseQuantization": "NF4"}, {"training": {**bench.run_block()["training"], "overrides": {"optim": "adamw_bnb_8bit"}}}
 
@@ -23,12 +24,12 @@ def test_what_training_does_not_use_is_left_out_of_prepare_train_and_finalize():
     checkpoint = {"checkpoint": {"uri": "pvc://models/out/run/checkpoints/attempt-1/step-4", "step": 4}}
     prepare, train = inputs()
     finalize = runner.parse(FinalizeInput, bench.finalize_input(train.model_dump(mode="json", by_alias=True), checkpoint))
-    assert [each.unused for each in (prepare, train, finalize)] == [{"bitsandbytes", "sklearn"}] * 3
+    assert [unused(each) for each in (prepare, train, finalize)] == [{"bitsandbytes", "sklearn"}] * 3
 
 
 @pytest.mark.parametrize("changes", TRAINING, ids=["a base in NF4", "an optimizer of the user's"])
 def test_bitsandbytes_is_there_for(changes):
-    assert [each.unused for each in inputs(**changes)] == [{"sklearn"}] * 2
+    assert [unused(each) for each in inputs(**changes)] == [{"sklearn"}] * 2
 
 
 def test_what_is_left_out_seems_not_to_be_installed_and_what_is_imported_stays(monkeypatch):
@@ -44,7 +45,7 @@ def test_what_is_left_out_seems_not_to_be_installed_and_what_is_imported_stays(m
 
 
 def test_without_them_training_imports_neither_them_nor_the_compiler():
-    program = "import sys; from tunesmith_trainer import contract, runner; runner.leave_out(contract.UNUSED); "
+    program = "import sys; from tunesmith_trainer import runner, stage_input; runner.leave_out(stage_input.UNUSED); "
     program += "import tunesmith_trainer.training.loop; "
     program += "print([name for name in ('bitsandbytes', 'sklearn', 'torch._inductor.compile_fx') if sys.modules.get(name)])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.bench import memory as benchmark
 from tests.trainer import bench
-from tunesmith_trainer.contract import Pods, Run
+from tunesmith_contract.stages import Pods, Run
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.training import footprint, memory
 from tunesmith_trainer.training.footprint import Batch, Footprint

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from tests.trainer.models import OBJECT
+from tunesmith_contract.stages import FinalizeInput
 from tunesmith_trainer import finalize
-from tunesmith_trainer.contract import FinalizeInput
 from tunesmith_trainer.errors import StageError
 
 LORA = {"lora": {"r": 4, "loraAlpha": 8, "loraDropout": "0", "targetModules": ["all-linear"]}}
@@ -32,7 +32,8 @@ def adapter(zoo, tmp_path_factory):
 def write(zoo, target, base="models/base", adapter=None, saved=None):
     stage = FinalizeInput.model_validate({
         "schemaVersion": 2, "stage": "Finalize", "attempt": 1, "device": "CPU", "object": OBJECT, "runURI": "pvc://models/run",
-        "model": {"uri": f"pvc://{base}"}, "adapter": adapter, "checkpoint": {"uri": "pvc://x", "step": 7}, "artifacts": ["Merged"],
+        "model": {"uri": f"pvc://{base}", "digest": "sha256:" + "0" * 64},
+        "adapter": adapter, "checkpoint": {"uri": "pvc://x", "step": 7}, "artifacts": ["Merged"],
     })  # fmt: skip
     return finalize.write_merged(stage, zoo.root / base, saved, target)
 

@@ -3,8 +3,8 @@ import math
 import pytest
 
 from dev.rows import write_rows
+from tunesmith_contract.evaluation import Perplexity
 from tunesmith_trainer import evaluate
-from tunesmith_trainer.contract_eval import Perplexity
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model.base import load_tokenizer
 from tunesmith_trainer.suites import items, perplexity

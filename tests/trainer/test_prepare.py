@@ -149,7 +149,7 @@ def test_a_line_that_is_no_json_is_told(store):
     ],
 )
 def test_each_format_trains_on_its_answer(store, data_format, row, trained, untrained):
-    short = plain(training=training(maxLength=256), preparation={"minTokens": 0})
+    short = plain(training=training(maxLength=256), preparation=None)
     code, result = store.run(prepare_input(**rows_of(store, row, data_format=data_format, **short)))
     assert code == 0, result
     tokens = json.loads((store.path(result["runURI"]) / "data" / "sample.json").read_text())["tokens"]
@@ -207,7 +207,8 @@ def test_an_override_that_cannot_be_is_refused(store, key, value, complaint):
 
 
 def test_an_override_is_passed_on(store):
-    from tunesmith_trainer.spec import Method, Training
+    from tunesmith_contract.methods import Method
+    from tunesmith_contract.training import Training
     from tunesmith_trainer.training.arguments import training_arguments
 
     wanted = Training.model_validate(training(overrides={"adam_beta1": "0.8", "packing_strategy": '"bfd_split"'}))
@@ -274,7 +275,7 @@ FULL = {"adapter": None, "output": {"uri": "pvc://models/out", "artifacts": ["Me
         ({"baseQuantization": "NF4"} | FULL, "InvalidSettings", "baseQuantization needs an adapter"),
         ({"baseQuantization": "NF4", "parallelism": TWO | {"fsdp": {}}}, "InvalidSettings", "cannot be sharded"),
         ({"baseQuantization": "NF4", "parallelism": TWO | {"deepSpeed": {"zeroStage": 3}}}, "InvalidSettings", "cannot be sharded"),
-        ({"parallelism": TWO | {"fsdp": {}, "deepSpeed": {"zeroStage": 2}}}, "InvalidSettings", "at most one of"),
+        ({"parallelism": TWO | {"fsdp": {}, "deepSpeed": {"zeroStage": 2}}}, "InvalidSettings", "exactly one of ddp, fsdp, deepSpeed"),
         ({"parallelism": TWO | {"deepSpeed": {"zeroStage": 1}}}, "InvalidSettings", "zeroStage"),
         ({"parallelism": TWO | {"fsdp": {}}, "training": training(overrides={"optim": '"adafactor"'})}, "InvalidOverrides", "adamw_torch"),
     ],

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.trainer.bench import ROOT
-from tunesmith_trainer.contract import PrepareInput, ResolvedDataset
+from tunesmith_contract.results import ResolvedDataset
+from tunesmith_contract.stages import PrepareInput
 from tunesmith_trainer.prepare import Data, digest_run
 
 CORPUS = json.loads((ROOT / "tests/unit/operator/recorded/contract-1.json").read_text())

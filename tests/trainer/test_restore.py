@@ -29,7 +29,8 @@ def made(result):
 @pytest.fixture(scope="module")
 def finished(story, finalized, zygote):
     """The stage files of a run that has finished, variant included, each with what it told."""
-    variant = quantize_input("w8a8", VARIANTS["w8a8"], finalized[1]["artifacts"][1]["uri"])
+    merged = finalized[1]["artifacts"][1]
+    variant = quantize_input("w8a8", VARIANTS["w8a8"], merged["uri"]) | {"model": {"uri": merged["uri"], "digest": merged["digest"]}}
     variant |= {"runURI": story.prepared["runURI"], "object": story.finalize["object"]}
     told = story.store.start(variant, **zygote).wait()
     assert told[0] == 0, told

@@ -109,7 +109,7 @@ def trainings(tmp_path_factory, tiny_model, zygote):
         "HOME": str(root),
         "TMPDIR": str(root),
         "TORCH_EXTENSIONS_DIR": str(root / "compiled"),
-        "PYTHONPATH": f"{bench.ROOT / 'trainer-image'}:{bench.ROOT}",
+        "PYTHONPATH": f"{bench.ROOT}/trainer-image:{bench.ROOT}/contract:{bench.ROOT}",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -220,8 +220,8 @@ def test_a_training_that_is_ddp_where_fsdp_was_asked_for_ends_after_its_first_st
     ],
 )
 def test_what_is_held_is_compared_with_what_was_asked_for(strategy, weights, state, refused):
-    from tunesmith_trainer.contract import Sharding
-    from tunesmith_trainer.spec import Parallelism
+    from tunesmith_contract.results import Sharding
+    from tunesmith_contract.training import Parallelism
     from tunesmith_trainer.training import sharding_check
 
     held = Sharding(parameter_bytes_per_rank=weights, optimizer_bytes_per_rank=state, total_parameter_bytes=400, trainable_parameters=100)

@@ -9,10 +9,11 @@ import pytest
 from datasets.exceptions import DatasetGenerationError
 
 from tests.trainer import bench
+from tunesmith_contract.methods import Method
+from tunesmith_contract.training import Training
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import classify
 from tunesmith_trainer.model import base, generation
-from tunesmith_trainer.spec import Method, Training
 from tunesmith_trainer.suites import harness, harness_tasks
 from tunesmith_trainer.training import arguments, rehearsal
 

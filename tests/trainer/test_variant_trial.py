@@ -2,10 +2,10 @@
 
 import pytest
 
+from tunesmith_contract.quantization import Quantization, Variant
 from tunesmith_trainer import evaluate
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.quantization import variant_trial
-from tunesmith_trainer.spec import Quantization, Variant
 
 SMALL = {
     "vocab_size": 512,

@@ -49,7 +49,7 @@ def start(ward, tmp_path):
 
     def begin(what):
         command = [sys.executable, "-c", PROGRAM, str(watchdog.path_for(tmp_path, len(processes))), what]
-        processes.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "trainer-image")}))
+        processes.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": f"{ROOT}/trainer-image:{ROOT}/contract"}))
         return processes[-1]
 
     yield begin

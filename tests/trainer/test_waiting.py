@@ -74,7 +74,7 @@ def run(tmp_path):
 
     def begin(what, detail=""):
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1" if what == "upload" else "2"}
-        place |= {"PYTHONPATH": str(ROOT / "trainer-image"), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        place |= {"PYTHONPATH": f"{ROOT}/trainer-image:{ROOT}/contract", "TORCHELASTIC_USE_AGENT_STORE": "False"}
         for rank in range(2):
             ranks = {"RANK": str(rank), "LOCAL_RANK": "0" if what == "upload" else str(rank)}
             report = watchdog.path_for(tmp_path, 0) if rank else tmp_path / "first.json"

@@ -66,8 +66,8 @@ def be_launcher(port):
     """Do in the first process what its launcher and torchrun do before it starts: claim the run, and open the store to meet at."""
     from torch.distributed import TCPStore
 
+    from tunesmith_contract.stages import TrainInput
     from tunesmith_trainer import runner, store
-    from tunesmith_trainer.contract import TrainInput
     from tunesmith_trainer.training import fence
 
     parsed = runner.parse(TrainInput, runner.read_file())

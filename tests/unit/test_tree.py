@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_nothing_but_tests_imports_tests() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             assert not [name for name in names if name.split(".")[0] == "tests"], path
+
+
+def test_the_contract_needs_pydantic_and_nothing_else() -> None:
+    allowed = sys.stdlib_module_names | {"pydantic", "pydantic_core", "tunesmith_contract"}
+    for path in (ROOT / "contract").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            assert not [name for name in names if name and name.split(".")[0] not in allowed], path
 
 
 def test_both_images_look_at_devices_and_weights_by_one_text() -> None:

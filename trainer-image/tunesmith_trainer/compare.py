@@ -6,21 +6,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tunesmith_contract.evaluation import OVERLAP
+from tunesmith_contract.results import CompareAnswer, Comparison, EvaluateResult, GateOutcome, Measured, Metric, Overlap
+from tunesmith_contract.stages import CompareInput, EvaluatedModel
 from tunesmith_trainer import store
-from tunesmith_trainer.contract_eval import (
-    CompareAnswer,
-    CompareInput,
-    Comparison,
-    EvaluatedModel,
-    EvaluateResult,
-    GateOutcome,
-    Measured,
-    Metric,
-    Overlap,
-)
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.gate.criterion import OVERLAP
 from tunesmith_trainer.gate.judging import Decision, Measurement, Measurements, judge, short, verdict
 from tunesmith_trainer.report import page
 from tunesmith_trainer.suites import items, overlap

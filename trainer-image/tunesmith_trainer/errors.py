@@ -1,10 +1,12 @@
-"""The ways in which a stage can fail, and the exit code of each (sysexits.h, docs/contract.md)."""
+"""The ways in which a stage can fail; `tunesmith_contract.reasons` has their exit codes."""
 
 from __future__ import annotations
 
 import errno
 import re
 from typing import Any
+
+from tunesmith_contract.reasons import EXIT_CODES
 
 FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 # Errors of a volume that is full, gone, stale or not ours to write: they pass or need an administrator, not a fix here.
@@ -17,38 +19,6 @@ STORE_ERRNOS = FULL_ERRNOS | {
     errno.EPERM,
     errno.ETIMEDOUT,
     errno.EHOSTDOWN,
-}
-
-INTERRUPTED = 75
-EXIT_CODES = {
-    "SourceNotFound": 64,
-    "InvalidOverrides": 64,
-    "GroupSizeMismatch": 64,
-    "SequenceTooLong": 64,
-    "UnsupportedTemplate": 64,
-    "InvalidSettings": 64,
-    "InsufficientMemory": 64,
-    "InvalidModel": 65,
-    "InvalidDataset": 65,
-    "EmptyDataset": 65,
-    "UnsafeWeights": 65,
-    "RemoteCodeRefused": 65,
-    "DigestMismatch": 65,
-    "NoEffect": 65,
-    "OutputDiffers": 65,
-    "Diverged": 65,
-    "StoreUnavailable": 69,
-    "StorageFull": 69,
-    "PeerUnavailable": 69,
-    "Hung": 69,
-    "DeviceUnavailable": 69,
-    "DeviceFailed": 69,
-    "CommunicationFailed": 69,
-    "OutOfMemory": 70,
-    "ProcessLost": 70,
-    "InternalError": 70,
-    "Interrupted": INTERRUPTED,
-    "Superseded": INTERRUPTED,
 }
 
 

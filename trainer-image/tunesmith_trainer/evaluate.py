@@ -17,9 +17,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import result, store
-from tunesmith_trainer.contract import Device
-from tunesmith_trainer.contract_eval import EvaluateAnswer, EvaluatedModel, EvaluateInput, ItemsFile, Metric, Precision, Suite
+from tunesmith_contract.evaluation import Suite
+from tunesmith_contract.results import EvaluateAnswer, ItemsFile, Metric
+from tunesmith_contract.stages import Device, EvaluatedModel, EvaluateInput
+from tunesmith_contract.training import Precision
+from tunesmith_trainer import result, stage_input, store
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import ADVICE
 from tunesmith_trainer.gate import checks
@@ -69,7 +71,7 @@ def run(stage: EvaluateInput) -> EvaluateAnswer:
         warnings = (any(map(is_conversational, stage.suites)) and answers.warnings(tokenizer, folder)) or None
     return EvaluateAnswer(
         model=EvaluatedModel(name=stage.model.name, uri=stage.model.uri, digest=digest),
-        result_uri=store.uri_of(result.result_path(stage.run_uri, stage.result_name)),
+        result_uri=store.uri_of(result.result_path(stage.run_uri, stage_input.result_name(stage))),
         versions=versions(),
         metrics=metrics,
         items=files,

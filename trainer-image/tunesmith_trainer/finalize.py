@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.results import Artifact, Fidelity, FinalizeAnswer
+from tunesmith_contract.stages import FinalizeInput, JobInput
 from tunesmith_trainer import store
-from tunesmith_trainer.contract import Artifact, Fidelity, FinalizeAnswer, FinalizeInput, StageInput
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import card, fidelity, generation, loading
@@ -20,7 +21,7 @@ from tunesmith_trainer.model.weights import quantization
 from tunesmith_trainer.quantization import calibration
 from tunesmith_trainer.training import checkpoint
 
-INPUT: type[StageInput] = FinalizeInput
+INPUT: type[JobInput] = FinalizeInput
 # Files that make up a tokenizer. They are copied, not saved anew: the artefact speaks the base model's own template.
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -10,17 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer import quantize, result, store
-from tunesmith_trainer.contract import DataFile, PrepareAnswer, PrepareInput, ResolvedDataset, ResolvedModel, Run, StageInput
+from tunesmith_contract.data import DataSource, Preparation
+from tunesmith_contract.results import DataFile, PrepareAnswer, ResolvedDataset, ResolvedModel
+from tunesmith_contract.stages import JobInput, PrepareInput, Run
+from tunesmith_trainer import quantize, result, stage_input, store
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.data.chat import Encoder
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import base, generation, loading
 from tunesmith_trainer.quantization import calibration, compression, variant_trial
-from tunesmith_trainer.spec import DataSource, Preparation
 from tunesmith_trainer.training import arguments, memory, rehearsal, strategy, trial
 
-INPUT: type[StageInput] = PrepareInput
+INPUT: type[JobInput] = PrepareInput
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
 SAMPLE_TOKENS = 400
 
@@ -108,7 +109,7 @@ def check_outputs(wanted: Run) -> None:
     """Refuse what Finalize and Quantize would refuse to make: StageError(InvalidSettings)."""
     if wanted.adapter is None and "Adapter" in wanted.output.artifacts:
         raise StageError("InvalidSettings", "output.artifacts: full fine-tuning makes no Adapter; ask for Merged alone")
-    for variant in wanted.variants:
+    for variant in wanted.variants or ():
         try:
             quantize.check_settings(variant.quantization)
         except StageError as error:
@@ -135,7 +136,7 @@ def _sources(wanted: Run) -> list[DataSource]:
 
 def _calibrations(wanted: Run) -> dict[str, DataSource]:
     """Return the datasets that variants are calibrated on and nothing is trained on, by variant."""
-    given = {variant.name: variant.quantization.calibration for variant in wanted.variants}
+    given = {variant.name: variant.quantization.calibration for variant in wanted.variants or ()}
     return {name: item.dataset for name, item in given.items() if item and item.dataset}
 
 
@@ -191,7 +192,7 @@ def read_calibration(wanted: Run, encoder: Encoder) -> dict[str, dataset.Loaded]
 def check_calibration(wanted: Run, data: Data, tokenizer: Any, widest: int) -> list[str]:
     """Return warnings of variants with few tokens to calibrate on; raises StageError (InvalidSettings, InvalidDataset) for too few."""
     found = []
-    for variant in wanted.variants:
+    for variant in wanted.variants or ():
         rows = data.calibration[variant.name].rows if variant.name in data.calibration else data.train
         placed = [dataset.Placed(row, f"row {number} of those that are kept") for number, row in enumerate(rows, start=1)]
         encoded = calibration.tokens(placed, variant.quantization, tokenizer, wanted.training.max_length)
@@ -292,7 +293,9 @@ def digest_run(wanted: Run, model_digest: str, data: Data) -> str:
         item["uri"] = resolved.digest
     if data.validation_digest:
         value["validation"]["dataset"]["uri"] = data.validation_digest
-    for item in value["variants"]:
+    # As they have been written since the first version: what is absent has no other meaning, and a run must keep its digest.
+    value["preparation"] = {"minTokens": 0, "dropPatterns": []} | value.get("preparation", {})
+    for item in value.setdefault("variants", []):
         if item["name"] in data.calibration:
             item["quantization"]["calibration"]["dataset"]["uri"] = data.calibration[item["name"]].digest
     return store.digest_of(value)
@@ -312,12 +315,12 @@ def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, encoder: E
     """Write the run's data, its sample, its owner and its settings; a run that was prepared before only changes owner."""
     folder = store.path_of(answer.run_uri)
     store.write_json(folder / "owner.json", stage.object.dump())
-    if result.read_finished(answer.run_uri, stage.result_name):
+    if result.read_finished(answer.run_uri, stage_input.result_name(stage)):
         return
     dataset.write(folder / "data" / "train.jsonl", data.train)
     if data.validation:
         dataset.write(folder / "data" / "validation.jsonl", data.validation)
-    for variant in stage.run.variants:
+    for variant in stage.run.variants or ():
         if variant.name in data.calibration:
             dataset.write(calibration.path(folder, variant), data.calibration[variant.name].rows)
     store.write_json(folder / "data" / "sample.json", render_sample(data.train[0], encoder))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.quantization import Quantization
+from tunesmith_contract.results import Artifact, Fidelity, QuantizeAnswer
+from tunesmith_contract.stages import Device, QuantizeInput
 from tunesmith_trainer import store
-from tunesmith_trainer.contract import Artifact, Device, Fidelity
-from tunesmith_trainer.contract_eval import QuantizeAnswer, QuantizeInput
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.device import node
 from tunesmith_trainer.errors import StageError
@@ -19,7 +20,6 @@ from tunesmith_trainer.model.base import load_tokenizer
 from tunesmith_trainer.model.fidelity import Distance
 from tunesmith_trainer.quantization import calibration, compression
 from tunesmith_trainer.quantization.measure import measure
-from tunesmith_trainer.spec import Quantization
 
 INPUT = QuantizeInput
 # How far logits may move, in parts of their own size (fidelity.py). Measured in bf16 (docs/contract.md, Quantize): smoothing alone moves

@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.reasons import INTERRUPTED
+from tunesmith_contract.results import Answer, Failure, Result
+from tunesmith_contract.stages import JobInput
 from tunesmith_trainer import store
-from tunesmith_trainer.contract import Answer, Failure, Result, StageInput
-from tunesmith_trainer.errors import INTERRUPTED, StageError
+from tunesmith_trainer.errors import StageError
 
 # The kubelet keeps 4 KiB: a gate of sixteen criteria with their bounds takes three.
 TERMINATION_LIMIT = 3072
@@ -28,7 +30,7 @@ def timestamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def succeed(stage: StageInput, answer: Answer, start_time: str) -> dict[str, Any]:
+def succeed(stage: JobInput, answer: Answer, start_time: str) -> dict[str, Any]:
     """Return the whole result of a stage that did its work."""
     common = Result(
         stage=stage.stage,

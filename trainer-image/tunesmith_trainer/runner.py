@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from tunesmith_trainer import device, result, store
-from tunesmith_trainer.contract import Answer, StageInput
+from tunesmith_contract.results import Answer
+from tunesmith_contract.stages import JobInput, RunInput
+from tunesmith_trainer import device, result, stage_input, store
 from tunesmith_trainer.errors import Interruption, StageError
 from tunesmith_trainer.failure import classify
 
@@ -28,7 +29,7 @@ STAGES = ("Prepare", "Train", "Finalize", "Quantize", "Evaluate", "Compare")
 class StageModule(Protocol):
     """What runner.py needs of a stage's module."""
 
-    INPUT: type[StageInput]
+    INPUT: type[JobInput]
 
     def run(self, stage: Any) -> Answer:
         """Do the stage's work; raises StageError."""
@@ -55,7 +56,7 @@ def read_file() -> dict[str, Any]:
     return value
 
 
-def parse(model: type[StageInput], value: dict[str, Any]) -> Any:
+def parse(model: type[JobInput], value: dict[str, Any]) -> Any:
     """Return the stage file's object as a model; raises StageError(InvalidSettings) naming each wrong field."""
     try:
         return model.model_validate(value)
@@ -85,23 +86,23 @@ def leave_out(names: Iterable[str]) -> None:
 def execute(value: dict[str, Any], start_time: str, own_process: bool = False) -> dict[str, Any]:
     """Run the stage that `value` describes and return its whole result; raises StageError and whatever a bug raises."""
     module = load(str(value.get("stage")))
-    stage: StageInput = parse(module.INPUT, value)
+    stage: JobInput = parse(module.INPUT, value)
     if own_process:
-        leave_out(stage.unused)
-    if stage.run_uri and stage.reuses_result:
-        finished = result.read_finished(stage.run_uri, stage.result_name)
+        leave_out(stage_input.unused(stage))
+    if isinstance(stage, RunInput) and stage_input.reuses_result(stage):
+        finished = result.read_finished(stage.run_uri, stage_input.result_name(stage))
         if finished:
             return finished
     require_devices(stage)
     whole = result.succeed(stage, module.run(stage), start_time)
     if is_leader():
         # Prepare is not told where the run lies: it finds out and answers with it.
-        path = result.result_path(whole.get("runURI") or str(stage.run_uri), stage.result_name)
+        path = result.result_path(stage.run_uri if isinstance(stage, RunInput) else whole["runURI"], stage_input.result_name(stage))
         store.persevere(lambda: store.write_json(path, whole), "the result")
     return whole
 
 
-def require_devices(stage: StageInput) -> None:
+def require_devices(stage: JobInput) -> None:
     """Return where a stage has the GPUs that it asked for, and hide them from one that asked for none; raises StageError.
 
     DeviceUnavailable: they cannot be used as asked for, which nothing may mend by computing on the CPU.
@@ -109,10 +110,11 @@ def require_devices(stage: StageInput) -> None:
     if stage.device == "CPU":
         device.hide(os.environ)
         return
-    if stage.gpus is not None and stage.processes_per_pod > stage.gpus:
-        raise StageError("InvalidSettings", f"{stage.processes_per_pod} processes of a pod cannot share {stage.gpus} GPUs: each needs one of its own")
+    processes = stage_input.processes_per_pod(stage)
+    if stage.gpus is not None and processes > stage.gpus:
+        raise StageError("InvalidSettings", f"{processes} processes of a pod cannot share {stage.gpus} GPUs: each needs one of its own")
     facts = device.look()
-    if wrong := device.problem(facts, device.Wanted(stage.gpus, stage.processes_per_pod, stage.needs_bf16)):
+    if wrong := device.problem(facts, device.Wanted(stage.gpus, processes, stage_input.needs_bf16(stage))):
         raise StageError("DeviceUnavailable", f"{device.node()} ({device.describe(facts)}): {wrong}")
     print("devices: " + ", ".join(gpu.name for gpu in facts.gpus) + f"; {device.describe(facts)}, torch {facts.torch}", flush=True)
 
@@ -124,9 +126,9 @@ def record_failure(value: dict[str, Any], failure: dict[str, Any]) -> None:
     """
     try:
         module = load(str(value.get("stage")))
-        stage: StageInput = parse(module.INPUT, value)
-        if stage.run_uri and is_leader() and failure["reason"] != "Superseded":
-            store.write_json(result.result_path(stage.run_uri, stage.result_name), failure)
+        stage: JobInput = parse(module.INPUT, value)
+        if isinstance(stage, RunInput) and is_leader() and failure["reason"] != "Superseded":
+            store.write_json(result.result_path(stage.run_uri, stage_input.result_name(stage)), failure)
     except Exception as error:
         print(f"no result file was written: {error!r}", flush=True)
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tunesmith_contract.results import Answer, TrainAnswer
+from tunesmith_contract.stages import JobInput, TrainInput
 from tunesmith_trainer import device_errors, store
 from tunesmith_trainer import runner as stages
-from tunesmith_trainer.contract import Answer, StageInput, TrainAnswer, TrainInput
 from tunesmith_trainer.device_errors import SYMPTOMS, Meaning
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import PLACELESS, explained, stable_hash
@@ -30,7 +31,7 @@ from tunesmith_trainer.training import fence, torchrun
 from tunesmith_trainer.training.tail import Tail
 from tunesmith_trainer.training.watchdog import Ward, outcome_path
 
-INPUT: type[StageInput] = TrainInput
+INPUT: type[JobInput] = TrainInput
 # How long a pod waits for the others once all of them are on a node, and how long until they are: the operator ends an attempt before that.
 RENDEZVOUS_SECONDS = 300
 ASSEMBLY_SECONDS = 3600

@@ -1,34 +1,24 @@
-"""The blocks that the specs of the three kinds share, and the scalar types they are made of.
+"""The blocks that the specs of the three kinds share and no stage is given, and CEL rules on whole specs.
 
-The models are the single source of the CRDs (`crd.py`). Field names are the libraries' own in camelCase. A default that is only
-a Python default is applied by the operator and told in the description; only defaults without which absence would be ambiguous
-are marked `crd_default` and become part of the schema (`/scale` needs one, docs/DESIGN.md section 1).
+The models, with those of `tunesmith_contract`, are the single source of the CRDs (`crd.py`). Field names are the libraries' own in
+camelCase. The operator fills a field's default in (`tunesmith_contract.base.filled`), and its description has it; only defaults without
+which absence would be ambiguous are marked `crd_default` and become part of the schema (`/scale` needs one, docs/DESIGN.md section 1).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-DECIMAL = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
+from tunesmith_contract.base import DNS_LABEL, URI, Block, Name, OneOf, Rule, rule, rules
+
+GPU_RESOURCE, CPU, MEMORY, SHARED_MEMORY = "nvidia.com/gpu", "1", "4Gi", "1Gi"
+RETRIES = 3
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
-PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._@+=-]+)*$"
-SNAKE_CASE = r"^[a-z][a-z0-9_]*$"
 LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 ARTIFACT = r"^(Adapter|Merged|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"
-
-
-Rule = dict[str, str | bool]
-
-
-def rule(expression: str, message: str, field_path: str = "", reason: str = "FieldValueInvalid") -> Rule:
-    """One `x-kubernetes-validations` entry (KEP-2876). `field_path` (".a.b") is where the server reports the error."""
-    entry: Rule = {"rule": expression, "message": message, "reason": reason}
-    return entry | ({"fieldPath": field_path} if field_path else {})
 
 
 def when_made(expression: str, message: str, field_path: str = "") -> Rule:
@@ -66,40 +56,8 @@ def unique_names(field: str, optional: bool = True) -> Rule:
     return rule(f"!has(self.{field}) || {unique}" if optional else unique, f"names in `{field}` must be unique", f".{field}")
 
 
-def union(*members: str) -> Rule:
-    """Exactly one of `members` is present."""
-    present = " + ".join(f"(has(self.{member}) ? 1 : 0)" for member in members)
-    return rule(f"{present} == 1", "must have exactly one of " + ", ".join(f"`{member}`" for member in members))
-
-
-def rules(*entries: Rule) -> dict[str, Any]:
-    """The `json_schema_extra` of a model that carries CEL rules."""
-    return {"x-kubernetes-validations": list(entries)}
-
-
-class Block(BaseModel):
-    """Base of every spec block: camelCase outside, snake_case inside, unknown fields refused."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
-
-
-Name = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=40)]
 ObjectName = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=63)]
-Decimal = Annotated[str, Field(pattern=DECIMAL, min_length=1, max_length=32)]
 Quantity = Annotated[str, Field(pattern=QUANTITY, min_length=1, max_length=32)]
-URI = Annotated[
-    str,
-    Field(
-        pattern=PVC_URI,
-        max_length=512,
-        description="`pvc://<claim>/<path>`: a path on a PersistentVolumeClaim of this namespace.",
-        json_schema_extra=rules(rule("!self.contains('..')", "must not contain `..`")),
-    ),
-]
-Overrides = Annotated[
-    dict[Annotated[str, Field(max_length=64, pattern=SNAKE_CASE)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=32),
-]
 LabelKey = Annotated[str, Field(max_length=317, pattern=LABEL_KEY)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
 
@@ -116,10 +74,11 @@ ARTIFACT_RULES = (
 )
 
 
-class ModelSource(Block):
+class ModelSource(OneOf):
     """The one way to name a model."""
 
-    model_config = ConfigDict(json_schema_extra=rules(union("uri", "fineTuneJobRef"), *ARTIFACT_RULES))
+    model_config = ConfigDict(json_schema_extra=rules(*ARTIFACT_RULES))
+    beside: ClassVar[tuple[str, ...]] = ("artifact",)
 
     uri: URI | None = Field(None, description="`pvc://<claim>/<path>`: a folder of safetensors on a PersistentVolumeClaim of this namespace.")
     fine_tune_job_ref: Reference | None = Field(None, description="A FineTuneJob whose artifact is meant; it is waited for.")
@@ -132,12 +91,12 @@ class Resources(Block):
     """Resources of each pod. Requests equal limits for memory and GPUs; `cpu` is a request only."""
 
     gpus: int | None = Field(None, ge=0, le=64, description="GPUs of each pod. Absent or 0: the stage runs on CPU.")
-    gpu_resource: str | None = Field(
-        None, max_length=63, pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$", description="Extended resource that counts them. Default: nvidia.com/gpu."
+    gpu_resource: str = Field(
+        GPU_RESOURCE, max_length=63, pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$", description="Extended resource that counts them."
     )
-    cpu: Quantity | None = Field(None, description="CPU request. Default: 1.")
-    memory: Quantity | None = Field(None, description="Memory request and limit. Default: 4Gi.")
-    shared_memory: Quantity | None = Field(None, description="Size limit of /dev/shm. Default: 1Gi.")
+    cpu: Quantity = Field(CPU, description="CPU request.")
+    memory: Quantity = Field(MEMORY, description="Memory request and limit.")
+    shared_memory: Quantity = Field(SHARED_MEMORY, description="Size limit of /dev/shm.")
 
 
 class Toleration(Block):
@@ -218,21 +177,3 @@ class Limited(Block):
         le=2147483647,
         description="Jobs, pods and Services are removed so long after the end; the object and its artefacts stay. Absent: all stay.",
     )
-
-
-Format = Literal["Messages", "Alpaca", "PromptCompletion", "Text"]
-
-
-class DataSource(Block):
-    """A JSON Lines file or a folder of them, and the shape of their rows."""
-
-    uri: URI = Field(description="`pvc://<claim>/<path>`: a JSON Lines file, or a folder of them, on a PersistentVolumeClaim of this namespace.")
-    format: Format = Field(
-        description="Messages: `messages`, `tools`. Alpaca: `instruction`, `input`, `output`. "
-        "PromptCompletion: `prompt`, `completion`. Text: `text`. docs/data.md has all keys."
-    )
-
-
-def dump(block: BaseModel) -> dict[str, Any]:
-    """`block` as the API and the stage contract spell it: camelCase, absent members left out."""
-    return block.model_dump(by_alias=True, exclude_none=True, mode="json")

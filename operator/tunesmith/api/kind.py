@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tunesmith.api.blocks import Rule
 from tunesmith.core.objects import Object, Observed, Plan
+from tunesmith_contract.base import Rule
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tunesmith.api.blocks import Block
+from tunesmith_contract.base import Block
 
 MAX_STAGES = 32
 MAX_ATTEMPTS = 20

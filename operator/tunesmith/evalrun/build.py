@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from tunesmith.contract import CompareInput, EvaluateInput, JobInput, Lineage, NamedModel
 from tunesmith.core.objects import Object, Observed, Plan
-from tunesmith.evalrun.api import TESTED
-from tunesmith.evalrun.resolve import COMPARE, EVALUATE, PRECISION
+from tunesmith.evalrun.api import PRECISION, TESTED
+from tunesmith.evalrun.resolve import COMPARE, EVALUATE
 from tunesmith.stages.attempt import Attempt, StageKey
 from tunesmith.stages.job import Stage, contract_version, plan, result_of
-
-PERPLEXITY_MAX_LENGTH = 1024
+from tunesmith_contract.base import filled
+from tunesmith_contract.evaluation import Suite
+from tunesmith_contract.stages import CompareInput, EvaluatedModel, EvaluateInput, JobInput, Lineage, NamedModel, of_spec
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
@@ -38,11 +38,12 @@ def _stage(observed: Observed, status: Mapping[str, Any], attempt: Attempt) -> S
 
 
 def _evaluate(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey, common: Mapping[str, Any]) -> JobInput:
-    return EvaluateInput(
+    return of_spec(
+        EvaluateInput,
         **common,
         output_uri=status["resolved"]["outputURI"],
         model=NamedModel(**_models(status)[key.part]),
-        suites=_suites(spec),
+        suites=[filled(Suite, suite) for suite in spec["suites"]],
         precision=spec.get("precision", PRECISION),
         gate=spec.get("gate") or None,
     )
@@ -50,15 +51,16 @@ def _evaluate(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey,
 
 def _compare(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey, common: Mapping[str, Any]) -> JobInput:
     """Compare reads what each Evaluate wrote, about the very models that these found."""
-    tested, *baselines = [NamedModel(**model) for model in _models(status).values()]
+    tested, *baselines = [EvaluatedModel(**model) for model in _models(status).values()]
     told = {name: result_of(status, EVALUATE, name) or {} for name in _models(status)}
     lineage = status["resolved"].get("lineage")
-    return CompareInput(
+    return of_spec(
+        CompareInput,
         **common,
         tested=tested,
         baselines=baselines,
         evaluations={name: result["resultURI"] for name, result in told.items()},
-        suites=_suites(spec),
+        suites=[filled(Suite, suite) for suite in spec["suites"]],
         gate=spec.get("gate", []),
         lineage=Lineage.model_validate(lineage) if lineage else None,
     )
@@ -67,11 +69,3 @@ def _compare(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey, 
 def _models(status: Mapping[str, Any]) -> dict[str, Object]:
     """All models by name, the one under test first."""
     return {TESTED: {"name": TESTED, **status["evaluated"]}} | {each["name"]: each for each in status["resolved"]["baselines"]}
-
-
-def _suites(spec: Mapping[str, Any]) -> list[Object]:
-    """The suites with their defaults filled in."""
-    return [
-        suite | {"perplexity": {"maxLength": PERPLEXITY_MAX_LENGTH} | suite["perplexity"]} if "perplexity" in suite else suite
-        for suite in spec["suites"]
-    ]

@@ -10,11 +10,10 @@ from typing import Any
 from tunesmith.api.conditions import is_true
 from tunesmith.core.errors import InvalidSpec, NotReadyYet
 from tunesmith.core.objects import Object, Observed
-from tunesmith.evalrun.api import TESTED
+from tunesmith.evalrun.api import PRECISION, TESTED
 from tunesmith.stages.attempt import StageKey, key_of
 from tunesmith.workload.references import artifact_of, model_of, named_job, require_claims, require_hope, status_of
 
-PRECISION = "BF16"
 EVALUATE, COMPARE = "Evaluate", "Compare"
 
 

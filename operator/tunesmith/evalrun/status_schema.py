@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tunesmith.api.blocks import Block
 from tunesmith.api.status import (
     MAX_RESULTS,
     MAX_STAGES,
@@ -19,6 +18,7 @@ from tunesmith.api.status import (
     Word,
 )
 from tunesmith.stages.schema import JobStatus, Resolved
+from tunesmith_contract.base import Block
 
 Verdict = Literal["Passed", "Failed", "Inconclusive", "NoCriteria"]
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from tunesmith import contract
+from tunesmith.api.blocks import MEMORY
 from tunesmith.core.objects import Observed, Plan
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import size
 from tunesmith.stages.attempt import Attempt, StageKey, key_of
 from tunesmith.stages.entries import SIZE
 from tunesmith.stages.job import Stage, contract_version, plan
-from tunesmith.workload.podspec import MEMORY, TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS, memory_bytes
+from tunesmith.workload.podspec import TRAINING_UNREACHABLE_SECONDS, UNREACHABLE_SECONDS, memory_bytes
+from tunesmith_contract import stages as contract
 
 TRAIN = StageKey("Train")
 
@@ -55,8 +56,9 @@ def stage_input(observed: Observed, status: Mapping[str, Any], attempt: Attempt)
 
 
 def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping[str, Any]) -> contract.PrepareInput:
-    run = contract.Run(
-        images=contract.TrainerImage(trainer=status["resolved"]["images"]["trainer"]),
+    run = contract.of_spec(
+        contract.Run,
+        images=contract.Images(trainer=status["resolved"]["images"]["trainer"]),
         model=contract.SourceModel(uri=status["resolved"]["model"]["uri"]),
         datasets=spec["datasets"],
         validation=spec.get("validation"),
@@ -70,7 +72,7 @@ def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping
         variants=defaults.variants(spec, contract_version(status["resolved"])) or None,
     )
     rooms = {stage.lower(): _room(defaults.resources(spec, stage)) for stage in ("Train", "Finalize", "Quantize")}
-    return contract.PrepareInput(**common, output_uri=spec["output"]["uri"], run=run, pods=contract.Pods(**rooms))
+    return contract.of_spec(contract.PrepareInput, **common, output_uri=spec["output"]["uri"], run=run, pods=contract.Pods(**rooms))
 
 
 def _room(resources: Mapping[str, Any]) -> contract.Room:
@@ -92,7 +94,8 @@ def _size(observed: Observed, status: Mapping[str, Any]) -> Mapping[str, Any]:
 def _train(observed: Observed, attempt: Attempt, given: Mapping[str, Any], common: Mapping[str, Any]) -> contract.TrainInput:
     spec, nodes = observed.spec, given["nodes"]
     spread = defaults.parallelism(spec) | {"nodes": nodes}
-    return contract.TrainInput(
+    return contract.of_spec(
+        contract.TrainInput,
         **common,
         method=defaults.method(spec),
         adapter=defaults.adapter(spec),
@@ -106,8 +109,8 @@ def _train(observed: Observed, attempt: Attempt, given: Mapping[str, Any], commo
 
 def _finalize(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping[str, Any]) -> contract.FinalizeInput:
     checkpoint = contract.Checkpoint.model_validate(status["lastCheckpoint"])
-    return contract.FinalizeInput.model_validate(
-        {**common, "adapter": defaults.adapter(spec), "checkpoint": checkpoint, "artifacts": defaults.artifacts(spec)},
+    return contract.of_spec(
+        contract.FinalizeInput, **common, adapter=defaults.adapter(spec), checkpoint=checkpoint, artifacts=defaults.artifacts(spec)
     )
 
 
@@ -115,7 +118,7 @@ def _quantize(spec: Mapping[str, Any], status: Mapping[str, Any], name: str, com
     merged = next(artifact for artifact in status["artifacts"] if artifact["name"] == "Merged")
     variant = next(variant for variant in defaults.variants(spec, contract_version(status["resolved"])) if variant["name"] == name)
     length = contract.QuantizeTraining(max_length=defaults.training(spec)["maxLength"])
-    return contract.QuantizeInput(**common, model=_pinned(merged), variant=variant, training=length)
+    return contract.of_spec(contract.QuantizeInput, **common, model=_pinned(merged), variant=variant, training=length)
 
 
 def _pinned(model: Mapping[str, Any]) -> contract.Model:

@@ -1,49 +1,38 @@
-"""Defaults of FineTuneJob's spec, as `api.py` describes them. They are filled in for the stages; the spec itself is never written."""
+"""FineTuneJob's spec with its defaults: those of the fields, and here those that depend on other fields. The spec is never written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith_contract import training as contract
+from tunesmith_contract.adapters import LoRA
+from tunesmith_contract.base import filled
+from tunesmith_contract.methods import SFT
+from tunesmith_contract.quantization import Calibration
+
 Block = dict[str, Any]
 
-TRAINING: Block = {
-    "numTrainEpochs": 3,
-    "lrSchedulerType": "linear",
-    "warmupSteps": 0,
-    "weightDecay": "0",
-    "maxGradNorm": "1.0",
-    "perDeviceTrainBatchSize": 4,
-    "gradientAccumulationSteps": 1,
-    "gradientCheckpointing": False,
-    "maxLength": 1024,
-    "loggingSteps": 10,
-    "precision": "BF16",
-    "seed": 42,
-    "overrides": {},
-}
 CALIBRATION_SINCE = 2
 """The contract version that has `calibration`; images before it are given the number of rows that was their default."""
-CHECKPOINTS: Block = {"everySteps": 200, "keep": 2, "gracePeriodSeconds": 120}
 
 
 def training(spec: Mapping[str, Any]) -> Block:
     """`spec.training`."""
-    block: Block = TRAINING | {"learningRate": "2e-4" if "adapter" in spec else "2e-5"} | spec.get("training", {})
-    return block
+    return {"learningRate": "2e-4" if "adapter" in spec else "2e-5"} | filled(contract.Training, spec.get("training", {}))
 
 
 def method(spec: Mapping[str, Any]) -> Block:
     """`spec.method`."""
     chats = all(dataset["format"] == "Messages" for dataset in spec["datasets"])
-    return {"sft": {"packing": False, "assistantOnlyLoss": chats} | spec["method"]["sft"]}
+    return {"sft": {"assistantOnlyLoss": chats} | filled(SFT, spec["method"]["sft"])}
 
 
 def adapter(spec: Mapping[str, Any]) -> Block | None:
     """`spec.adapter`; None: full fine-tuning."""
     if "adapter" not in spec:
         return None
-    lora = {"r": 16, "loraDropout": "0", "targetModules": ["all-linear"]} | spec["adapter"]["lora"]
+    lora = filled(LoRA, spec["adapter"]["lora"])
     return {"lora": {"loraAlpha": 2 * lora["r"]} | lora}
 
 
@@ -51,7 +40,7 @@ def parallelism(spec: Mapping[str, Any]) -> Block:
     """`spec.parallelism` without `minNodes`, which does not determine the result."""
     given: Mapping[str, Any] = spec.get("parallelism", {"ddp": {}})
     spread = {name: value for name, value in given.items() if name != "minNodes"}
-    return {"nodes": 1, "processesPerNode": resources(spec, "Train").get("gpus") or 1} | spread
+    return {"processesPerNode": resources(spec, "Train").get("gpus") or 1} | filled(contract.Parallelism, spread)
 
 
 def min_nodes(spec: Mapping[str, Any]) -> int:
@@ -61,8 +50,7 @@ def min_nodes(spec: Mapping[str, Any]) -> int:
 
 def checkpoints(spec: Mapping[str, Any]) -> Block:
     """`spec.checkpoints`."""
-    block: Block = CHECKPOINTS | spec.get("checkpoints", {})
-    return block
+    return filled(contract.Checkpoints, spec.get("checkpoints", {}))
 
 
 def output(spec: Mapping[str, Any]) -> Block:
@@ -88,7 +76,7 @@ def _quantization(given: Mapping[str, Any], version: int) -> Block:
         return block
     if version < CALIBRATION_SINCE:
         return {name: value for name, value in block.items() if name != "calibration"} | {"numCalibrationSamples": 128}
-    return block | {"calibration": {"maxTokens": 1048576} | given.get("calibration", {})}
+    return block | {"calibration": filled(Calibration, given.get("calibration", {}))}
 
 
 def resources(spec: Mapping[str, Any], stage: str) -> Block:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.finetunejob import defaults
-from tunesmith.results import Result, TrainResult
 from tunesmith.stages.attempt import StageKey, stage_of
+from tunesmith_contract.results import Result, TrainResult
 
 Block = dict[str, Any]
 
@@ -56,5 +56,5 @@ def misfit(spec: Mapping[str, Any], key: StageKey, entry: Mapping[str, Any], res
     )
 
 
-def _attempt(key: StageKey, number: int, ended: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _attempt(key: StageKey, number: int | None, ended: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((each for each in ended if (stage_of(each), each["attempt"]) == (key, number)), None)

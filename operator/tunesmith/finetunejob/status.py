@@ -7,14 +7,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from tunesmith.api.blocks import dump
 from tunesmith.api.conditions import is_true, merge, timestamp
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.objects import LABEL_STAGE, Observed
 from tunesmith.finetunejob import defaults
 from tunesmith.finetunejob.sizing import misfit, size
 from tunesmith.finetunejob.sources import check_volumes, model_uri
-from tunesmith.results import TrainResult
 from tunesmith.stages import images
 from tunesmith.stages.attempt import StageKey, attempt_of
 from tunesmith.stages.gpu_seconds import account
@@ -22,6 +20,7 @@ from tunesmith.stages.job import result_of
 from tunesmith.stages.summary import End, summarize
 from tunesmith.stages.tracker import Tracked, track
 from tunesmith.workload import podstatus
+from tunesmith_contract.results import Trained
 
 PROGRESS_EVERY, PROGRESS_STEP = timedelta(seconds=30), 1
 METRICS_KEPT, METRIC_NAME_LIMIT = 32, 64
@@ -113,8 +112,8 @@ def _artifacts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _told_checkpoint(tracked: Tracked) -> Any:
     """The newest that an attempt told of which has just ended; one that was interrupted tells of it too."""
     told = tracked.answers.get(StageKey("Train"))
-    found = told.checkpoint if isinstance(told, TrainResult) else None
-    return dump(found) if found else None
+    found = told.checkpoint if isinstance(told, Trained) else None
+    return found.dump() if found else None
 
 
 def _reported_checkpoint(observed: Observed) -> Any:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tunesmith.api.blocks import Block
 from tunesmith.api.status import (
     MAX_NAMES,
     BigCount,
@@ -21,6 +20,7 @@ from tunesmith.api.status import (
     Word,
 )
 from tunesmith.stages.schema import JobStatus, Resolved
+from tunesmith_contract.base import Block
 
 
 class ResolvedModel(PinnedModel):

@@ -5,34 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from tunesmith.api.blocks import Block, ModelSource, Overrides, Reference, Resources, Scheduling, rules, union
+from tunesmith.api.blocks import ModelSource, Reference, Resources, Scheduling
 from tunesmith.workload.podspec import claims
+from tunesmith_contract.base import Block
+from tunesmith_contract.serving import Engine
 
 
 class Gate(Block):
     """EvalRuns that must have passed for the very digest that is to be served."""
 
     eval_run_refs: Annotated[list[Reference], Field(min_length=1, max_length=8)] = Field(description="All must have the verdict Passed.")
-
-
-class VLLM(Block):
-    """vLLM's engine arguments under their own names."""
-
-    max_model_len: int | None = Field(None, ge=16, le=10_485_760, description="Tokens of prompt and answer. Default: the model's own.")
-    tensor_parallel_size: int | None = Field(None, ge=1, le=64, description="Default: the GPUs of the pod, or 1.")
-    overrides: Overrides | None = Field(
-        None, description="Further engine arguments in snake_case; values are JSON. Only those on the launcher's allow-list."
-    )
-
-
-class Engine(Block):
-    """The serving engine: exactly one member."""
-
-    model_config = ConfigDict(json_schema_extra=rules(union("vllm")))
-
-    vllm: VLLM | None = Field(None, description="vLLM.")
 
 
 class Spec(Block):

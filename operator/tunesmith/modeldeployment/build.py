@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from tunesmith.contract import ObjectRef, ServeInput, UnpinnedModel, stage_json
 from tunesmith.core import drift
 from tunesmith.core.objects import Object, Observed, Plan
 from tunesmith.modeldeployment.policy import network_policy
@@ -20,6 +19,7 @@ from tunesmith.modeldeployment.rollout import drain_left
 from tunesmith.modeldeployment.scaling import replicas_of
 from tunesmith.workload import kueue, observation
 from tunesmith.workload.podspec import Workload, child_metadata, patience, pod_template
+from tunesmith_contract.stages import ObjectRef, ServeInput, UnpinnedModel, of_spec, stage_json
 
 COMMAND = ("python", "-m", "tunesmith_serving")
 SERVICE_PORT = 80
@@ -106,7 +106,8 @@ def _serve_input(owner: Object, revision: Revision) -> Object:
     gpus = (revision.inputs.get("resources") or {}).get("gpus", 0)
     engine: Object = {"tensorParallelSize": gpus or 1, "overrides": {}} | dict(revision.inputs["engine"]["vllm"])
     return stage_json(
-        ServeInput(
+        of_spec(
+            ServeInput,
             device="GPU" if gpus else "CPU",
             gpus=gpus or None,
             object=ObjectRef(kind=owner["kind"], namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"]),

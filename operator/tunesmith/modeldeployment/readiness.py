@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from tunesmith.core.objects import Object, Observed
 from tunesmith.modeldeployment.revision import Revision, child_name, of_revision
-from tunesmith.results import parse_result
 from tunesmith.workload.observation import obstacle
 from tunesmith.workload.podstatus import container_of, is_running
+from tunesmith_contract import results
 
 RESTARTS_TO_FAIL = 2
 """After so many restarts the engine counts as failed; it is told as such until it is ready, not in turns with `Starting`."""
@@ -80,15 +80,16 @@ def _container_failure(container: Mapping[str, Any]) -> Failure | None:
     if terminated is None:
         return None
     text = str(terminated.get("message") or "").strip()
-    result = parse_result("Serve", text)
-    if result and result.final:
-        return Failure(result.reason or "Failed", result.message or "")
+    result = results.parse_result("Serve", text)
+    told = result if isinstance(result, results.Failure) else None
+    if told and told.final:
+        return Failure(told.reason, told.message)
     if container.get("restartCount", 0) < RESTARTS_TO_FAIL:
         return None
     if terminated.get("reason") == "OOMKilled":
         return Failure("OutOfMemory", "it used more memory than its limit: raise `resources.memory`, or lower what the engine keeps in it")
     # An engine that died without its launcher leaves other text or none.
-    cause = (result.message if result else text[-512:]) or ""
+    cause = told.message if told else text[-512:]
     return Failure("EngineFailed", f"{cause or terminated.get('reason', 'Error')} (exit code {terminated['exitCode']})")
 
 

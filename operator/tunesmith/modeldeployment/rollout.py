@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.api.conditions import timestamp
-from tunesmith.contract import CONTRACT_VERSION
 from tunesmith.core.objects import Observed
 from tunesmith.modeldeployment.gate import Judgement, Model
 from tunesmith.modeldeployment.readiness import failure_of, is_complete
 from tunesmith.modeldeployment.revision import LABEL_REVISION, Revision, in_state, inputs_of, name_of
 from tunesmith.modeldeployment.scaling import replicas_of
 from tunesmith.workload.podstatus import moment
+from tunesmith_contract.stages import CONTRACT_VERSION
 
 
 def find(observed: Observed, revisions: list[Revision], model: Model) -> Revision | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tunesmith.api.blocks import Block, Resources, Scheduling
+from tunesmith.api.blocks import Resources, Scheduling
 from tunesmith.api.status import (
     Count,
     Digest,
@@ -17,7 +17,8 @@ from tunesmith.api.status import (
     Time,
     Word,
 )
-from tunesmith.modeldeployment.api import Engine
+from tunesmith_contract.base import Block
+from tunesmith_contract.serving import Engine
 
 
 class ServedModel(PinnedModel):

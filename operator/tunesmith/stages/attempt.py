@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tunesmith.contract import ObjectRef
 from tunesmith.core.objects import LABEL_ATTEMPT, LABEL_PART, LABEL_STAGE, Object
 from tunesmith.workload import podspec
+from tunesmith_contract.stages import ObjectRef
 
 RENDEZVOUS_PORT = 29500
 _BASE_LENGTH = 49

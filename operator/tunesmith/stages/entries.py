@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from tunesmith.api.conditions import MESSAGE_LIMIT, timestamp
-from tunesmith.results import Result, TrainResult
 from tunesmith.stages.failures import Classification
 from tunesmith.workload import node_faults
+from tunesmith_contract.results import Result, Trained
 
 SIZE = ("nodes", "perDeviceTrainBatchSize", "gradientAccumulationSteps")
 """What may differ from one attempt to the next."""
@@ -42,15 +42,15 @@ def record(entry: Mapping[str, Any], verdict: Classification, now: datetime, new
 
 def resumed_from(result: Result | None) -> int | None:
     """The step of the checkpoint that the attempt went on from, if its result says so."""
-    return result.resumed_from_step if isinstance(result, TrainResult) else None
+    return result.resumed_from_step if isinstance(result, Trained) else None
 
 
 def tells_its_beginning(result: Result | None) -> bool:
     """Whether it is known where the attempt began: where its result says, and of a stage without checkpoints always at the start."""
-    return result is not None and (not isinstance(result, TrainResult) or result.resumed_from_step is not None)
+    return result is not None and (not isinstance(result, Trained) or result.resumed_from_step is not None)
 
 
 def checkpoint_of(result: Result | None) -> int | None:
     """Step of the newest checkpoint that a result proves: the one that it made, else the one that it began with."""
-    made = result.checkpoint if isinstance(result, TrainResult) else None
+    made = result.checkpoint if isinstance(result, Trained) else None
     return made.step if made else resumed_from(result)

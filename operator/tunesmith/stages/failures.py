@@ -12,10 +12,11 @@ from enum import IntEnum, auto
 from typing import Literal
 
 from tunesmith.core.objects import Object
-from tunesmith.results import INTERRUPTED, UNAVAILABLE, Result, parse_result
 from tunesmith.workload import node_faults
 from tunesmith.workload.observation import disruption_of
 from tunesmith.workload.podstatus import index_of, terminated
+from tunesmith_contract.reasons import INTERRUPTED, UNAVAILABLE
+from tunesmith_contract.results import Failure, Result, parse_result
 
 Outcome = Literal["Succeeded", "Failed", "Retry", "OutOfMemory", "Later", "Wait", "Free"]
 
@@ -125,7 +126,7 @@ def classify(stage: str, pods: Sequence[Object], disruption: str) -> Classificat
         endings += pressed or [_Ending(_Cause.DISRUPTION, "Disrupted", disruption)]
     endings.append(_Ending(_Cause.SILENCE, "NoResult", "its pods are gone and told no result"))
     # Of several alike, one whose traceback is known can be told from another failure the next time.
-    cause = min(endings, key=lambda ending: (ending.cause, not (ending.result and ending.result.fingerprint)))
+    cause = min(endings, key=lambda ending: (ending.cause, not (isinstance(ending.result, Failure) and ending.result.fingerprint)))
     saved = next((result for result in results.values() if result and result.interrupted), None)
     alike = sorted((each for each in endings if (each.cause, each.faulty) == (cause.cause, cause.faulty)), key=lambda each: each.time)
     return Classification(
@@ -153,7 +154,7 @@ def _ending(pod: Object, result: Result | None) -> _Ending | None:
     if status.get("reason") == "Evicted":
         return _Ending(_Cause.PROGRAM, "Evicted", f"pod {name} took more than its own limits: {status.get('message', '')}")
     if result:
-        return replace(_told(result), result=result) if result.outcome != "Succeeded" else None
+        return replace(_told(result), result=result) if isinstance(result, Failure) else None
     if fault := node_faults.failed_start(pod):
         return _Ending(_Cause.DEVICE, fault.reason, fault.message, faulty=True)
     if ended.get("reason") in _UNKNOWN:
@@ -166,9 +167,9 @@ def _ending(pod: Object, result: Result | None) -> _Ending | None:
     return _Ending(_SILENT.get(code, _Cause.PROGRAM), "NoResult", message)
 
 
-def _told(result: Result) -> _Ending:
+def _told(result: Failure) -> _Ending:
     """What a result that is no success says of the cause."""
-    reason, message = result.reason or result.outcome, result.message or ""
+    reason, message = result.reason, result.message
     if result.final:
         return _Ending(_Cause.INPUT, reason, message)
     if result.interrupted:

@@ -19,8 +19,8 @@ from typing import Any
 
 from tunesmith.api.conditions import timestamp
 from tunesmith.core.objects import Object
-from tunesmith.results import Result, TrainResult
 from tunesmith.workload.podstatus import container_in, container_of, moment
+from tunesmith_contract.results import Result, Trained
 
 Entry = Mapping[str, Any]
 
@@ -99,7 +99,7 @@ def account(recorded: Mapping[str, Any], attempts: Iterable[Entry], trained: Res
         queued += gpus * attempt["queuedSeconds"]
         if attempt["stage"] != "Train":
             earned = busy if attempt["outcome"] == "Succeeded" else 0
-        elif isinstance(trained, TrainResult):
+        elif isinstance(trained, Trained):
             earned = int(gpus * _worth(recorded, trained, attempt["runningSeconds"]))
         else:
             earned = 0
@@ -109,7 +109,7 @@ def account(recorded: Mapping[str, Any], attempts: Iterable[Entry], trained: Res
     return {"useful": useful, "queued": queued, "lost": lost} if any_gpu else {}
 
 
-def _worth(recorded: Mapping[str, Any], trained: TrainResult, running: int) -> float:
+def _worth(recorded: Mapping[str, Any], trained: Trained, running: int) -> float:
     """Seconds that the steps were worth which Train's answer adds to those told before."""
     if trained.checkpoint is None:
         return 0.0

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunesmith.contract import CONTRACT_VERSION
 from tunesmith.core.objects import LABEL_STAGE, Config, Object, Observed
 from tunesmith.stages.attempt import StageKey, key_of
 from tunesmith.stages.views import View, views_of
 from tunesmith.workload.observation import Note
 from tunesmith.workload.podstatus import container_in, container_of, is_live
+from tunesmith_contract.stages import CONTRACT_VERSION
 
 CHANGED = "ImageChanged"
 NOTE = Note(CHANGED, "its image cannot be pulled, and another is configured by now")

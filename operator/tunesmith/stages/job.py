@@ -26,11 +26,11 @@ from datetime import datetime
 from typing import Any
 
 from tunesmith.api import conditions
-from tunesmith.contract import JobInput, stage_json
 from tunesmith.core.objects import LABEL_STAGE, Config, Object, Observed, Plan
 from tunesmith.stages import assembly, limits
 from tunesmith.stages.attempt import RENDEZVOUS_PORT, Attempt, StageKey, attempt_of, key_of
 from tunesmith.workload import isolation, kueue, lingering, node_faults, observation, podspec, podstatus, unmade
+from tunesmith_contract.stages import JobInput, stage_json
 
 Entry = dict[str, Any]
 TRAINER = ("python", "-m", "tunesmith_trainer")

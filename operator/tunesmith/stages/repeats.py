@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.stages.entries import resumed_from
 from tunesmith.stages.failures import Classification
 from tunesmith.workload.node_faults import NODE_REASONS, listed
+from tunesmith_contract.results import Failure
 
 Entry = Mapping[str, Any]
 PATIENCE = 50
@@ -81,14 +82,14 @@ def _is_same(verdict: Classification, ended: Entry) -> bool:
     if verdict.memory == "Host":
         # Its place says nothing: the limit may have been raised since.
         return False
-    if not result or not result.fingerprint or verdict.faulty != (ended["reason"] in NODE_REASONS):
+    if not isinstance(result, Failure) or not result.fingerprint or verdict.faulty != (ended["reason"] in NODE_REASONS):
         return False
     return bool((result.fingerprint, result.step) == (ended.get("fingerprint"), ended.get("step")))
 
 
 def _on_other_nodes(verdict: Classification, before: Sequence[Entry]) -> str:
     """Why a fault of a device is none of a node's: the same error at the same step was met on another node, or too often on one."""
-    if verdict.reason == "CommunicationFailed" and verdict.result and verdict.result.step is None:
+    if verdict.reason == "CommunicationFailed" and isinstance(verdict.result, Failure) and verdict.result.step is None:
         # All processes wait at one place for a network that does not work: before the first step that place proves nothing.
         return ""
     here = set(verdict.nodes)

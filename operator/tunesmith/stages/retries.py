@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-RETRIES = 3
+from tunesmith.api.blocks import RETRIES
 
 
 class Retries:

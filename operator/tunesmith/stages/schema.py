@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tunesmith.api.blocks import Block
 from tunesmith.api.status import (
     MAX_ATTEMPTS,
     MAX_INTEGER,
@@ -22,6 +21,7 @@ from tunesmith.api.status import (
     Time,
     Word,
 )
+from tunesmith_contract.base import Block
 
 
 class Ending(Block):

@@ -13,7 +13,6 @@ from typing import Any
 
 from tunesmith.api.conditions import MESSAGE_LIMIT, Condition, is_true, timestamp
 from tunesmith.core.objects import Object, Observed, controller_uid
-from tunesmith.results import Result, TrainResult
 from tunesmith.stages import assembly, gpu_seconds, images, limits, out_of_memory, repeats
 from tunesmith.stages.attempt import StageKey, key_of, stage_of
 from tunesmith.stages.entries import checkpoint_of, record, tells_its_beginning
@@ -25,6 +24,7 @@ from tunesmith.stages.underway import TEXT_LIMIT, Underway, excused
 from tunesmith.stages.views import View, views_of
 from tunesmith.workload import kueue, lingering, node_faults, observation, podstatus
 from tunesmith.workload.observation import Note
+from tunesmith_contract.results import Result, Trained
 
 ATTEMPTS_KEPT = 20
 LASTING = timedelta(minutes=10)
@@ -210,7 +210,7 @@ class _Tracker:
         verdict = self._weighed(entry, verdict, before)
         if verdict.result:
             self.answers[key] = verdict.result
-        if isinstance(verdict.result, TrainResult) and verdict.result.checkpoint:
+        if isinstance(verdict.result, Trained) and verdict.result.checkpoint:
             entry["checkpointStep"] = verdict.result.checkpoint.step
         if verdict.outcome == "Retry":
             self.retries.spend()

@@ -14,6 +14,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from tunesmith.api.blocks import CPU, GPU_RESOURCE, MEMORY, SHARED_MEMORY
 from tunesmith.core.errors import InvalidSpec
 from tunesmith.core.objects import API_VERSION, CONTAINER, GROUP, LABEL_KIND, LABEL_NAME, LABEL_UID, MANAGED_BY, VERSION, Config, Object
 
@@ -30,7 +31,6 @@ TRAINING_UNREACHABLE_SECONDS = 10
 """The same of a training pod: every second of it is a second in which its peers wait, and the next attempt cannot start."""
 UNREACHABLE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
-GPU_RESOURCE, CPU, MEMORY, SHARED_MEMORY = "nvidia.com/gpu", "1", "4Gi", "1Gi"
 JOB_LABEL = "batch.kubernetes.io/job-name"
 _PVC = "pvc://"
 _FREE_FIELDS = frozenset(("overrides", "nodeSelector"))

@@ -95,7 +95,7 @@ def test_another_base_is_the_only_way_in_from_outside() -> None:
 
 def repository(folder: Path) -> Path:
     """A repository with one part in it."""
-    make(folder, "operator/Containerfile", "operator/tunesmith/a.py", "README.md", "helm/tunesmith/Chart.yaml")
+    make(folder, "operator/Containerfile", "operator/tunesmith/a.py", "contract/tunesmith_contract/base.py", "README.md", "helm/tunesmith/Chart.yaml")
     set_version(folder, VERSION)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder
@@ -105,7 +105,7 @@ def set_version(folder: Path, version: str) -> None:
     (folder / "helm/tunesmith/Chart.yaml").write_text(f"name: tunesmith\nversion: {version}\nappVersion: 9\n")
 
 
-def test_an_image_is_built_anew_when_a_file_of_its_folder_or_the_version_changes_and_only_then(tmp_path: Path) -> None:
+def test_an_image_is_rebuilt_when_a_file_of_its_folder_or_of_the_contract_or_the_version_changes_and_only_then(tmp_path: Path) -> None:
     part, root = images.PARTS["operator"], repository(tmp_path)
     before = images.image_key(part, root)
     (root / "README.md").write_text("more")
@@ -114,8 +114,10 @@ def test_an_image_is_built_anew_when_a_file_of_its_folder_or_the_version_changes
     assert images.image_key(part, root) != before
     set_version(root, VERSION)
     assert images.image_key(part, root) == before
+    (root / "contract/tunesmith_contract/base.py").write_text("more")
+    other = images.image_key(part, root)
     (root / "operator/tunesmith/a.py").write_text("more")
-    assert images.image_key(part, root) != before
+    assert len({before, other, images.image_key(part, root)}) == 3
 
 
 def test_the_build_mounts_over_folders_that_the_base_has_so_that_none_is_left_behind(tmp_path: Path) -> None:

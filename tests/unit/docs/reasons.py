@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tunesmith_contract.reasons import EXIT_CODES
+
 ROOT = Path(__file__).resolve().parents[3]
 OPERATOR = ROOT / "operator" / "tunesmith"
-ERRORS = (ROOT / "trainer-image/tunesmith_trainer/errors.py", ROOT / "serving-image/tunesmith_serving/errors.py")
 # Parameters named `reason` that are not a condition's: of a validation rule in a CRD, and of an answer of the API server, or instead of one.
 NO_CONDITIONS = frozenset(("Conflict", "FieldValueForbidden", "FieldValueInvalid", "NotLeading", "Unknown"))
 CAMEL_CASE = re.compile(r"[A-Z][A-Za-z]+")
@@ -105,12 +106,4 @@ def collect() -> dict[str, str]:
         for reason in (text for value in values for text in literals(value)):
             found.setdefault(reason, str(path.relative_to(ROOT)))
     found = {reason: path for reason, path in found.items() if reason not in NO_CONDITIONS}
-    return found | {reason: str(path.relative_to(ROOT)) for path in ERRORS for reason in exit_codes(path)}
-
-
-def exit_codes(path: Path) -> list[str]:
-    """The keys of a module's EXIT_CODES."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and getattr(node.targets[0], "id", "") == "EXIT_CODES":
-            return [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
-    raise AssertionError(f"{path} has no EXIT_CODES")
+    return found | dict.fromkeys(EXIT_CODES, "contract/tunesmith_contract/reasons.py")

@@ -11,10 +11,10 @@ import pytest
 from tests.unit.operator.corpus import RECORDED, played
 from tests.unit.operator.finetunejobs import Life
 from tests.unit.operator.makers import answer
-from tunesmith.contract import CONTRACT_VERSION, stage_json
 from tunesmith.core.objects import Object
-from tunesmith.results import parse_result
 from tunesmith.stages.attempt import Attempt, StageKey
+from tunesmith_contract.results import parse_result
+from tunesmith_contract.stages import CONTRACT_VERSION, stage_json
 
 CORPUS: Object = json.loads(RECORDED.read_text())
 

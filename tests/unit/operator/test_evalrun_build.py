@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tests.unit.operator.evalruns import BASE, BY_URI, CLAIMS, FOUND, GATED, MERGED, PLAIN, READY_JOB, RUN, W8A8, Evaluation
 from tests.unit.operator.makers import as_yaml, claim
-from tunesmith.contract import CompareInput, EvaluateInput
 from tunesmith.core.objects import Object
 from tunesmith.evalrun.api import Spec, references
+from tunesmith_contract.stages import CompareInput, EvaluateInput
 
 GOLDEN = Path(__file__).parent / "golden" / "evalrun.yaml"
 FULL: Object = {

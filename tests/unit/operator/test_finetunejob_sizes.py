@@ -11,13 +11,13 @@ from tests.orders import orders
 from tests.unit.operator.finetunejobs import Life, trained
 from tests.unit.operator.makers import finetunejob, refusal, unplace
 from tunesmith.api.conditions import timestamp
-from tunesmith.contract import CONTRACT_VERSION, stage_json
 from tunesmith.core.objects import Object
 from tunesmith.finetunejob.build import build, stage_input
 from tunesmith.finetunejob.sizing import size
 from tunesmith.stages.attempt import Attempt, StageKey
 from tunesmith.stages.entries import SIZE
 from tunesmith.workload import podspec
+from tunesmith_contract.stages import CONTRACT_VERSION, stage_json
 
 TRAIN = StageKey("Train")
 

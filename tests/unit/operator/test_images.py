@@ -10,8 +10,8 @@ from tests.unit.operator import evalruns
 from tests.unit.operator.finetunejobs import WORKING, Life, last
 from tests.unit.operator.makers import World, claim, refusal
 from tests.unit.operator.test_waiting_for_nodes import place
-from tunesmith.contract import CONTRACT_VERSION
 from tunesmith.core.objects import Images, Object
+from tunesmith_contract.stages import CONTRACT_VERSION
 
 OTHER = "registry.example/trainer:2"
 

@@ -8,8 +8,8 @@ import yaml
 
 from tests.orders import orders
 from tests.unit.operator.deployments import GATED, UNGATED, World, evaluation, job
-from tunesmith.contract import ServeInput
 from tunesmith.core.objects import Object
+from tunesmith_contract.stages import ServeInput
 
 GOLDEN = Path(__file__).parent / "golden" / "modeldeployment.yaml"
 FULL: Object = {
@@ -47,7 +47,7 @@ def test_the_launchers_orders_follow_the_contract() -> None:
     world = World(FULL, job(), evaluation())
     world.step()
     given = ServeInput.model_validate(orders(deployment(world)))
-    assert (given.device, given.served_model_name, given.engine["vllm"]["tensorParallelSize"]) == ("GPU", "support-bot", 2)
+    assert (given.device, given.served_model_name, given.engine.vllm and given.engine.vllm.tensor_parallel_size) == ("GPU", "support-bot", 2)
 
 
 def test_pods_are_reached_from_their_namespace_alone_and_reach_name_services_alone() -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tunesmith_contract.data import Format, Preparation
 from tunesmith_trainer import store
 from tunesmith_trainer.data import files, formats
 from tunesmith_trainer.data.chat import Encoded, Encoder, Encoding
 from tunesmith_trainer.errors import RowError, StageError
-from tunesmith_trainer.spec import DataFormat, Preparation
 
 Row = dict[str, Any]
 # Formats whose rows may be conversations.
@@ -44,7 +44,7 @@ class Source:
 
     name: str
     uri: str
-    format: DataFormat
+    format: Format
     files: dict[str, int] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
 
@@ -164,12 +164,13 @@ class Counts:
 class Filter:
     """Says of a row why it is dropped, if it is, and counts what becomes of the others."""
 
-    def __init__(self, preparation: Preparation, encoder: Encoder, cut: Cut) -> None:
+    def __init__(self, preparation: Preparation | None, encoder: Encoder, cut: Cut) -> None:
         """Compile the patterns; raises StageError(InvalidSettings) for one that is no regular expression."""
-        self._min_tokens = preparation.min_tokens
+        wanted = preparation or Preparation()
+        self._min_tokens = wanted.min_tokens or 0
         self._encoder = encoder
         self._cut = cut
-        self._patterns = [_compile(pattern) for pattern in preparation.drop_patterns]
+        self._patterns = [_compile(pattern) for pattern in wanted.drop_patterns or ()]
 
     def reason(self, row: Row, counts: Counts) -> str | None:
         """Return why a row is dropped, or None for a row to keep; raises StageError(InvalidSettings) for a pattern that finds no end.

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith_contract.data import Format
 from tunesmith_trainer.data import files
 from tunesmith_trainer.data.template import REASONING
 from tunesmith_trainer.errors import RowError
-from tunesmith_trainer.spec import DataFormat
 
 Row = dict[str, Any]
 ALPACA_HEAD = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
@@ -80,7 +80,7 @@ SHAREGPT = (
 )
 
 
-def normalise(row: Any, data_format: DataFormat) -> tuple[Row, set[str]]:
+def normalise(row: Any, data_format: Format) -> tuple[Row, set[str]]:
     """Return a row in its normal form, and the names of what was left out of it: columns, and keys of messages.
 
     Raises RowError naming the key that is wrong, or that cannot be used.
@@ -98,7 +98,7 @@ def _empty(value: Any) -> bool:
     return value is None or value == "" or value == [] or value == {}
 
 
-def _check_columns(row: Row, columns: set[str], data_format: DataFormat) -> None:
+def _check_columns(row: Row, columns: set[str], data_format: Format) -> None:
     """Refuse columns that change what is learnt and have no place in the format."""
     for column in sorted(columns):
         key, value = re.sub(r"[ -]", "_", column.lower()), row[column]
@@ -112,7 +112,7 @@ def _check_columns(row: Row, columns: set[str], data_format: DataFormat) -> None
         raise RowError("'label' says whether the answer is a good one, which supervised fine-tuning does not use: keep the good rows, without it")
 
 
-def _advice(key: str, data_format: DataFormat) -> str:
+def _advice(key: str, data_format: Format) -> str:
     """Return what to do with a column that changes what is learnt; empty for any other."""
     if data_format == "Alpaca" and key in ("system", "history"):
         return "Alpaca's wording has no place for it: write the rows as messages (format Messages)"
@@ -292,7 +292,7 @@ def _plain(row: Row, _: set[str]) -> tuple[Row, set[str]]:
     return {"text": _text(row, "text")}, {"text"}
 
 
-NORMALISERS: dict[DataFormat, Callable[[Row, set[str]], tuple[Row, set[str]]]] = {
+NORMALISERS: dict[Format, Callable[[Row, set[str]], tuple[Row, set[str]]]] = {
     "Messages": _messages,
     "Alpaca": _alpaca,
     "PromptCompletion": _prompt_completion,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-from tunesmith_trainer.contract_eval import Suite
+from tunesmith_contract.evaluation import OVERLAP, Criterion, Suite
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.gate.criterion import OVERLAP, Criterion
+from tunesmith_trainer.gate.criterion import direction
 from tunesmith_trainer.suites import answers, perplexity
 from tunesmith_trainer.suites.harness import Tasks
 from tunesmith_trainer.suites.harness_items import Known, Names, names_of
@@ -65,7 +65,7 @@ def _instead(name: str, others: Iterable[str]) -> str:
 
 
 def _check_known(criterion: Criterion, known: Known) -> None:
-    criterion.direction(known.higher_is_better)
+    direction(criterion, known.higher_is_better)
     if criterion.metric.endswith(f"/{OVERLAP}") and criterion.kind != "max":
         raise ValueError(f"{criterion.metric} is counted on the tested model alone: use `max`")
     if not known.judged:

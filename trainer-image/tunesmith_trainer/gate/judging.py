@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from tunesmith_trainer.contract_eval import Metric, Outcome, Verdict
+from tunesmith_contract.evaluation import CONFIDENCE, OVERLAP, Criterion
+from tunesmith_contract.results import Metric, Outcome, Verdict
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.gate.criterion import CONFIDENCE, OVERLAP, Criterion
+from tunesmith_trainer.gate.criterion import direction
 from tunesmith_trainer.gate.statistics import Bounds, bootstrap, difference_of_shares, needed, share
 from tunesmith_trainer.suites.items import Sample, written
 
@@ -88,7 +89,7 @@ def judge(criterion: Criterion, tested: Measurements, baselines: Mapping[str, Me
 
 def _direction(criterion: Criterion, metric: Metric) -> bool:
     try:
-        return criterion.direction(metric.higher_is_better)
+        return direction(criterion, metric.higher_is_better)
     except ValueError as error:
         raise StageError("InvalidSettings", f"the gate: {error}") from None
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from tunesmith_contract.results import Artifact
+from tunesmith_contract.stages import FinalizeInput
 from tunesmith_trainer import store
-from tunesmith_trainer.contract import Artifact, FinalizeInput
 
 CARD = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
     """\

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.quantization import Quantization, Variant
 from tunesmith_trainer.data import chat, dataset
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.spec import Quantization, Variant
 
 # Which rows calibrate must not change from one attempt to the next.
 SEED = 42

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.quantization import Quantization, Variant
+from tunesmith_contract.training import Precision
 from tunesmith_trainer import evaluate, store
-from tunesmith_trainer.contract_eval import Precision
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import generation, shrink
 from tunesmith_trainer.model.base import load_config
-from tunesmith_trainer.spec import Quantization, Variant
 
 # The W4A16 preset's group size (compressed-tensors), which holds where a variant names none.
 DEFAULT_GROUP_SIZE = 128

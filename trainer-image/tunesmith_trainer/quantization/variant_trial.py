@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.quantization import Quantization, Variant
 from tunesmith_trainer import evaluate
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.model import fidelity, shrink
 from tunesmith_trainer.model.base import load_config
 from tunesmith_trainer.quantization import calibration, compression
-from tunesmith_trainer.spec import Quantization, Variant
 
 ROWS, LENGTH = 8, 32
 # In 32 bits, rounding moves logits by far less than this part of their size when a model is written, read or smoothed.

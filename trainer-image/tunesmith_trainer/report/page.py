@@ -14,9 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.evaluation import CONFIDENCE, Criterion
+from tunesmith_contract.results import EvaluateResult, Metric, Overlap, Verdict
+from tunesmith_contract.stages import CompareInput
 from tunesmith_trainer import store
-from tunesmith_trainer.contract_eval import CompareInput, EvaluateResult, Metric, Overlap, Verdict
-from tunesmith_trainer.gate.criterion import CONFIDENCE, Criterion
 from tunesmith_trainer.gate.judging import Decision
 from tunesmith_trainer.report.timeline import Span, timeline
 

@@ -15,7 +15,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer.contract_eval import Metric, Perplexity
+from tunesmith_contract.evaluation import Perplexity
+from tunesmith_contract.results import Metric
 from tunesmith_trainer.data import chat, dataset
 from tunesmith_trainer.data.chat import Encoded, Encoder
 from tunesmith_trainer.model import generation

@@ -10,8 +10,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tunesmith_contract.evaluation import Harness
+from tunesmith_contract.results import Metric
 from tunesmith_trainer import store
-from tunesmith_trainer.contract_eval import Harness, Metric
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.suites import fewshot

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith_contract.results import ItemsFile, Metric
 from tunesmith_trainer import store
-from tunesmith_trainer.contract_eval import ItemsFile, Metric
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.gate.statistics import Column
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.evaluation import Perplexity
+from tunesmith_contract.results import Metric
 from tunesmith_trainer import store
-from tunesmith_trainer.contract_eval import Metric, Perplexity
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.data.chat import Encoded, Encoder, training_template
 from tunesmith_trainer.errors import StageError

@@ -9,10 +9,12 @@ import tempfile
 import typing
 from typing import Any
 
-from tunesmith_trainer.contract import Device, Run
+from tunesmith_contract.adapters import Adapter
+from tunesmith_contract.methods import Method
+from tunesmith_contract.stages import Device, Run
+from tunesmith_contract.training import Training
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
-from tunesmith_trainer.spec import Adapter, Method, Training
 
 # Keys that the spec has a field for: two places for one setting would leave the reader guessing which one won.
 SPEC_FIELDS = {

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith_contract.stages import JobInput
 from tunesmith_trainer import store
-from tunesmith_trainer.contract import StageInput
 from tunesmith_trainer.errors import StageError
 
 NAME = "current-attempt"
@@ -37,7 +37,7 @@ class Fence:
             raise _superseded(current)
 
 
-def claim(stage: StageInput, run_folder: Path) -> Fence:
+def claim(stage: JobInput, run_folder: Path) -> Fence:
     """Claim the folder for this start of the attempt; raises StageError(Superseded) where a later attempt of the object has it.
 
     An object that was made anew counts its attempts from 1 again, and takes its predecessor's run over.
@@ -48,7 +48,7 @@ def claim(stage: StageInput, run_folder: Path) -> Fence:
     return Fence(run_folder, launch)
 
 
-def refuse_late(stage: StageInput, run_folder: Path) -> None:
+def refuse_late(stage: JobInput, run_folder: Path) -> None:
     """Raise StageError(Superseded) where a later attempt of the same object has started."""
     current = _read(run_folder)
     if current.get("uid") == stage.object.uid and current["attempt"] > stage.attempt:

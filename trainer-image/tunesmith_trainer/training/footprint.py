@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, masking_utils
 from trl.kernels import chunked_logprob
 from trl.trainer.utils import add_fused_lm_head
 
-from tunesmith_trainer.contract import Device, Run
+from tunesmith_contract.stages import Device, Run
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.model.base import load_config
 from tunesmith_trainer.training import arguments

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from tunesmith_contract.stages import TrainInput
 from tunesmith_trainer import device
-from tunesmith_trainer.contract import TrainInput
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.training import exchange
 from tunesmith_trainer.training.watchdog import Vitals

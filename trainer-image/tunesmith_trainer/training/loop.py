@@ -19,13 +19,15 @@ from transformers import BitsAndBytesConfig, set_seed
 from transformers.integrations import KubeflowCallback
 from trl.trainer.sft_config import SFTConfig
 
+from tunesmith_contract.adapters import Adapter
+from tunesmith_contract.results import TrainAnswer
+from tunesmith_contract.stages import Checkpoint, TrainInput
+from tunesmith_contract.training import Parallelism
 from tunesmith_trainer import store
-from tunesmith_trainer.contract import Checkpoint, TrainAnswer, TrainInput
 from tunesmith_trainer.data import chat, dataset
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.model import generation, loading
 from tunesmith_trainer.model.base import load_tokenizer
-from tunesmith_trainer.spec import Adapter, Parallelism
 from tunesmith_trainer.training import checkpoint, full_state, group, strategy
 from tunesmith_trainer.training.arguments import kept_part, require_batch, training_arguments
 from tunesmith_trainer.training.fence import Fence

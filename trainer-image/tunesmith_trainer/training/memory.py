@@ -11,7 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith_trainer.contract import Device, HostMemory, Pods, Run
+from tunesmith_contract.results import HostMemory
+from tunesmith_contract.stages import Device, Pods, Run
 from tunesmith_trainer.errors import StageError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer.contract import Run
+from tunesmith_contract.stages import Run
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.model import shrink

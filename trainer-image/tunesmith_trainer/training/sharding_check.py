@@ -10,9 +10,10 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tunesmith_trainer.contract import Sharding, TrainInput
+from tunesmith_contract.results import Sharding
+from tunesmith_contract.stages import TrainInput
+from tunesmith_contract.training import Parallelism
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.spec import Parallelism
 from tunesmith_trainer.training.full_state import torch_optimizer, trained
 from tunesmith_trainer.training.group import check_placed
 

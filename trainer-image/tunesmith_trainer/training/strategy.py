@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tunesmith_trainer.contract import Run, TrainInput
+from tunesmith_contract.adapters import Adapter
+from tunesmith_contract.stages import Run, TrainInput
+from tunesmith_contract.training import DDP, Parallelism, Training
 from tunesmith_trainer.errors import StageError
-from tunesmith_trainer.spec import Adapter, Ddp, Parallelism, Training
 
 # The optimizers whose state can be sharded, gathered and cut again: it has the shape of the weights.
 SHARDABLE_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
@@ -31,7 +32,7 @@ def in_effect(stage: TrainInput) -> Parallelism:
     rendezvous = stage.rendezvous
     if rendezvous.nodes * rendezvous.processes_per_node > 1:
         return stage.parallelism
-    return Parallelism(nodes=1, processes_per_node=1, ddp=Ddp())
+    return Parallelism(nodes=1, processes_per_node=1, ddp=DDP())
 
 
 def arguments(strategy: Parallelism, adapter: Adapter | None, training: Training) -> dict[str, Any]:

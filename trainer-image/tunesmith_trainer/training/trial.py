@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer.contract import Run
+from tunesmith_contract.adapters import Adapter, LoRA
+from tunesmith_contract.stages import Run
+from tunesmith_contract.training import Training
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.failure import raise_surroundings
 from tunesmith_trainer.model import generation, shrink
 from tunesmith_trainer.model.base import load_config
-from tunesmith_trainer.spec import Adapter, Lora, Training
 from tunesmith_trainer.training.arguments import parse_overrides, training_arguments
 
 ROWS, TOKENS = 8, 16
@@ -126,7 +127,7 @@ def _is(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _refuse_names(model: Any, lora: Lora, linear: list[str]) -> None:
+def _refuse_names(model: Any, lora: LoRA, linear: list[str]) -> None:
     """Refuse targets that are embeddings or the head, whose loss TRL takes beside the adapter."""
     from torch import nn
 

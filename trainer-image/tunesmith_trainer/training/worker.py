@@ -9,10 +9,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tunesmith_contract.reasons import INTERRUPTED
+from tunesmith_contract.stages import TrainInput
 from tunesmith_trainer import runner as stages
-from tunesmith_trainer import store
-from tunesmith_trainer.contract import TrainInput
-from tunesmith_trainer.errors import INTERRUPTED
+from tunesmith_trainer import stage_input, store
 from tunesmith_trainer.failure import classify
 from tunesmith_trainer.training.watchdog import Vitals, outcome_path, path_for
 
@@ -32,7 +32,7 @@ def answer(stop: StopFlag, vitals: Vitals) -> dict[str, Any]:
     """Train and return this process's outcome."""
     try:
         stage: TrainInput = stages.parse(TrainInput, stages.read_file())
-        stages.leave_out(stage.unused)
+        stages.leave_out(stage_input.unused(stage))
         # Imported here: the signal handler has to be there before the seconds that these imports take.
         from tunesmith_trainer.training.loop import train
 

@@ -1,0 +1,39 @@
+"""What is read of a stage's result."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.unit.operator.makers import answer, refusal
+from tunesmith.core.objects import Object
+from tunesmith_contract.results import parse_result
+
+
+@pytest.mark.parametrize("stage", ["Prepare", "Train", "Finalize", "Quantize", "Evaluate", "Compare"])
+def test_a_result_is_read_whatever_the_outcome(stage: str) -> None:
+    good = parse_result(stage, json.dumps(answer(stage, "w8a8")))
+    assert good and good.facts().keys() == answer(stage, "w8a8").keys() - {
+        "schemaVersion",
+        "stage",
+        "attempt",
+        "outcome",
+        "startTime",
+        "completionTime",
+    }
+    bad = parse_result(stage, json.dumps(refusal(stage, 64, "InvalidSettings")))
+    assert bad and bad.final
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "Traceback (most recent call last):", json.dumps(answer("Prepare")), json.dumps({"outcome": "Succeeded"})],
+)
+def test_what_is_no_result_of_that_stage_is_none(text: str) -> None:
+    assert parse_result("Train", text) is None
+
+
+def test_a_success_without_what_it_made_is_not_believed() -> None:
+    lacking: Object = {name: value for name, value in answer("Finalize").items() if name != "artifacts"}
+    assert parse_result("Finalize", json.dumps(lacking)) is None
