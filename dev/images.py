@@ -64,13 +64,14 @@ class Part:
         return environments.FOLDERS[self.name]
 
 
+CONTRACTED = ("tunesmith_contract.stages", "tunesmith_contract.results")
 PARTS = {
     part.name: part
     for part in (
-        Part("operator", ("kopf", "kubernetes.aio", "pydantic", "prometheus_client", "tunesmith", "tunesmith_contract")),
-        Part("trainer", ("torch", "transformers", "trl", "peft", "llmcompressor", "lm_eval", "tunesmith_trainer"), compiles=True),
+        Part("operator", ("kopf", "kubernetes.aio", "pydantic", "prometheus_client", "tunesmith", *CONTRACTED)),
+        Part("trainer", ("torch", "transformers", "trl", "peft", "llmcompressor", "lm_eval", "tunesmith_trainer", *CONTRACTED), compiles=True),
         # For CPUs, where vLLM compiles nothing. The lock for GPUs brings the compiler with it (Containerfile).
-        Part("serving", ("torch", "vllm", "tunesmith_serving")),
+        Part("serving", ("torch", "vllm", "tunesmith_serving", *CONTRACTED)),
     )
 }
 

@@ -1,4 +1,4 @@
-"""What the operator and its images tell one another: blocks of the specs, inputs and results of stages (docs/contract.md).
+"""What passes between the operator and its images: blocks of the specs, inputs and results of stages (docs/contract.md).
 
 Needs pydantic and nothing else. Every image keeps the copy that it was built with, and an object keeps its image.
 """

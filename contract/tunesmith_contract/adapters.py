@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith_contract.base import Block, Decimal, OneOf, decided
 
@@ -21,6 +21,13 @@ class LoRA(Block):
     target_modules: Annotated[list[ModuleName], Field(max_length=32)] = Field(
         ["all-linear"], description="Module names; the special value all-linear means every linear layer but the output's."
     )
+
+    @model_validator(mode="after")
+    def _of_some_modules(self) -> Self:
+        # No bound of the field: that would refuse objects that the API server has let in.
+        if not self.target_modules:
+            raise ValueError("targetModules must name a module, or be left out for all-linear")
+        return self
 
 
 class Adapter(OneOf):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
@@ -136,11 +137,12 @@ def _defaults(block: type[Block]) -> tuple[dict[str, Any], dict[str, type[Block]
 
 def _types(annotation: Any) -> list[type]:
     """The classes of which a field's annotation makes a choice: `int | None` has int and NoneType; a list or a map has none."""
-    return [each for each in (get_args(annotation) or (annotation,)) if isinstance(each, type)]
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [each for each in choices if isinstance(each, type)]
 
 
 def written(value: Any, keep: Callable[[FieldInfo], bool]) -> Any:
-    """A block as JSON, without absent fields and those that `keep` refuses, at every depth."""
+    """A block as JSON, without absent fields and those for which `keep` is false, at every depth."""
     if isinstance(value, list):
         return [written(item, keep) for item in value]
     if not isinstance(value, Block):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -12,7 +12,7 @@ from tunesmith_contract.data import DataSource
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", min_length=1, max_length=40)]
 TaskName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
 Limit = Literal["min", "max", "max_drop", "max_ratio", "min_ratio"]
-LIMITS: tuple[Limit, ...] = ("min", "max", "max_drop", "max_ratio", "min_ratio")
+LIMITS: tuple[Limit, ...] = get_args(Limit)
 COMPARING: tuple[Limit, ...] = ("max_drop", "max_ratio", "min_ratio")
 """Limits on a comparison with a baseline."""
 CONFIDENCE = "0.95"

@@ -9,6 +9,9 @@ from pydantic import ConfigDict, Field, model_validator
 from tunesmith_contract.base import Block, Name, rule, rules
 from tunesmith_contract.data import DataSource
 
+GROUP_SIZE = 128
+"""Of W4A16, where the spec has none."""
+
 
 class Calibration(Block):
     """What a variant is calibrated on."""
@@ -36,7 +39,9 @@ class Quantization(Block):
     calibration: Calibration | None = Field(
         None, description="Refused with fewer tokens than the widest quantized layer has inputs, warned of below 16 times as many."
     )
-    group_size: int | None = Field(None, ge=8, le=4096, description="W4A16 only: must divide the width of every linear layer. Default: 128.")
+    group_size: int | None = Field(
+        None, ge=8, le=4096, description=f"W4A16 only: must divide the width of every linear layer. Default: {GROUP_SIZE}."
+    )
 
     @model_validator(mode="after")
     def _calibrated_one_way(self) -> Self:

@@ -1,4 +1,7 @@
-"""What each stage answers (docs/contract.md): an answer when it succeeded, a failure otherwise, each beside the common fields."""
+"""What each stage answers (docs/contract.md): an answer when it succeeded, a failure otherwise, each beside the common fields.
+
+Required is that without which a success cannot be believed. Other fields are optional, since images of other versions write results too.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +54,13 @@ COMMON = frozenset(field.alias or name for name, field in Result.model_fields.it
 class Failure(Result):
     """The result of a stage that did not succeed."""
 
-    exit_code: int
-    reason: str
-    message: Annotated[str, Field(max_length=1024)]
+    exit_code: int | None = None
+    reason: str | None = None
+    message: str | None = None
     fingerprint: Fingerprint | None = None
     """Shared by failures of one exception type, raised along one path of the code, and by crashes of one signal."""
     memory: str | None = None
-    """Of `OutOfMemory`: `Host` or `Device`."""
+    """Of `OutOfMemory`: `Host` or `Device`; a later image may know another."""
     step: Natural | None = None
     """The last optimizer step that was completed before a failure in training."""
 
@@ -77,7 +80,7 @@ class Answer(Block):
 
 
 class Trained(Block):
-    """How far a training came, whatever became of it: of an attempt that saved and ended, too."""
+    """How far a training came, also of an attempt that saved and was interrupted."""
 
     global_step: Natural | None = None
     resumed_from_step: Natural | None = None
@@ -93,7 +96,7 @@ class ResolvedModel(Model):
     """The base model as Prepare found it."""
 
     parameters: Natural
-    context_length: Natural
+    context_length: Natural | None = None
     architecture: str
 
 
@@ -146,12 +149,12 @@ class PrepareAnswer(Answer):
     run_digest: Digest
     run_uri: str
     model: ResolvedModel
-    datasets: list[ResolvedDataset]
+    datasets: list[ResolvedDataset] | None = None
     validation_dataset: ResolvedDataset | None = None
     warnings: list[str] | None = None
     """What a user should know of the data, in words."""
-    train_rows: Natural
-    validation_rows: Natural
+    train_rows: Natural | None = None
+    validation_rows: Natural | None = None
     memory_estimate_bytes: Natural | None = None
     """Of the tensors of one training process on its device; absent: it cannot be measured, and `memory_need` says why."""
     memory_need: str | None = None
@@ -169,9 +172,8 @@ class Sharding(Block):
 
 
 class TrainAnswer(Answer, Trained):
-    """What Train adds to its result, from node rank 0. Without a checkpoint there is no success; what else is absent is not known."""
+    """What Train adds to its result, from node rank 0."""
 
-    global_step: Natural
     epoch: Figure | None = None
     train_loss: Figure | None = None
     """Absent where the run was begun by an image that did not record the sums."""
@@ -231,7 +233,7 @@ class QuantizeAnswer(Answer):
     """What Quantize adds to its result."""
 
     artifacts: list[Artifact]
-    effect: Effect
+    effect: Effect | None = None
     fidelity: Fidelity | None = None
 
 
@@ -316,12 +318,12 @@ class CompareAnswer(Answer):
     """What Compare adds to its result."""
 
     verdict: Verdict
-    gate: list[GateOutcome]
-    results: list[Comparison]
+    gate: list[GateOutcome] | None = None
+    results: list[Comparison] | None = None
     overlap: list[Overlap] | None = None
     """Absent: no training data is known."""
     results_uri: str
-    report_uri: str
+    report_uri: str | None = None
 
 
 class PrepareResult(Result, PrepareAnswer):
@@ -356,20 +358,21 @@ SUCCESSES: dict[str, type[Result]] = {
     "Evaluate": EvaluateResult,
     "Compare": CompareResult,
 }
-STAGES = (*SUCCESSES, "Serve")
-"""Serve answers only when it gives up."""
+"""By stage. Serve answers only when it gives up."""
 
 
 def parse_result(stage: str, text: str) -> Result | None:
-    """The result in a termination message; None if it is not one, whatever the reason (cut off, another program's words).
+    """The result in a termination message; None if it is not one, for any reason (cut off, another program's words).
 
-    Fields that are not known are left out: a newer image may have written it before a rollback.
+    Fields that are not known are left out, as are those that no status records: a newer image may have written it before a rollback.
     """
     try:
         content = json.loads(text)
         failed = content.get("outcome") != "Succeeded"
-        model = (TrainFailure if stage == "Train" else Failure) if failed else SUCCESSES[stage]
-        result = model.model_validate(content, extra="ignore")
+        model: type[Result] = (TrainFailure if stage == "Train" else Failure) if failed else SUCCESSES[stage]
+        in_files = {field.alias for field in model.model_fields.values() if mark(field, "inFile")}
+        result = model.model_validate({name: value for name, value in content.items() if name not in in_files}, extra="ignore")
     except (AttributeError, KeyError, ValueError, ValidationError):
         return None
-    return result if result.stage == stage else None
+    whole = result.stage == stage and "schemaVersion" in content and (stage == "Serve" or result.attempt is not None)
+    return result if whole else None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 from pydantic import Field, model_validator
 
 from tunesmith_contract.adapters import Adapter, BaseQuantization
-from tunesmith_contract.base import Block, Digest, Natural, Positive, left_out, mark, since, written
+from tunesmith_contract.base import Block, Digest, Natural, Positive, json_name, left_out, mark, since, written
 from tunesmith_contract.data import Dataset, Preparation, Validation
 from tunesmith_contract.evaluation import Criterion, Suite
 from tunesmith_contract.methods import Method
@@ -87,8 +87,9 @@ class Input(Block):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         """Defaults are the operator's: an image of another version may have others."""
+        names = [json_name(name) for name in ("schema_version", "stage") if name not in self.model_fields_set]
         blocks = {field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()}
-        if absent := [path for name, block in blocks.items() for path in left_out(block, name)]:
+        if absent := [*names, *(path for name, block in blocks.items() for path in left_out(block, name))]:
             raise ValueError(f"{', '.join(absent)} must be given")
         return self
 
@@ -256,7 +257,7 @@ class ServeInput(Input):
     """How long new connections may still come after SIGTERM."""
 
 
-def of_spec(input_type: type[GivenInput], /, **fields: Any) -> GivenInput:
+def unchecked(input_type: type[GivenInput], /, **fields: Any) -> GivenInput:
     """An input whose blocks of a spec are JSON, as the API server has let them in.
 
     They are checked by the stage, not here: an object that a release before let in can still be worked on.

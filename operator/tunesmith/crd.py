@@ -85,7 +85,7 @@ def structural(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> 
 
 
 def _default(flat: Mapping[str, Any]) -> list[str]:
-    """The sentence in a field's description that tells its default, where it has one; the schema's own defaults show in the schema."""
+    """The sentence that gives a field's default, where it has one; the schema's own defaults show in the schema."""
     value = flat.get("default")
     if value is None or value == {} or flat.get("crd_default"):
         return []

@@ -104,11 +104,15 @@ def test_a_sharded_training_goes_on_with_fewer_nodes_and_with_all_again(
     assert_like(run, undisturbed, FEW_STEPS)
 
 
-def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, undisturbed: dict[int, float], kube: Kube) -> None:
+def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, kube: Kube) -> None:
     kept, lost = nodes_kept_and_lost(kube)
+    alone: Object = {"parallelism": {"nodes": 1, "ddp": {}}, "gradientAccumulationSteps": 8, "maxSteps": STEPS}
+    # Its own: against another number of processes, whose sums have another order, the losses drift apart in so many steps.
+    whole = start("alone", **alone)
+    whole.finish(2 * PATIENCE)
     kube.run("cordon", f"n{kept}")
     try:
-        run = start("cut-off", {"nodes": 1, "ddp": {}}, gradientAccumulationSteps=8, maxSteps=STEPS)
+        run = start("cut-off", **alone)
         wait_until(lambda: run.saved(1) > 0, "a checkpoint", PATIENCE, 0.2)
     finally:
         kube.run("uncordon", f"n{kept}")
@@ -131,7 +135,7 @@ def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, 
     # What it had saved has been superseded and cleared away, and it has saved no more.
     assert run.checkpoints("1") == {}
     assert run.saved(2) == STEPS
-    assert_like(run, undisturbed, STEPS)
+    assert_like(run, dict(whole.curve()), STEPS)
 
 
 def test_suspended_and_resumed_ten_times_it_loses_no_step(start: Start, undisturbed: dict[int, float]) -> None:

@@ -54,7 +54,7 @@ class Attempt:
 
         loop.prepare_transformers()
         base, config, dataset, settings = method()
-        stage = JobInput(stage="Train", device="CPU", object=OBJECT, attempt=number)
+        stage = JobInput(schema_version=2, stage="Train", device="CPU", object=OBJECT, attempt=number)
         self.resumed, vitals, self.flag = checkpoint.newest(run), Vitals(), SimpleNamespace(is_set=False)
         arguments = config(
             output_dir=str(staging), max_steps=STEPS, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1, seed=3, use_cpu=True,

@@ -62,6 +62,15 @@ def test_the_golden_stage_gives_the_golden_result(stage):
     assert [item["outcome"] for item in answer["gate"]] == ["Passed"] * 6
 
 
+@pytest.mark.parametrize("name", ["metrics", "versions"])
+def test_an_evaluation_that_lacks_what_is_compared_is_refused(stage, tmp_path, name):
+    where = tmp_path / stage["evaluations"]["base"].removeprefix("pvc://")
+    where.write_text(json.dumps({key: value for key, value in json.loads(where.read_text()).items() if key != name}))
+    with pytest.raises(StageError, match="not the whole result") as caught:
+        run(stage)
+    assert caught.value.exit_code == 64
+
+
 def test_results_hold_the_gates_metrics_first_and_up_to_twenty_more(stage, tmp_path):
     many = [support(200, path=f"support/t{number:02}/acc") for number in range(40)]
     evaluations.write(tmp_path, stage, stage["tested"], [*many, *evaluations.MODELS["tested"]])

@@ -91,6 +91,8 @@ def read_evaluation(stage: CompareInput, model: EvaluatedModel) -> EvaluateResul
         result = EvaluateResult.model_validate(found)
     except ValidationError as error:
         raise StageError("InvalidSettings", f"{uri} is not the result of an evaluation that succeeded: {error}") from None
+    if result.metrics is None or result.versions is None:
+        raise StageError("InvalidSettings", f"{uri} is not the whole result of an evaluation: it has no metrics or no versions")
     if result.model.digest != model.digest:
         raise StageError("DigestMismatch", f"{uri} is about {result.model.digest}, not about {model.name} {model.digest}")
     return result

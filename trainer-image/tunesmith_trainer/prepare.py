@@ -285,17 +285,21 @@ def copy_model(source: Path, cached: Path, uri: str, digest: str) -> None:
         shutil.rmtree(incoming, ignore_errors=True)
 
 
+def recorded(wanted: Run) -> dict[str, Any]:
+    """Return a run's settings as they are recorded: with the two that a spec may leave out, as in the first version, so that digests stay."""
+    value = wanted.dump()
+    return {"variants": []} | value | {"preparation": {"minTokens": 0, "dropPatterns": []} | value.get("preparation", {})}
+
+
 def digest_run(wanted: Run, model_digest: str, data: Data) -> str:
     """Return the digest of all that determines the run: its settings, with URIs replaced by what lies there."""
-    value = wanted.dump()
+    value = recorded(wanted)
     value["model"]["uri"] = model_digest
     for item, resolved in zip(value["datasets"], data.datasets, strict=True):
         item["uri"] = resolved.digest
     if data.validation_digest:
         value["validation"]["dataset"]["uri"] = data.validation_digest
-    # As they have been written since the first version: what is absent has no other meaning, and a run must keep its digest.
-    value["preparation"] = {"minTokens": 0, "dropPatterns": []} | value.get("preparation", {})
-    for item in value.setdefault("variants", []):
+    for item in value["variants"]:
         if item["name"] in data.calibration:
             item["quantization"]["calibration"]["dataset"]["uri"] = data.calibration[item["name"]].digest
     return store.digest_of(value)
@@ -326,7 +330,7 @@ def write_run(stage: PrepareInput, answer: PrepareAnswer, data: Data, encoder: E
     store.write_json(folder / "data" / "sample.json", render_sample(data.train[0], encoder))
     settled = {
         "runDigest": answer.run_digest,
-        "run": stage.run.dump(),
+        "run": recorded(stage.run),
         "model": answer.model.dump(),
         "datasets": [item.dump() for item in answer.datasets],
         generation.KEY: list(dict.fromkeys(token for ends in data.ends.values() for token in ends)),

@@ -13,7 +13,7 @@ from tunesmith.stages.attempt import Attempt, StageKey
 from tunesmith.stages.job import Stage, contract_version, plan, result_of
 from tunesmith_contract.base import filled
 from tunesmith_contract.evaluation import Suite
-from tunesmith_contract.stages import CompareInput, EvaluatedModel, EvaluateInput, JobInput, Lineage, NamedModel, of_spec
+from tunesmith_contract.stages import CompareInput, EvaluatedModel, EvaluateInput, JobInput, Lineage, NamedModel, unchecked
 
 
 def build(observed: Observed, status: Mapping[str, Any]) -> Plan:
@@ -38,7 +38,7 @@ def _stage(observed: Observed, status: Mapping[str, Any], attempt: Attempt) -> S
 
 
 def _evaluate(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey, common: Mapping[str, Any]) -> JobInput:
-    return of_spec(
+    return unchecked(
         EvaluateInput,
         **common,
         output_uri=status["resolved"]["outputURI"],
@@ -54,7 +54,7 @@ def _compare(spec: Mapping[str, Any], status: Mapping[str, Any], key: StageKey, 
     tested, *baselines = [EvaluatedModel(**model) for model in _models(status).values()]
     told = {name: result_of(status, EVALUATE, name) or {} for name in _models(status)}
     lineage = status["resolved"].get("lineage")
-    return of_spec(
+    return unchecked(
         CompareInput,
         **common,
         tested=tested,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -19,8 +19,7 @@ from tunesmith.api.status import (
 )
 from tunesmith.stages.schema import JobStatus, Resolved
 from tunesmith_contract.base import Block
-
-Verdict = Literal["Passed", "Failed", "Inconclusive", "NoCriteria"]
+from tunesmith_contract.results import Outcome, Verdict
 
 
 class GateOutcome(Block):
@@ -36,9 +35,7 @@ class GateOutcome(Block):
     higher_is_better: bool | None = Field(None, description="As in the spec.")
     min_samples: Count | None = Field(None, description="As in the spec.")
     confidence: Number | None = Field(None, description="As in the spec.")
-    outcome: Literal["Passed", "Failed", "Inconclusive", "Missing"] = Field(
-        description="Inconclusive: so few items do not decide. Missing: the metric was not measured, which fails the gate."
-    )
+    outcome: Outcome = Field(description="Inconclusive: so few items do not decide. Missing: the metric was not measured, which fails the gate.")
     value: Number | None = Field(None, description="Of the model under test.")
     stderr: Number | None = Field(None, description="Standard error of the value.")
     baseline_value: Number | None = Field(None, description="Of the baseline.")
@@ -80,14 +77,14 @@ class LineageStage(Block):
 class Lineage(Block):
     """Where the model under test comes from."""
 
-    run_uri: Location = Field(alias="runURI", description="Folder of the FineTuneJob's run.")
+    run_uri: Location = Field(description="Folder of the FineTuneJob's run.")
     stages: Annotated[list[LineageStage], Field(max_length=MAX_STAGES)] = Field(description="Its stages.")
 
 
 class EvalRunResolved(Resolved):
     """Fixed before the first evaluation."""
 
-    output_uri: Location | None = Field(None, alias="outputURI", description="`output.uri`, or the FineTuneJob's.")
+    output_uri: Location | None = Field(None, description="`output.uri`, or the FineTuneJob's.")
     baselines: Annotated[list[PinnedModel], Field(max_length=8)] | None = Field(None, description="The models compared with.")
     lineage: Lineage | None = Field(None, description="The FineTuneJob's run, for the report.")
 
@@ -105,5 +102,5 @@ class EvalRunStatus(JobStatus):
         None, description="The gate's metrics first; all are at resultsURI."
     )
     overlap: Annotated[list[Overlap], Field(max_length=16)] | None = Field(None, description="Of each suite; absent: no training data is known.")
-    results_uri: Location | None = Field(None, alias="resultsURI", description="All results (JSON).")
-    report_uri: Location | None = Field(None, alias="reportURI", description="The report (HTML).")
+    results_uri: Location | None = Field(None, description="All results (JSON).")
+    report_uri: Location | None = Field(None, description="The report (HTML).")

@@ -56,7 +56,7 @@ def stage_input(observed: Observed, status: Mapping[str, Any], attempt: Attempt)
 
 
 def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping[str, Any]) -> contract.PrepareInput:
-    run = contract.of_spec(
+    run = contract.unchecked(
         contract.Run,
         images=contract.Images(trainer=status["resolved"]["images"]["trainer"]),
         model=contract.SourceModel(uri=status["resolved"]["model"]["uri"]),
@@ -72,7 +72,7 @@ def _prepare(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping
         variants=defaults.variants(spec, contract_version(status["resolved"])) or None,
     )
     rooms = {stage.lower(): _room(defaults.resources(spec, stage)) for stage in ("Train", "Finalize", "Quantize")}
-    return contract.of_spec(contract.PrepareInput, **common, output_uri=spec["output"]["uri"], run=run, pods=contract.Pods(**rooms))
+    return contract.unchecked(contract.PrepareInput, **common, output_uri=spec["output"]["uri"], run=run, pods=contract.Pods(**rooms))
 
 
 def _room(resources: Mapping[str, Any]) -> contract.Room:
@@ -94,7 +94,7 @@ def _size(observed: Observed, status: Mapping[str, Any]) -> Mapping[str, Any]:
 def _train(observed: Observed, attempt: Attempt, given: Mapping[str, Any], common: Mapping[str, Any]) -> contract.TrainInput:
     spec, nodes = observed.spec, given["nodes"]
     spread = defaults.parallelism(spec) | {"nodes": nodes}
-    return contract.of_spec(
+    return contract.unchecked(
         contract.TrainInput,
         **common,
         method=defaults.method(spec),
@@ -109,7 +109,7 @@ def _train(observed: Observed, attempt: Attempt, given: Mapping[str, Any], commo
 
 def _finalize(spec: Mapping[str, Any], status: Mapping[str, Any], common: Mapping[str, Any]) -> contract.FinalizeInput:
     checkpoint = contract.Checkpoint.model_validate(status["lastCheckpoint"])
-    return contract.of_spec(
+    return contract.unchecked(
         contract.FinalizeInput, **common, adapter=defaults.adapter(spec), checkpoint=checkpoint, artifacts=defaults.artifacts(spec)
     )
 
@@ -118,7 +118,7 @@ def _quantize(spec: Mapping[str, Any], status: Mapping[str, Any], name: str, com
     merged = next(artifact for artifact in status["artifacts"] if artifact["name"] == "Merged")
     variant = next(variant for variant in defaults.variants(spec, contract_version(status["resolved"])) if variant["name"] == name)
     length = contract.QuantizeTraining(max_length=defaults.training(spec)["maxLength"])
-    return contract.of_spec(contract.QuantizeInput, **common, model=_pinned(merged), variant=variant, training=length)
+    return contract.unchecked(contract.QuantizeInput, **common, model=_pinned(merged), variant=variant, training=length)
 
 
 def _pinned(model: Mapping[str, Any]) -> contract.Model:

@@ -9,7 +9,7 @@ from tunesmith_contract import training as contract
 from tunesmith_contract.adapters import LoRA
 from tunesmith_contract.base import filled
 from tunesmith_contract.methods import SFT
-from tunesmith_contract.quantization import Calibration
+from tunesmith_contract.quantization import GROUP_SIZE, Calibration
 
 Block = dict[str, Any]
 
@@ -71,7 +71,7 @@ def variants(spec: Mapping[str, Any], version: int) -> list[Block]:
 
 
 def _quantization(given: Mapping[str, Any], version: int) -> Block:
-    block = ({"groupSize": 128} if given["scheme"] == "W4A16" else {}) | dict(given)
+    block = ({"groupSize": GROUP_SIZE} if given["scheme"] == "W4A16" else {}) | dict(given)
     if "numCalibrationSamples" in given:
         return block
     if version < CALIBRATION_SINCE:

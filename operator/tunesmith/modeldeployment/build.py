@@ -19,7 +19,9 @@ from tunesmith.modeldeployment.rollout import drain_left
 from tunesmith.modeldeployment.scaling import replicas_of
 from tunesmith.workload import kueue, observation
 from tunesmith.workload.podspec import Workload, child_metadata, patience, pod_template
-from tunesmith_contract.stages import ObjectRef, ServeInput, UnpinnedModel, of_spec, stage_json
+from tunesmith_contract.base import filled
+from tunesmith_contract.serving import VLLM
+from tunesmith_contract.stages import ObjectRef, ServeInput, UnpinnedModel, stage_json, unchecked
 
 COMMAND = ("python", "-m", "tunesmith_serving")
 SERVICE_PORT = 80
@@ -104,9 +106,9 @@ def _service(metadata: Object, labels: Mapping[str, str]) -> Object:
 def _serve_input(owner: Object, revision: Revision) -> Object:
     metadata = owner["metadata"]
     gpus = (revision.inputs.get("resources") or {}).get("gpus", 0)
-    engine: Object = {"tensorParallelSize": gpus or 1, "overrides": {}} | dict(revision.inputs["engine"]["vllm"])
+    engine = {"tensorParallelSize": gpus or 1} | filled(VLLM, revision.inputs["engine"]["vllm"])
     return stage_json(
-        of_spec(
+        unchecked(
             ServeInput,
             device="GPU" if gpus else "CPU",
             gpus=gpus or None,

@@ -81,15 +81,15 @@ def _container_failure(container: Mapping[str, Any]) -> Failure | None:
         return None
     text = str(terminated.get("message") or "").strip()
     result = results.parse_result("Serve", text)
-    told = result if isinstance(result, results.Failure) else None
-    if told and told.final:
-        return Failure(told.reason, told.message)
+    failure = result if isinstance(result, results.Failure) else None
+    if failure and failure.final:
+        return Failure(failure.reason or "Failed", failure.message or "")
     if container.get("restartCount", 0) < RESTARTS_TO_FAIL:
         return None
     if terminated.get("reason") == "OOMKilled":
         return Failure("OutOfMemory", "it used more memory than its limit: raise `resources.memory`, or lower what the engine keeps in it")
     # An engine that died without its launcher leaves other text or none.
-    cause = told.message if told else text[-512:]
+    cause = (failure.message if failure else text[-512:]) or ""
     return Failure("EngineFailed", f"{cause or terminated.get('reason', 'Error')} (exit code {terminated['exitCode']})")
 
 

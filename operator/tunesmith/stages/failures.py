@@ -169,7 +169,7 @@ def _ending(pod: Object, result: Result | None) -> _Ending | None:
 
 def _told(result: Failure) -> _Ending:
     """What a result that is no success says of the cause."""
-    reason, message = result.reason, result.message
+    reason, message = result.reason or result.outcome, result.message or ""
     if result.final:
         return _Ending(_Cause.INPUT, reason, message)
     if result.interrupted:

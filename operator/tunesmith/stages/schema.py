@@ -142,7 +142,7 @@ class Resolved(Block):
 
     images: Images | None = Field(None, description="Pinned images.")
     contract_version: Count | None = Field(None, description="Stage contract of the pinned image; absent: 1.")
-    run_uri: Location | None = Field(None, alias="runURI", description="Folder of this run.")
+    run_uri: Location | None = Field(None, description="Folder of this run.")
 
 
 class GPUSeconds(Block):

@@ -18,6 +18,12 @@ class Inner(Block):
     scale: int | None = decided("Default: 2 steps.")
 
 
+class Outer(Block):
+    """A block with a list of blocks."""
+
+    parts: list[Inner] | None = None
+
+
 class Choice(OneOf):
     """A choice with something beside it."""
 
@@ -37,6 +43,7 @@ def test_defaults_are_filled_in_at_every_depth_of_what_is_given() -> None:
     assert filled(Inner, {}) == {"steps": 10, "names": ["all"]}
     assert filled(Choice, {"name": "x", "one": {"steps": 1}}) == {"name": "x", "one": {"steps": 1, "names": ["all"]}}
     assert filled(Choice, {"name": "x"}) == {"name": "x"}
+    assert filled(Outer, {"parts": [{}]}) == {"parts": [{}]}, "what a list holds is not known by one name"
 
 
 def test_a_default_that_was_filled_in_and_changed_changes_no_other() -> None:

@@ -86,6 +86,21 @@ def test_a_setting_out_of_its_bounds_is_refused_by_the_stage_too(setting: str, v
         parsed(given)
 
 
+@pytest.mark.parametrize("name", ["schemaVersion", "stage"])
+def test_an_input_says_its_version_and_its_stage(name: str) -> None:
+    value = golden("train.stage")
+    del value[name]
+    with pytest.raises(ValidationError, match=f"{name} must be given"):
+        stages.TrainInput.model_validate(value)
+
+
+def test_an_adapter_of_no_module_is_refused() -> None:
+    value = golden("train.stage")
+    value["adapter"]["lora"]["targetModules"] = []
+    with pytest.raises(ValidationError, match="targetModules must name a module"):
+        parsed(value)
+
+
 def test_ports_have_the_defaults_of_the_contract() -> None:
     value = golden("serve.stage")
     del value["port"], value["readyPort"]

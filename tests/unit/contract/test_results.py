@@ -37,3 +37,14 @@ def test_what_is_no_result_of_that_stage_is_none(text: str) -> None:
 def test_a_success_without_what_it_made_is_not_believed() -> None:
     lacking: Object = {name: value for name, value in answer("Finalize").items() if name != "artifacts"}
     assert parse_result("Finalize", json.dumps(lacking)) is None
+
+
+def test_a_result_that_does_not_say_of_which_attempt_it_is_is_none_but_of_serve() -> None:
+    whole = answer("Train") | {"worldSize": 1}
+    for name in ("attempt", "schemaVersion"):
+        assert parse_result("Train", json.dumps({key: value for key, value in whole.items() if key != name})) is None
+    assert parse_result("Serve", json.dumps(refusal("Serve", 65, "InvalidModel") | {"attempt": None}))
+
+
+def test_a_field_that_no_status_records_may_have_any_form() -> None:
+    assert parse_result("Evaluate", json.dumps(answer("Evaluate", "base") | {"items": "of a later form", "environment": 1}))

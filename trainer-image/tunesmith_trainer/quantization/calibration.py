@@ -31,10 +31,11 @@ def tokens(rows: list[dataset.Placed], settings: Quantization, tokenizer: Any, m
     """Return the tokens of the rows that calibrate, drawn with a fixed seed: each row's first `max_length`.
 
     So many rows as `numCalibrationSamples` says, or rows of at most `calibration.maxTokens` tokens, the last of them cut there. Raises
-    StageError(InvalidDataset) naming a row that cannot be rendered.
+    StageError: InvalidDataset naming a row that cannot be rendered, InvalidSettings where it says neither.
     """
     if settings.calibration is None:
-        assert settings.num_calibration_samples is not None
+        if settings.num_calibration_samples is None:
+            raise StageError("InvalidSettings", "one of numCalibrationSamples, calibration must be given")
         chosen = random.Random(SEED).sample(rows, min(settings.num_calibration_samples, len(rows)))
         return [ids[:max_length] for ids in encode(chosen, tokenizer)]
     left, found = settings.calibration.max_tokens, []

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith_contract.quantization import Quantization, Variant
+from tunesmith_contract.quantization import GROUP_SIZE, Quantization, Variant
 from tunesmith_contract.training import Precision
 from tunesmith_trainer import evaluate, store
 from tunesmith_trainer.errors import StageError
@@ -18,7 +18,6 @@ from tunesmith_trainer.model import generation, shrink
 from tunesmith_trainer.model.base import load_config
 
 # The W4A16 preset's group size (compressed-tensors), which holds where a variant names none.
-DEFAULT_GROUP_SIZE = 128
 # As in llmcompressor's own W8A8 recipes: most of the difficulty of outlying activations moves into the weights.
 SMOOTHING_STRENGTH = 0.8
 
@@ -37,7 +36,7 @@ def quantize(model: Any, settings: Quantization, batches: list[Any]) -> None:
 
     scheme = preset_name_to_scheme(settings.scheme, ["Linear"])
     if settings.scheme == "W4A16":
-        scheme.weights.group_size = settings.group_size or DEFAULT_GROUP_SIZE
+        scheme.weights.group_size = settings.group_size or GROUP_SIZE
     _oneshot(model, GPTQModifier(config_groups={"group_0": scheme}, ignore=left_alone(model)), batches)
 
 
@@ -114,7 +113,7 @@ def check_group_sizes(model: Any, variants: list[Variant]) -> None:
     for variant in variants:
         if variant.quantization.scheme != "W4A16":
             continue
-        size = variant.quantization.group_size or DEFAULT_GROUP_SIZE
+        size = variant.quantization.group_size or GROUP_SIZE
         odd = [width for width in widths(model) if width % size]
         if odd:
             fitting = [str(choice) for choice in (256, 128, 64, 32, 16) if not any(width % choice for width in odd)]

@@ -38,8 +38,8 @@ class Checkpointed(Base):
     # Of the step under way, over all processes' gradients; ZeRO has none at times.
     gradient_norm: Any = 0.0
 
-    def prepare_more(self) -> None:
-        """Take in what the method's own state is still waiting for; every process calls this before the first one saves it."""
+    def settle_more(self) -> None:
+        """Finish sums that are still pending; every process calls this before the first one saves."""
 
     def save_more(self, folder: Path) -> None:
         """Save the method's own state in a checkpoint's folder."""
@@ -94,7 +94,7 @@ class Checkpointed(Base):
         if self.args.should_save:
             torch.save(gathered, Path(output_dir) / full_state.FILE)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-        self.prepare_more()
+        self.settle_more()
         if self.args.should_save:
             self.save_more(Path(output_dir))
 

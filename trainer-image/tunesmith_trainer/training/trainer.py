@@ -78,7 +78,7 @@ class Trainer(Checkpointed, SFTTrainer):
         self._metrics["eval"].update(sums.metrics)
         return output
 
-    def prepare_more(self) -> None:
+    def settle_more(self) -> None:
         """Take in the sums of the step before, which are on their way from the device."""
         self.ledger.settle()
 
