@@ -288,7 +288,8 @@ def copy_model(source: Path, cached: Path, uri: str, digest: str) -> None:
 def recorded(wanted: Run) -> dict[str, Any]:
     """Return a run's settings as they are recorded: with the two that a spec may leave out, as in the first version, so that digests stay."""
     value = wanted.dump()
-    return {"variants": []} | value | {"preparation": {"minTokens": 0, "dropPatterns": []} | value.get("preparation", {})}
+    preparation = {"minTokens": 0, "dropPatterns": []} | value.get("preparation", {})
+    return value | {"preparation": preparation, "variants": value.get("variants", [])}
 
 
 def digest_run(wanted: Run, model_digest: str, data: Data) -> str:
