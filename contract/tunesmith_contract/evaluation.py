@@ -18,8 +18,10 @@ COMPARING: tuple[Limit, ...] = ("max_drop", "max_ratio", "min_ratio")
 CONFIDENCE = "0.95"
 OVERLAP = "overlap"
 """Metric of every suite: the share of its items that the tested model was trained on. Counted, not estimated."""
-PERPLEXITY_METRICS = {"perplexity": False, "bits_per_byte": False, "stopped": True}
-"""What a perplexity suite measures, and whether more of it is better."""
+LIKELIHOOD_METRICS = {"perplexity": False, "bits_per_byte": False}
+"""What a perplexity suite measures of any rows, and whether more of it is better."""
+PERPLEXITY_METRICS = LIKELIHOOD_METRICS | {"stopped": True}
+"""The same of conversations."""
 
 
 class Harness(Block):

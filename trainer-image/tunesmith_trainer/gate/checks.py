@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-from tunesmith_contract.evaluation import OVERLAP, Criterion, Suite
+from tunesmith_contract.evaluation import LIKELIHOOD_METRICS, OVERLAP, PERPLEXITY_METRICS, Criterion, Suite
 from tunesmith_trainer.data import dataset
 from tunesmith_trainer.errors import StageError
 from tunesmith_trainer.gate.criterion import direction
-from tunesmith_trainer.suites import answers, perplexity
 from tunesmith_trainer.suites.harness import Tasks
 from tunesmith_trainer.suites.harness_items import Known, Names, names_of
 
@@ -34,7 +33,7 @@ def names_of_suite(suite: Suite, tasks: Tasks | None) -> Names:
         names = names_of(suite.name, tasks.leaves, tasks.groups)
     else:
         conversational = suite.perplexity is not None and suite.perplexity.dataset.format in dataset.CONVERSATIONAL
-        measured = perplexity.METRICS | (answers.METRICS if conversational else {})
+        measured = PERPLEXITY_METRICS if conversational else LIKELIHOOD_METRICS
         metrics = {f"{suite.name}/{name}": Known(higher, True) for name, higher in measured.items()}
         names = Names(metrics, frozenset(), frozenset())
     return Names(names.metrics | {f"{suite.name}/{OVERLAP}": Known(False, True)}, names.tasks, names.open_tasks)

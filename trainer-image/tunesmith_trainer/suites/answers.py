@@ -23,8 +23,6 @@ from tunesmith_trainer.model import generation
 from tunesmith_trainer.suites import overlap
 from tunesmith_trainer.suites.items import Figure, Measured
 
-METRICS = {"stopped": True}
-"""What is measured of conversations beside their likelihood, and whether more of it is better."""
 PROMPTS = 8
 NEW_TOKENS = 128
 

@@ -53,10 +53,6 @@ class Score:
     number: int = 0
 
 
-METRICS = {"perplexity": False, "bits_per_byte": False}
-"""What a suite measures, and whether more of it is better."""
-
-
 def measure(suite: str, settings: Perplexity, model: Any, tokenizer: Any) -> Measured:
     """Return a suite's two metrics for a loaded model, and its rows.
 
