@@ -111,7 +111,11 @@ class Queued:
         self.space.patch("Workload", self.workload, {"status": {"conditions": entries}}, "status")
 
     def admit(self, flavor: str) -> None:
-        """Quota is there: the Job goes to the nodes of `flavor`, and runs."""
+        """Quota is there: the Job goes to the nodes of `flavor`, and runs.
+
+        Waits for the Job's controller: the API server refuses another template while pods are active (Kubernetes' `shouldAllowMutablePodTemplate`).
+        """
+        wait_until(self.idle, f"Job {self.job} to be suspended without active pods", 30, interval=0.05)
         self.tell(
             QuotaReserved=("True", "QuotaReserved", "Quota reserved in ClusterQueue team"),
             Admitted=("True", "Admitted", "The workload is admitted"),
@@ -131,6 +135,12 @@ class Queued:
         )
         self.space.patch("Job", self.job, {"spec": {"suspend": True}})
         self.space.patch("Job", self.job, {"status": {"startTime": None}}, "status")
+
+    def idle(self) -> bool:
+        """Whether the Job's controller has recorded that the Job is suspended, or never started, and that its pods ended."""
+        status = (self.space.get("Job", self.job) or {}).get("status", {})
+        suspended = any(entry["type"] == "Suspended" and entry["status"] == "True" for entry in status.get("conditions", ()))
+        return not status.get("active") and (suspended or "startTime" not in status)
 
     def template(self) -> Any:
         """The Job's pod template as it now is."""
