@@ -34,6 +34,7 @@ LONG_TOLERANCE = 5e-3
 """Of a loss in as many as STEPS."""
 SHARDED: dict[str, Object] = {"FSDP": {"fsdp": {}}, "ZeRO-3": {"deepSpeed": {"zeroStage": 3}}}
 SUSPENSIONS = 10
+ALONE: Object = {"parallelism": {"nodes": 1, "ddp": {}}, "gradientAccumulationSteps": 8, "maxSteps": STEPS}
 
 Start = Callable[..., Run]
 
@@ -66,6 +67,14 @@ def undisturbed(start: Start) -> dict[int, float]:
     losses = dict(run.curve())
     assert len(losses) == STEPS
     return losses
+
+
+@pytest.fixture(scope="module")
+def undisturbed_alone(start: Start) -> dict[int, float]:
+    """The losses of a run by one process, by step: beside those of two, whose sums have another order, they drift apart in so many steps."""
+    run = start("undisturbed-alone", **ALONE)
+    run.finish(2 * PATIENCE)
+    return dict(run.curve())
 
 
 def assert_like(run: Run, undisturbed: dict[int, float], steps: int) -> None:
@@ -104,15 +113,11 @@ def test_a_sharded_training_goes_on_with_fewer_nodes_and_with_all_again(
     assert_like(run, undisturbed, FEW_STEPS)
 
 
-def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, kube: Kube) -> None:
+def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, undisturbed_alone: dict[int, float], kube: Kube) -> None:
     kept, lost = nodes_kept_and_lost(kube)
-    alone: Object = {"parallelism": {"nodes": 1, "ddp": {}}, "gradientAccumulationSteps": 8, "maxSteps": STEPS}
-    # Its own: against another number of processes, whose sums have another order, the losses drift apart in so many steps.
-    whole = start("alone", **alone)
-    whole.finish(2 * PATIENCE)
     kube.run("cordon", f"n{kept}")
     try:
-        run = start("cut-off", **alone)
+        run = start("cut-off", **ALONE)
         wait_until(lambda: run.saved(1) > 0, "a checkpoint", PATIENCE, 0.2)
     finally:
         kube.run("uncordon", f"n{kept}")
@@ -135,7 +140,7 @@ def test_a_pod_that_is_cut_off_and_goes_on_writing_spoils_nothing(start: Start, 
     # What it had saved has been superseded and cleared away, and it has saved no more.
     assert run.checkpoints("1") == {}
     assert run.saved(2) == STEPS
-    assert_like(run, dict(whole.curve()), STEPS)
+    assert_like(run, undisturbed_alone, STEPS)
 
 
 def test_suspended_and_resumed_ten_times_it_loses_no_step(start: Start, undisturbed: dict[int, float]) -> None:
@@ -200,13 +205,11 @@ def test_what_befell_an_attempt_while_there_was_no_operator_is_told_when_there_i
 
 
 def test_a_volume_that_is_away_for_a_while_costs_nothing_and_a_full_one_an_attempt_until_there_is_room(
-    start: Start, undisturbed: dict[int, float], kube: Kube
+    start: Start, undisturbed_alone: dict[int, float], kube: Kube
 ) -> None:
     _, number = nodes_kept_and_lost(kube)
     with SmallVolume(kube, Cluster(), number) as volume:
-        run = start(
-            "cramped", {"nodes": 1, "ddp": {}}, gradientAccumulationSteps=8, maxSteps=STEPS, output=f"pvc://{volume.claim}/drills", models=volume.seen
-        )
+        run = start("cramped", **ALONE, output=f"pvc://{volume.claim}/drills", models=volume.seen)
         wait_until(lambda: run.saved(1) > 0, "a checkpoint", PATIENCE, 0.2)
         (folder,) = {path.parents[3] for path in run.files("checkpoints/attempt-1/*/manifest.json")}
         away, saved = folder.with_name("away"), run.saved(1)
@@ -224,7 +227,7 @@ def test_a_volume_that_is_away_for_a_while_costs_nothing_and_a_full_one_an_attem
         told = train_attempts(status)
         assert {(entry["reason"], entry["free"]) for entry in told[:-1]} == {("StorageFull", True)}
         assert told[-1]["outcome"] == "Succeeded"
-        assert_like(run, undisturbed, STEPS)
+        assert_like(run, undisturbed_alone, STEPS)
         # Before its volume goes.
         kube.run("delete", "finetunejob", run.name, "--wait")
         kube.run("wait", "pods", f"--selector=tunesmith.dev/name={run.name}", "--for=delete", "--timeout=120s")
