@@ -9,6 +9,7 @@ from dev.cluster.processes import wait_until
 from tests.integration.operators import Namespace
 from tests.integration.rights import Right
 from tests.integration.schema_server import APPLY, Server
+from tunesmith.api.conditions import is_true
 from tunesmith.core.objects import Object
 from tunesmith.runtime.resources import RESOURCES
 
@@ -139,8 +140,7 @@ class Queued:
     def idle(self) -> bool:
         """Whether the Job's controller has recorded that the Job is suspended, or never started, and that its pods ended."""
         status = (self.space.get("Job", self.job) or {}).get("status", {})
-        suspended = any(entry["type"] == "Suspended" and entry["status"] == "True" for entry in status.get("conditions", ()))
-        return not status.get("active") and (suspended or "startTime" not in status)
+        return not status.get("active") and (is_true(status, "Suspended") or "startTime" not in status)
 
     def template(self) -> Any:
         """The Job's pod template as it now is."""
